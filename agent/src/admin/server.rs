@@ -1,0 +1,1 @@
+//! The admin socket: peer credentials checked, one request a connection.

@@ -1,0 +1,1 @@
+//! Append-only JSON lines sink: writes, rotation, what a full disk does.

@@ -1,0 +1,1 @@
+//! The record's schema: stable names, a version, no secret.

@@ -1,0 +1,1 @@
+//! The guard that ends every call in exactly one record.

@@ -1,0 +1,1 @@
+//! Typed messages and descriptors between supervisor and worker.

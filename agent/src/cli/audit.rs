@@ -1,0 +1,1 @@
+//! `callgate audit`: follow and show the records.

@@ -1,0 +1,1 @@
+//! `callgate check`: every error in config and policy; touches nothing.

@@ -1,0 +1,1 @@
+//! `callgate doctor`: what this host lacks, and the fix.

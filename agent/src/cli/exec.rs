@@ -1,0 +1,1 @@
+//! `callgate exec`: runs a command as a workload.

@@ -1,0 +1,1 @@
+//! `callgate explain`: the decision on one described call, and the rule path.

@@ -1,0 +1,1 @@
+//! `callgate reload`: new policy, or the reasons why not.

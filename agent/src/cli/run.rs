@@ -1,0 +1,1 @@
+//! `callgate run`: the daemon.

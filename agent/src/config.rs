@@ -1,0 +1,4 @@
+//! The agent's own settings, validated and immutable.
+
+pub mod file;
+pub mod validate;

@@ -1,0 +1,1 @@
+//! Source: a helper program, with a timeout and bounded output.

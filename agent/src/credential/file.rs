@@ -1,0 +1,1 @@
+//! Source: a file, owner and mode checked.

@@ -1,0 +1,1 @@
+//! Takes the client's credentials off and puts ours on; the only caller of expose().

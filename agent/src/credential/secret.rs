@@ -1,0 +1,1 @@
+//! A secret's bytes: never shown, zeroised, exposed in one place.

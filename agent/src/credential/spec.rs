@@ -1,0 +1,1 @@
+//! What the policy says about a credential: hosts, scheme, source.

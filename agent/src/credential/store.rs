@@ -1,0 +1,1 @@
+//! The current value of each credential, by name and version.

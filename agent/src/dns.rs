@@ -1,0 +1,1 @@
+//! What workloads may ask, and the answers.

@@ -1,0 +1,1 @@
+//! Stopping gently: a signal, a watch, a deadline.

@@ -1,0 +1,1 @@
+//! Kernel refusals from the ring buffer.

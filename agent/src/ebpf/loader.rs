@@ -1,0 +1,1 @@
+//! Load, attach and pin, in that order.

@@ -1,0 +1,1 @@
+//! The embedded kernel object and its digest.

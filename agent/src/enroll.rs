@@ -1,0 +1,1 @@
+//! Which cgroups are workloads: make, arm, let go.

@@ -1,0 +1,6 @@
+//! What is ours in HTTP: detection, names, headers, refusals.
+
+pub mod authority;
+pub mod detect;
+pub mod headers;
+pub mod response;

@@ -1,0 +1,1 @@
+//! SNI, Host, :authority and the dialled port must agree.

@@ -1,0 +1,1 @@
+//! Sans-IO protocol detection; unknown is an answer, not a default.

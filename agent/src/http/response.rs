@@ -1,0 +1,1 @@
+//! Refusals and errors in the client's own protocol, in fixed words.

@@ -1,0 +1,1 @@
+//! The executable of a process, and its digest.

@@ -1,0 +1,1 @@
+//! From the kernel's origin to an identity, checked against /proc.

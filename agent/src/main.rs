@@ -1,0 +1,3 @@
+//! The `callgate` program.
+
+fn main() {}

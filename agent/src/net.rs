@@ -1,0 +1,5 @@
+//! Sockets.
+
+pub mod listener;
+pub mod peek;
+pub mod splice;

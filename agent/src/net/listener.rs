@@ -1,0 +1,1 @@
+//! Accepting connections, and what to do when that fails.

@@ -1,0 +1,1 @@
+//! Copies both ways until both ends close, with counts and half-close.

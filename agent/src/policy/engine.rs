@@ -1,0 +1,1 @@
+//! decide() and route(): pure, deny wins, default deny.

@@ -1,0 +1,1 @@
+//! The same walk as the engine, keeping its trace.

@@ -1,0 +1,1 @@
+//! One matcher for each thing that a rule can name.

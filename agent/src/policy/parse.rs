@@ -1,0 +1,1 @@
+//! Text to policy, with a place for every error.

@@ -1,0 +1,1 @@
+//! The current policy with its generation; swapped whole.

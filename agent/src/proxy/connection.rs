@@ -1,0 +1,1 @@
+//! One accepted connection: the phases in order.

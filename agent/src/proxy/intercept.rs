@@ -1,0 +1,1 @@
+//! A connection whose requests are read: TLS and HTTP service.

@@ -1,0 +1,1 @@
+//! Live connections, re-decided when the policy changes.

@@ -1,0 +1,1 @@
+//! What the worker gives up before it reads its first byte.

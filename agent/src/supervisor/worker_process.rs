@@ -1,0 +1,1 @@
+//! Starts, hands over to, drains and replaces the worker.

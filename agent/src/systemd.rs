@@ -1,0 +1,1 @@
+//! Talking to the service manager: readiness, watchdog, descriptor store.

@@ -1,0 +1,1 @@
+//! The interception CA and its name-constrained intermediates.

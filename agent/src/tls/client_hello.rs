@@ -1,0 +1,1 @@
+//! Sans-IO reader of the ClientHello: found, not TLS, need more.

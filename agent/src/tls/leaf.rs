@@ -1,0 +1,1 @@
+//! Leaf certificates, minted for an exact name and cached.

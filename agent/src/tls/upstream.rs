@@ -1,0 +1,1 @@
+//! TLS towards the world; no switch turns verification off.

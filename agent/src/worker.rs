@@ -1,0 +1,1 @@
+//! The unprivileged process: gives up everything, then runs one runtime per core.
