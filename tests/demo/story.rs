@@ -110,6 +110,7 @@ name = "billing"
   paths = ["/v1/charges", "/v1/charges/{{id}}"]
   exe = [{:?}, {:?}]
   credential = "payments"
+  private = true  # the sandbox's addresses are no public ones
 
 [[workload]]
 name = "reports"
@@ -119,6 +120,7 @@ name = "reports"
   host = "{API}"
   methods = ["GET"]
   paths = ["/health"]
+  private = true
 
 [credential.payments]
 hosts = ["{API}:443"]

@@ -2,7 +2,8 @@
 //! `/etc/hosts`, `/etc/resolv.conf`, the trust bundle and a bpffs are the test's own.
 //!
 //! Two network namespaces joined by a veth pair, neither with a way to anywhere else: clients and agent live in
-//! the first ([`HOST_V4`]), upstreams in the second. Only the calling thread moves; the kernel takes the
+//! the first ([`HOST_V4`]), upstreams in the second, all at documentation addresses, so that even a test that
+//! escaped would reach nobody; rules need `private = true` for them. Only the calling thread moves; the kernel takes the
 //! namespaces down when the last process in them is gone, so a killed test leaves none either.
 
 use std::fmt::Write as _;

@@ -22,9 +22,11 @@ const LAYERS: &[(&str, u8)] = &[
     ("ebpf", IO),
     ("enroll", IO),
     ("http", IO),
+    ("identity::cgroup", IO),
     ("identity::executable", IO),
     ("identity::process", IO),
     ("identity::resolve", IO),
+    ("identity::users", IO),
     ("net", IO),
     ("policy::store", IO),
     ("systemd", IO),
@@ -50,6 +52,7 @@ const PURE: u8 = 1;
 
 /// The edges between modules of the IO layer that there are; each because the first is made of the second.
 const SIDEWAYS: &[(&str, &str)] = &[
+    ("channel", "tls"),
     ("credential", "config"),
     ("enroll", "identity"),
     ("http", "net"),

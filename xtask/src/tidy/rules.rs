@@ -14,10 +14,7 @@ const UNSAFE: &[&str] = &[
     "agent-common/src/pod.rs",
     "agent-ebpf/src/",
     "agent/src/audit/inflight.rs",
-    "agent/src/channel/",
     "agent/src/ebpf/",
-    "agent/src/net/",
-    "agent/src/supervisor/sandbox",
 ];
 
 /// Crates that only one part of the agent may name.

@@ -99,9 +99,9 @@ mod tests {
 
     #[test]
     fn comments_and_strings_are_no_code() {
-        assert_eq!(strip(r#"let a = "x // unsafe"; // unsafe"#), r#"let a = ""; "#);
-        assert_eq!(strip(r#"let a = "q\"unsafe";"#), r#"let a = "";"#);
-        assert_eq!(strip(r#"let q = '"'; unsafe {}"#), "let q = '; unsafe {}");
+        assert_eq!(strip(r#"let a = "x // danger"; // danger"#), r#"let a = ""; "#);
+        assert_eq!(strip(r#"let a = "q\"danger";"#), r#"let a = "";"#);
+        assert_eq!(strip(r#"let q = '"'; danger {}"#), "let q = '; danger {}");
     }
 
     #[test]
