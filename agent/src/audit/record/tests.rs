@@ -1,0 +1,3 @@
+//! The record's form on disk.
+
+use super::*;
