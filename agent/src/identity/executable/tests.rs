@@ -1,0 +1,1 @@
+//! Real processes, their executables and what becomes of them.

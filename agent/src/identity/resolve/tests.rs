@@ -1,0 +1,1 @@
+//! Real processes in cgroups of their own.
