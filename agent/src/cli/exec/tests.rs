@@ -1,0 +1,1 @@
+//! The confinement, tried in a child of the test: this test binary started again for one helper test.
