@@ -74,8 +74,15 @@ pub fn run(
     confine::confine()?;
     let error = command.exec();
     say(&format!("{}: {error}", program.to_string_lossy()))?;
-    let missing = error.kind() == io::ErrorKind::NotFound;
-    Ok(ExitCode::from(if missing { NOT_FOUND } else { CANNOT_RUN }))
+    Ok(ExitCode::from(code_of(&error)))
+}
+
+fn code_of(error: &io::Error) -> u8 {
+    if error.kind() == io::ErrorKind::NotFound {
+        NOT_FOUND
+    } else {
+        CANNOT_RUN
+    }
 }
 
 /// Files of the cgroup file system belong to user 0: it can move itself out, whatever it gave up.

@@ -40,8 +40,18 @@ impl Drop for Running {
     }
 }
 
+/// By another process: a descriptor that is open for writing here could be inherited by a child that another
+/// test starts at that moment, and the copy then couldn't be run (ETXTBSY).
 fn copy_of_sleep(to: &Path) {
-    std::fs::copy(std::fs::canonicalize("/bin/sleep").unwrap(), to).unwrap();
+    assert!(
+        Command::new("cp")
+            .arg("-L")
+            .arg("/bin/sleep")
+            .arg(to)
+            .status()
+            .unwrap()
+            .success()
+    );
 }
 
 fn executables() -> Executables {
@@ -95,7 +105,7 @@ fn a_program_bind_mounted_over_another_does_not_borrow_its_path() {
         allowed.display()
     );
     let mut child = Running::start(Command::new("unshare").args(["-m", "sh", "-c", &script]));
-    let rogue_inode = nix::sys::stat::stat(&rogue).unwrap().st_ino;
+    let rogue_inode = stat(&rogue).unwrap().st_ino;
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
     while child.reported.inode != rogue_inode {
         assert!(std::time::Instant::now() < deadline, "the shell did not exec");

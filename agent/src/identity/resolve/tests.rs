@@ -62,7 +62,16 @@ impl Bed {
     /// A copy of sleep under a path of the test's own.
     fn program(&self, name: &str) -> PathBuf {
         let path = self.scratch.path().join(name);
-        std::fs::copy(std::fs::canonicalize("/bin/sleep").unwrap(), &path).unwrap();
+        // By another process, see the executable's tests.
+        assert!(
+            Command::new("cp")
+                .arg("-L")
+                .arg("/bin/sleep")
+                .arg(&path)
+                .status()
+                .unwrap()
+                .success()
+        );
         path
     }
 
