@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -163,7 +164,12 @@ impl Executables {
         if let Some(known) = self.known(&version) {
             return Some(known);
         }
-        let content = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
+        // Not blocking: a lease that somebody holds on the file would stop the open for a minute.
+        let content = File::options()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+            .ok()?;
         let sum = sha256(&content, self.max_digest_bytes)?;
         let after = Version::of(&fstat(&content).ok()?);
         if after != version {

@@ -18,7 +18,14 @@ const MAX_USERS: usize = 4096;
 /// The cache; shared by the resolver's threads.
 #[derive(Debug, Default)]
 pub struct Users {
-    known: Mutex<HashMap<u32, (Instant, Option<Arc<str>>)>>,
+    known: Mutex<HashMap<u32, Asked>>,
+}
+
+/// The answer of the user database, and when it gave it.
+#[derive(Debug)]
+struct Asked {
+    at: Instant,
+    name: Option<Arc<str>>,
 }
 
 impl Users {
@@ -28,10 +35,10 @@ impl Users {
         let now = Instant::now();
         {
             let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some((at, name)) = known.get(&uid)
-                && now.duration_since(*at) < FRESH
+            if let Some(asked) = known.get(&uid)
+                && now.duration_since(asked.at) < FRESH
             {
-                return name.clone();
+                return asked.name.clone();
             }
         }
         // Asked without the lock, so that a slow directory service holds up nobody else. A failure to ask
@@ -44,7 +51,11 @@ impl Users {
         if known.len() >= MAX_USERS {
             known.clear();
         }
-        known.insert(uid, (now, name.clone()));
+        let asked = Asked {
+            at: now,
+            name: name.clone(),
+        };
+        known.insert(uid, asked);
         name
     }
 }
