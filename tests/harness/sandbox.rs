@@ -8,7 +8,7 @@
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -92,6 +92,26 @@ impl Sandbox {
         let batch = format!("addr add {v4}/24 dev out0\naddr add {v6}/64 dev out0 nodad\n");
         ip(Some(&self.outside), &batch)?;
         Ok((v4, v6))
+    }
+
+    /// Binds a UDP socket outside, to see whether a packet gets there. Non-blocking.
+    ///
+    /// # Errors
+    /// If it can't be bound.
+    pub fn outside_udp(&self, address: SocketAddr) -> Result<UdpSocket> {
+        let netns = File::open(&self.outside).context("can't open the outside namespace")?;
+        // A socket stays in the namespace that its maker was in; the maker may leave.
+        let bound = thread::spawn(move || -> Result<UdpSocket> {
+            setns(&netns, CloneFlags::CLONE_NEWNET).context("can't enter the outside namespace")?;
+            let socket = UdpSocket::bind(address).with_context(|| format!("can't bind {address}"))?;
+            socket
+                .set_nonblocking(true)
+                .context("can't make the socket non-blocking")?;
+            Ok(socket)
+        });
+        bound
+            .join()
+            .map_err(|_panic| anyhow!("the thread that binds a socket outside panicked"))?
     }
 
     /// Lets `name` be found at these addresses, in the sandbox's own `/etc/hosts`.

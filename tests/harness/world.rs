@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::fs::{self, Permissions};
 use std::io::Write as _;
+use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -107,6 +108,14 @@ impl World {
     /// If the cgroup can't be made.
     pub fn outside(&self) -> Result<Place> {
         Ok(Place::in_cgroup(self.cgroup.child("outside")?).in_netns(self.sandbox.outside()))
+    }
+
+    /// A UDP socket outside, to see whether a packet gets there. Non-blocking.
+    ///
+    /// # Errors
+    /// If it can't be bound.
+    pub fn outside_udp(&self, address: SocketAddr) -> Result<UdpSocket> {
+        self.sandbox.outside_udp(address)
     }
 
     /// Writes a secret file, 0600, and returns its path.
