@@ -192,6 +192,8 @@ pub enum DenialReason {
     MalformedRequest,
     /// A limit was reached.
     Limit,
+    /// It was allowed when it began; a newer policy no longer allows it.
+    Revoked,
 }
 
 impl DenialReason {
@@ -215,6 +217,7 @@ impl DenialReason {
             Self::ForbiddenForm => "forbidden_form",
             Self::MalformedRequest => "malformed_request",
             Self::Limit => "limit",
+            Self::Revoked => "revoked",
         }
     }
 }

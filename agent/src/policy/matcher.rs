@@ -327,7 +327,10 @@ impl Conditions {
                 one_of(&self.units, caller.unit.as_ref(), |glob, unit| glob.matches(unit)),
             ),
             ("user", self.user(caller)),
-            ("exe", one_of(&self.exe, exe, |path, exe| *path == exe.path)),
+            (
+                "exe",
+                one_of(&self.exe, exe.and_then(|exe| exe.path.as_ref()), |path, exe| path == exe),
+            ),
             (
                 "exe_sha256",
                 one_of(&self.exe_sha256, exe.and_then(|exe| exe.sha256), |a, b| *a == b),

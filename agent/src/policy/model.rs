@@ -25,6 +25,17 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// A policy without any workload: it denies everything.
+    #[must_use]
+    pub fn nothing() -> Self {
+        Self {
+            workloads: BTreeMap::new(),
+            credentials: BTreeMap::new(),
+            warnings: Vec::new(),
+            digest: Sha256([0; 32]),
+        }
+    }
+
     /// Compiles the texts of all files together; their order does not matter.
     ///
     /// # Errors
@@ -162,6 +173,12 @@ impl Workload {
     #[must_use]
     pub fn needs_exe(&self) -> bool {
         self.needs_digest() || self.all_conditions().any(|conditions| !conditions.exe.is_empty())
+    }
+
+    /// Whether a decision may depend on the request's headers.
+    #[must_use]
+    pub fn needs_headers(&self) -> bool {
+        self.rules.iter().any(|rule| !rule.headers.is_empty())
     }
 
     /// Whether a decision may depend on the executable's digest.

@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use crate::net::splice::{self, Counts};
 
 use super::body::DownloadBody;
-use super::request::Finish;
+use super::finish::Finish;
 use super::tunnel;
 
 /// A valid `101` of the upstream, and the client's side of the switch.
