@@ -1,1 +1,3 @@
-//! x
+//! End-to-end tests: real clients, real servers, real kernel. Those that load kernel programs need root.
+
+mod capture;
