@@ -13,10 +13,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use zeroize::Zeroizing;
 
 use crate::addr::HostName;
 pub use crate::tls::ca::Intermediate;
+use crate::credential::secret::WireSecret;
 use crate::identity::{Executable, Identity, WorkloadName};
 
 pub use frame::FrameError;
@@ -239,7 +239,7 @@ pub enum CredentialState {
     /// It can be used.
     Available {
         /// The secret.
-        value: SecretBytes,
+        value: WireSecret,
         /// Tells two values apart without showing them; goes into records.
         version: Arc<str>,
     },
@@ -248,43 +248,6 @@ pub enum CredentialState {
         /// For records and status; never has part of a value.
         reason: String,
     },
-}
-
-/// A secret on its way: zeroised on drop, not shown by `Debug`.
-#[derive(Clone, Deserialize, Serialize)]
-#[serde(from = "Vec<u8>", into = "Vec<u8>")]
-pub struct SecretBytes(Zeroizing<Vec<u8>>);
-
-impl SecretBytes {
-    /// Takes the bytes; the caller's copy is this one.
-    #[must_use]
-    pub fn new(bytes: Vec<u8>) -> Self {
-        Self(Zeroizing::new(bytes))
-    }
-
-    /// Gives the bytes on, to a type that zeroises them too.
-    #[must_use]
-    pub fn into_inner(self) -> Zeroizing<Vec<u8>> {
-        self.0
-    }
-}
-
-impl From<Vec<u8>> for SecretBytes {
-    fn from(bytes: Vec<u8>) -> Self {
-        Self::new(bytes)
-    }
-}
-
-impl From<SecretBytes> for Vec<u8> {
-    fn from(mut secret: SecretBytes) -> Self {
-        std::mem::take(&mut *secret.0)
-    }
-}
-
-impl std::fmt::Debug for SecretBytes {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("SecretBytes(..)")
-    }
 }
 
 /// Why the supervisor did not answer a question; shown in records.

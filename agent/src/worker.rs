@@ -17,7 +17,6 @@ use tokio_util::sync::CancellationToken;
 use crate::audit::{self, Log, Writer};
 use crate::channel::worker::{AskError, Channel, Client, Event, StartDescriptors};
 use crate::channel::{self, CredentialState, FrameError, ListenerInfo, PolicySource, WorkloadFigures};
-use crate::credential::secret::Secret;
 use crate::credential::source::{Update, Value};
 use crate::credential::store::Store as Credentials;
 use crate::dns;
@@ -212,7 +211,7 @@ impl Worker {
             return;
         };
         let value = match state {
-            CredentialState::Available { value, version } => match Secret::new(value.into_inner()) {
+            CredentialState::Available { value, version } => match value.into_secret() {
                 Ok(secret) => Value::Ready { secret, version },
                 Err(error) => Value::Unavailable { reason: error.to_string().into() },
             },
@@ -235,7 +234,7 @@ impl Worker {
     }
 
     fn feed(&mut self) {
-        if let Err(error) = self.liveness.beat(self.threads.oldest_sign_of_life()) {
+        if let Err(error) = self.liveness.beat_as_of(self.threads.oldest_sign_of_life()) {
             tracing::error!(%error, "the kernel's liveness word can't be written; connections will be refused");
         }
     }

@@ -5,3 +5,5 @@
 
 /// The harness itself: the sandbox is one, the upstream tells callers apart, nothing is left behind.
 mod sandbox;
+/// The kernel side alone: each way to connect is caught and attributed, or refused.
+mod capture;

@@ -11,10 +11,10 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::addr::{ClientAddr, HostName, OrigDst};
+use crate::addr::{ClientAddr, OrigDst};
 use crate::audit::record::Caller;
-use crate::audit::{self, Kind, Opening, Recorder};
-use crate::ebpf::maps::Origin;
+use crate::audit::{self, Kind, Opening};
+use crate::ebpf::Origin;
 use crate::identity::{Identity, WorkloadName};
 use crate::net::deadline::Activity;
 use crate::net::listener::{Accepted, Slot};
@@ -186,11 +186,6 @@ impl Connection {
         *self.identity.borrow_mut() = Rc::new(identity);
     }
 
-    /// Whether no call has come on this connection yet.
-    pub(super) fn is_new(&self) -> bool {
-        self.log.borrow().identify.is_some()
-    }
-
     /// How long TLS with the client took.
     pub(super) fn shook_hands(&self, took: Duration) {
         self.log.borrow_mut().handshake = Some(took);
@@ -201,11 +196,9 @@ impl Connection {
         self.log.borrow()
     }
 
-    /// Begins a call's record. The first call's also tells how long the connection's own phases took.
-    pub(super) fn begin(&self, opening: impl FnOnce(&audit::Connection) -> Opening<'_>) -> Result<Recorder, audit::Unavailable> {
-        let recorder = self.thread.shared.audit.begin(opening(&self.log.borrow()));
+    /// A call has begun its record: the connection's own phases stand in the first one's alone.
+    pub(super) fn begun(&self) {
         let mut log = self.log.borrow_mut();
         (log.identify, log.detect, log.handshake) = (None, None, None);
-        recorder
     }
 }

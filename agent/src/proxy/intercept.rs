@@ -66,7 +66,7 @@ async fn leaf(connection: &Connection, host: &HostName) -> Result<std::sync::Arc
             .map_err(|refusal| Failure::internal("intermediate", &refusal))?;
         shared
             .leaves
-            .add_intermediate(intermediate)
+            .add_intermediate(intermediate.as_ref().clone())
             .map_err(|error| Failure::internal("intermediate", &error))?;
     }
     shared.leaves.leaf(host, now).map_err(|error| Failure::internal("leaf", &error))

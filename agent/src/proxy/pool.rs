@@ -47,6 +47,10 @@ pub(crate) struct PoolLimits {
     pub idle: Duration,
 }
 
+/// Streams on one shared connection. Servers allow 100 or more (RFC 9113 section 6.5.2 asks them to); where one
+/// allows fewer, h2 holds the rest back.
+const STREAMS: usize = 100;
+
 /// The connections of one data thread.
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -171,7 +175,7 @@ impl Entry {
     fn shared_lease(self: &Rc<Self>) -> Option<Lease> {
         let mut shared = self.shared.borrow_mut();
         shared.retain(|kept| !kept.sender.is_closed());
-        let kept = shared.iter().find(|kept| kept.streams.get() < kept.sender.current_max_send_streams().max(1))?;
+        let kept = shared.iter().find(|kept| kept.streams.get() < STREAMS)?;
         kept.used.set(Instant::now());
         Some(Lease {
             entry: Rc::clone(self),

@@ -9,7 +9,6 @@ use http::{HeaderMap, Request, Response, StatusCode, Uri, request, response};
 use http_body_util::Full;
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
-use tokio::time::Instant;
 
 use crate::addr::{Authority, HostName, UpstreamAddr};
 use crate::audit::record::Protocol;
@@ -131,8 +130,9 @@ fn open(
         (true, false) => Protocol::H2,
         (false, _) => Protocol::H1,
     };
-    let mut recorder = entry.connection.begin(|log| Opening {
-        connection: log,
+    let shared = &entry.connection.thread.shared;
+    let begun = shared.audit.begin(Opening {
+        connection: &entry.connection.log(),
         kind: Kind::Call,
         scheme: Some(entry.scheme),
         protocol: Some(protocol),
@@ -140,8 +140,10 @@ fn open(
         method: Some(parts.method.as_str()),
         path: Some(target.map_or(as_came.path(), |target| target.path.as_str())),
         query: as_came.query(),
-    })?;
-    recorder.policy(&entry.connection.thread.shared.policy.current().version);
+    });
+    entry.connection.begun();
+    let mut recorder = begun?;
+    recorder.policy(&shared.policy.current().version);
     Ok(recorder)
 }
 

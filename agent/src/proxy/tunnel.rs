@@ -18,8 +18,8 @@ use super::upstream;
 
 /// Splices the client to the permit's host until both sides close, the policy changes its mind, or a limit.
 pub(super) async fn serve(connection: &Connection, permit: &Permit, stream: ClientStream) {
-    let begun = connection.begin(|log| Opening {
-        connection: log,
+    let begun = connection.thread.shared.audit.begin(Opening {
+        connection: &connection.log(),
         kind: Kind::Tunnel,
         scheme: None,
         protocol: Some(Protocol::Tls),
@@ -28,6 +28,7 @@ pub(super) async fn serve(connection: &Connection, permit: &Permit, stream: Clie
         path: None,
         query: None,
     });
+    connection.begun();
     let mut recorder = match begun {
         Ok(recorder) => recorder,
         Err(unavailable) => {

@@ -65,6 +65,49 @@ impl Roots {
         Ok(Self(Arc::new(store)))
     }
 
+    /// All of them, for the worker, which may open no file: DER trust anchors in [`Self::from_der`]'s form.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn read(extra: &[PathBuf]) -> Result<Vec<Vec<u8>>, Error> {
+        let mut store = RootCertStore::empty();
+        let native = rustls_native_certs::load_native_certs();
+        let mut all: Vec<Vec<u8>> = Vec::new();
+        for certificate in native.certs {
+            if store.add(certificate.clone()).is_ok() {
+                all.push(certificate.to_vec());
+            }
+        }
+        for path in extra {
+            add_file(&mut store, path)?;
+            let unusable = |error: rustls::pki_types::pem::Error| Error::ExtraCa {
+                path: path.clone(),
+                what: error.to_string(),
+            };
+            for certificate in CertificateDer::pem_file_iter(path).map_err(unusable)? {
+                all.push(certificate.map_err(unusable)?.to_vec());
+            }
+        }
+        if all.is_empty() {
+            let detail = native.errors.first().map_or_else(|| "none found".into(), ToString::to_string);
+            return Err(Error::NoRoots { detail });
+        }
+        Ok(all)
+    }
+
+    /// The roots that [`Self::read`] found.
+    ///
+    /// # Errors
+    /// If there is none that can be used.
+    pub fn from_der(certificates: &[Vec<u8>]) -> Result<Self, Error> {
+        let mut store = RootCertStore::empty();
+        store.add_parsable_certificates(certificates.iter().map(|der| CertificateDer::from(der.as_slice())));
+        if store.is_empty() {
+            return Err(Error::NoRoots { detail: "none was handed over".into() });
+        }
+        Ok(Self(Arc::new(store)))
+    }
+
     /// How many there are.
     #[must_use]
     pub fn count(&self) -> usize {
