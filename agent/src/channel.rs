@@ -15,9 +15,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::addr::HostName;
-pub use crate::tls::ca::Intermediate;
 use crate::credential::secret::WireSecret;
 use crate::identity::{Executable, Identity, WorkloadName};
+pub use crate::tls::ca::Intermediate;
 
 pub use frame::FrameError;
 

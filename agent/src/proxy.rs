@@ -7,7 +7,7 @@
 //! One data thread is one core: its runtime, its upstream pool, its live calls. What the threads share is
 //! immutable and swapped whole.
 
-pub(crate) mod body;
+mod body;
 pub mod connection;
 mod failure;
 mod figures;
@@ -91,7 +91,10 @@ impl DataThread {
     /// # Errors
     /// If names can't be looked up as the settings say.
     pub fn new(shared: Arc<Shared>, figures: Arc<Figures>) -> Result<Rc<Self>, dns::Error> {
-        let limits = PoolLimits { idle_per_key: 64, idle: Duration::from_secs(50) };
+        let limits = PoolLimits {
+            idle_per_key: 64,
+            idle: Duration::from_secs(50),
+        };
         let resolver = dns::resolver::Resolver::new(&shared.names)?;
         Ok(Rc::new(Self {
             shared,

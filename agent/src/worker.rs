@@ -69,7 +69,9 @@ pub enum Error {
 /// # Errors
 /// If the worker can't be set up or the channel breaks. Open calls end as *aborted* then.
 pub fn run(socket: OwnedFd) -> Result<(), Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(control(socket))
 }
 
@@ -135,7 +137,11 @@ impl Worker {
         let table = audit::inflight::Table::map(&File::from(descriptors.inflight))?;
         let sink = audit::file::FileSink::new(File::from(descriptors.audit), audit::file::Sync::default());
         let settings = audit::Settings {
-            queries: if start.query_values { audit::Queries::Verbatim } else { audit::Queries::Keys },
+            queries: if start.query_values {
+                audit::Queries::Verbatim
+            } else {
+                audit::Queries::Keys
+            },
             slots_per_workload: start.slots_per_workload,
         };
         let (log, writer) = Log::start(Box::new(sink), table, settings)?;
@@ -148,7 +154,10 @@ impl Worker {
             roots: tls::upstream::Roots::from_der(&start.upstream_roots)?,
             origins: Origins::new(descriptors.origins)?,
             supervisor: client.clone(),
-            names: Names { resolvers: start.resolvers.clone(), hosts: start.hosts.clone() },
+            names: Names {
+                resolvers: start.resolvers.clone(),
+                hosts: start.hosts.clone(),
+            },
             limits: Limits::from(start.limits.clone()),
         });
         let threads = DataThreads::start(usize::from(start.threads.max(1)), &shared)?;
@@ -175,7 +184,9 @@ impl Worker {
                 }
             }
             Event::Intermediate { intermediate, .. } => {
-                self.shared.leaves.add_intermediate(intermediate.as_ref().clone())?;
+                self.shared
+                    .leaves
+                    .add_intermediate(intermediate.as_ref().clone())?;
             }
             Event::AuditFile(file) => self.shared.audit.reopen(File::from(file)),
             Event::Drain { deadline } => return Ok(Some(deadline)),
@@ -187,8 +198,13 @@ impl Worker {
     /// The supervisor has compiled the same texts with the same code before it sent them; if they don't compile
     /// here all the same, the last policy stays.
     async fn set_policy(&mut self, generation: u64, sources: Vec<PolicySource>) -> Result<(), Error> {
-        let sources: Vec<Source> =
-            sources.into_iter().map(|source| Source { name: source.name.into(), text: source.text.into() }).collect();
+        let sources: Vec<Source> = sources
+            .into_iter()
+            .map(|source| Source {
+                name: source.name.into(),
+                text: source.text.into(),
+            })
+            .collect();
         match Policy::compile(&sources) {
             Ok(policy) => {
                 self.shared.credentials.configure(policy.credentials().cloned());
@@ -197,7 +213,10 @@ impl Worker {
                 self.client.policy_applied(generation).await?;
             }
             Err(diagnostics) => {
-                let message = format!("policy {generation} does not compile ({} errors)", diagnostics.len());
+                let message = format!(
+                    "policy {generation} does not compile ({} errors)",
+                    diagnostics.len()
+                );
                 tracing::error!(message, "the last policy stays");
                 self.client.fault(message).await?;
             }
@@ -213,9 +232,13 @@ impl Worker {
         let value = match state {
             CredentialState::Available { value, version } => match value.into_secret() {
                 Ok(secret) => Value::Ready { secret, version },
-                Err(error) => Value::Unavailable { reason: error.to_string().into() },
+                Err(error) => Value::Unavailable {
+                    reason: error.to_string().into(),
+                },
             },
-            CredentialState::Unavailable { reason } => Value::Unavailable { reason: reason.into() },
+            CredentialState::Unavailable { reason } => Value::Unavailable {
+                reason: reason.into(),
+            },
         };
         self.shared.credentials.update(Update { name, value });
     }
@@ -226,7 +249,10 @@ impl Worker {
         let listening = self
             .listeners
             .entry(info.workload.clone())
-            .or_insert_with(|| Listening { quota: Quota::new(limit), stop: CancellationToken::new() });
+            .or_insert_with(|| Listening {
+                quota: Quota::new(limit),
+                stop: CancellationToken::new(),
+            });
         let stop = listening.stop.clone().cancelled_owned();
         let hand_out = self.threads.hand_out(info.workload);
         tokio::spawn(listener::accept(socket, listening.quota.clone(), stop, hand_out));
@@ -240,10 +266,13 @@ impl Worker {
     }
 
     fn figures(&self) -> channel::Figures {
-        let workloads = self.listeners.iter().map(|(workload, listening)| WorkloadFigures {
-            workload: workload.clone(),
-            connections: listening.quota.held() as u64,
-        });
+        let workloads = self
+            .listeners
+            .iter()
+            .map(|(workload, listening)| WorkloadFigures {
+                workload: workload.clone(),
+                connections: listening.quota.held() as u64,
+            });
         let workloads: Vec<WorkloadFigures> = workloads.collect();
         channel::Figures {
             generation: self.shared.policy.current().version.generation,

@@ -158,7 +158,12 @@ impl Log {
             fit(&record, MAX_OPEN, line);
             self.0.shared.table.open(slot, record.id, line);
         });
-        Ok(Recorder::new(Arc::clone(&self.0.shared), slot, record, Instant::now()))
+        Ok(Recorder::new(
+            Arc::clone(&self.0.shared),
+            slot,
+            record,
+            Instant::now(),
+        ))
     }
 
     /// Writes a record that stands for no call of a worker: kernel refusals, direct connections.
@@ -214,7 +219,10 @@ impl Log {
         record.authority = opening.authority.map(|authority| authority.to_string().into());
         record.method = opening.method.map(|method| clip(method, 64).into());
         record.path = opening.path.map(|path| clip(path, MAX_PATH).into());
-        record.query = opening.query.filter(|query| !query.is_empty()).map(|query| self.query(query));
+        record.query = opening
+            .query
+            .filter(|query| !query.is_empty())
+            .map(|query| self.query(query));
         let long = |text: Option<&str>| text.is_some_and(|text| text.len() > MAX_PATH);
         record.truncated = long(opening.path) || long(opening.query);
         record.timings.identify_us = connection.identify.map(micros);
@@ -305,7 +313,8 @@ impl Ids {
     fn new() -> io::Result<Self> {
         let mut random = [0; 16];
         aws_lc_rs::rand::fill(&mut random).map_err(|_unspecified| io::Error::other("no randomness"))?;
-        let [a, b] = [&random[..8], &random[8..]].map(|half| half.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte)));
+        let [a, b] = [&random[..8], &random[8..]]
+            .map(|half| half.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte)));
         Ok(Self {
             random: a,
             counter: AtomicU64::new(b),
@@ -319,7 +328,11 @@ impl Ids {
         let mut random = [c1, c0, 0, 0, 0, 0, 0, 0, 0, 0];
         random[2..].copy_from_slice(&mix(count ^ self.random).to_be_bytes());
         let millis = u64::try_from(now.as_millis()).unwrap_or(0);
-        let id = Uuid::from_bytes(*uuid::Builder::from_unix_timestamp_millis(millis, &random).as_uuid().as_bytes());
+        let id = Uuid::from_bytes(
+            *uuid::Builder::from_unix_timestamp_millis(millis, &random)
+                .as_uuid()
+                .as_bytes(),
+        );
         (*id.as_bytes(), Timestamp::from_unix_micros(micros(now)))
     }
 }

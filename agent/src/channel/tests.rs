@@ -9,6 +9,7 @@ use super::frame::{Reader, Writer, pair, split};
 use super::supervisor::Breach;
 use super::worker::{AskError, Channel, Client, Event, StartDescriptors};
 use super::*;
+use crate::credential::secret::Secret;
 use crate::identity::Cgroup;
 
 fn name(text: &str) -> WorkloadName {
@@ -44,8 +45,17 @@ fn start() -> Start {
         limits: Limits::default(),
         upstream_roots: vec![vec![1, 2, 3]],
         resolvers: vec!["192.0.2.53:53".parse().unwrap()],
-        hosts: Vec::new(),
+        hosts: "127.0.0.1 localhost".into(),
+        query_values: false,
+        slots_per_workload: 512,
     }
+}
+
+fn intermediate(host: &HostName) -> Intermediate {
+    let dir = tempfile::tempdir().unwrap();
+    let now = std::time::SystemTime::now();
+    let root = crate::tls::ca::Root::load_or_create(&dir.path().join("ca.pem"), now).unwrap();
+    root.issue_intermediate(host, now).unwrap()
 }
 
 struct Ends {
@@ -225,17 +235,14 @@ async fn askers_of_one_intermediate_share_one_question() {
     let Some(ToSupervisor::Intermediate { host: asked }) = ends.receiver.next().await.unwrap() else {
         panic!("no question");
     };
-    let intermediate = Intermediate {
-        cert_der: vec![1],
-        key_pkcs8: SecretBytes::new(vec![2]),
-    };
+    let intermediate = intermediate(&asked);
     let answer = ToWorker::Intermediate {
         host: asked,
         result: Ok(intermediate),
     };
     ends.sender.send(answer).await.unwrap();
     for asker in askers {
-        assert_eq!(asker.await.unwrap().unwrap().cert_der, [1]);
+        assert_eq!(asker.await.unwrap().unwrap().host, host("api.example.com"));
     }
     ends.client.ready().await.unwrap();
     let next = ends.receiver.next().await.unwrap();
@@ -336,7 +343,7 @@ async fn the_supervisor_takes_nothing_out_of_bounds_from_the_worker() {
 #[test]
 fn a_secret_on_its_way_is_not_shown() {
     let state = CredentialState::Available {
-        value: SecretBytes::new(b"hunter2".to_vec()),
+        value: Secret::new(b"hunter2".to_vec()).unwrap().for_channel(),
         version: "v1".into(),
     };
     assert!(!format!("{state:?}").contains("hunter2"));

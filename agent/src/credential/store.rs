@@ -71,7 +71,9 @@ impl Store {
     /// Takes a value that the supervisor sent. One that no policy names is dropped.
     pub fn update(&self, update: Update) {
         let old = self.entries.load_full();
-        let Some(entry) = old.get(&update.name) else { return };
+        let Some(entry) = old.get(&update.name) else {
+            return;
+        };
         let state = match update.value {
             Value::Ready { secret, version } => match prepare(&entry.spec.scheme, &secret) {
                 Ok(prepared) => State::Ready { prepared, version },
@@ -107,7 +109,9 @@ impl Store {
 
     pub(super) fn get(&self, name: &CredentialName) -> Result<Arc<Entry>, Error> {
         let entries = self.entries.load();
-        let entry = entries.get(name).ok_or_else(|| Error::Unknown { name: name.clone() })?;
+        let entry = entries
+            .get(name)
+            .ok_or_else(|| Error::Unknown { name: name.clone() })?;
         Ok(Arc::clone(entry))
     }
 }

@@ -55,18 +55,29 @@ impl Settings {
         let hosts = match std::fs::read_to_string(HOSTS) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(source) => return Err(Error::Hosts { path: HOSTS.into(), source }),
+            Err(source) => {
+                return Err(Error::Hosts {
+                    path: HOSTS.into(),
+                    source,
+                });
+            }
         };
-        let resolvers = if resolvers.is_empty() { of_resolv_conf() } else { resolvers.to_vec() };
+        let resolvers = if resolvers.is_empty() {
+            of_resolv_conf()
+        } else {
+            resolvers.to_vec()
+        };
         Ok(Self { resolvers, hosts })
     }
 }
 
 fn of_resolv_conf() -> Vec<SocketAddr> {
     match hickory_resolver::system_conf::read_system_conf() {
-        Ok((config, _options)) => {
-            config.name_servers().iter().map(|server| SocketAddr::new(server.ip, DNS_PORT)).collect()
-        }
+        Ok((config, _options)) => config
+            .name_servers()
+            .iter()
+            .map(|server| SocketAddr::new(server.ip, DNS_PORT))
+            .collect(),
         Err(error) => {
             tracing::warn!(%error, "/etc/resolv.conf names no resolver; only the hosts file is used");
             Vec::new()
@@ -98,9 +109,18 @@ impl Resolver {
     pub fn new(settings: &Settings) -> Result<Self, Error> {
         let setup = |detail: String| Error::Setup { detail };
         let mut hosts = Hosts::default();
-        hosts.read_hosts_conf(settings.hosts.as_bytes()).map_err(|error| setup(error.to_string()))?;
-        let resolver = if settings.resolvers.is_empty() { None } else { Some(asking(&settings.resolvers)?) };
-        Ok(Self { resolver, hosts: Arc::new(hosts) })
+        hosts
+            .read_hosts_conf(settings.hosts.as_bytes())
+            .map_err(|error| setup(error.to_string()))?;
+        let resolver = if settings.resolvers.is_empty() {
+            None
+        } else {
+            Some(asking(&settings.resolvers)?)
+        };
+        Ok(Self {
+            resolver,
+            hosts: Arc::new(hosts),
+        })
     }
 
     /// The name's addresses, at least one, v4 and v6 as they come.
@@ -163,7 +183,9 @@ fn asking(resolvers: &[SocketAddr]) -> Result<TokioResolver, Error> {
     let config = ResolverConfig::from_name_servers(servers);
     let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
     set_options(builder.options_mut());
-    builder.build().map_err(|error| Error::Setup { detail: error.to_string() })
+    builder.build().map_err(|error| Error::Setup {
+        detail: error.to_string(),
+    })
 }
 
 fn server(address: &SocketAddr) -> NameServerConfig {

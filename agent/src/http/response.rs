@@ -176,7 +176,10 @@ fn denied(reason: DenialReason) -> Wording {
             "This method or protocol upgrade is never passed on.",
         ),
         DenialReason::MalformedRequest => (StatusCode::BAD_REQUEST, "The request is not well-formed HTTP."),
-        DenialReason::Revoked => (StatusCode::FORBIDDEN, "The policy has changed and no longer allows this call."),
+        DenialReason::Revoked => (
+            StatusCode::FORBIDDEN,
+            "The policy has changed and no longer allows this call.",
+        ),
         DenialReason::Limit => (
             StatusCode::TOO_MANY_REQUESTS,
             "A limit of this workload was reached.",

@@ -120,7 +120,10 @@ impl<T: AsyncRead + Unpin> AsyncRead for Timed<T> {
             return Poll::Pending;
         };
         ready!(self.reading.poll_until(deadline, cx));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client sent nothing for too long")))
+        Poll::Ready(Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "the client sent nothing for too long",
+        )))
     }
 }
 
@@ -132,7 +135,10 @@ impl<T: AsyncWrite + Unpin> Timed<T> {
         }
         let deadline = self.writing.since() + self.deadlines.write_stall;
         ready!(self.writing.poll_until(deadline, cx));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client took nothing for too long")))
+        Poll::Ready(Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "the client took nothing for too long",
+        )))
     }
 }
 
@@ -183,7 +189,9 @@ impl Wait {
     }
 
     fn poll_until(&mut self, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
-        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
         if timer.deadline() != deadline {
             timer.as_mut().reset(deadline);
         }

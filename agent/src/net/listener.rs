@@ -33,7 +33,10 @@ impl Quota {
     /// A quota of `limit` connections, none held.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { held: Arc::default(), limit }
+        Self {
+            held: Arc::default(),
+            limit,
+        }
     }
 
     /// How many connections are held.
@@ -74,7 +77,11 @@ pub async fn accept(
             accepted = listener.accept() => accepted,
         };
         match accepted.and_then(|(stream, client)| prepare(stream).map(|stream| (stream, client))) {
-            Ok((stream, client)) => deliver(Accepted { stream, client: ClientAddr(client), slot: quota.take() }),
+            Ok((stream, client)) => deliver(Accepted {
+                stream,
+                client: ClientAddr(client),
+                slot: quota.take(),
+            }),
             Err(error) if is_of_the_connection(&error) => {
                 tracing::debug!(%error, "a connection was gone before it was accepted");
             }

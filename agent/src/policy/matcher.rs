@@ -329,7 +329,9 @@ impl Conditions {
             ("user", self.user(caller)),
             (
                 "exe",
-                one_of(&self.exe, exe.and_then(|exe| exe.path.as_ref()), |path, exe| path == exe),
+                one_of(&self.exe, exe.and_then(|exe| exe.path.as_ref()), |path, exe| {
+                    path == exe
+                }),
             ),
             (
                 "exe_sha256",

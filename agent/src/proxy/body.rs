@@ -16,7 +16,7 @@ use super::finish::Finish;
 
 /// What has passed of a request's body.
 #[derive(Debug, Default)]
-pub(crate) struct Upload {
+pub(super) struct Upload {
     bytes: Cell<u64>,
     complete: Cell<bool>,
     broken: Cell<bool>,
@@ -24,33 +24,39 @@ pub(crate) struct Upload {
 
 impl Upload {
     /// Payload bytes that the client sent and that were handed on.
-    pub(crate) fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         self.bytes.get()
     }
 
     /// Whether the client's body was handed on to its end.
-    pub(crate) fn is_complete(&self) -> bool {
+    pub(super) fn is_complete(&self) -> bool {
         self.complete.get()
     }
 
     /// Whether the client's body ended in an error.
-    pub(crate) fn is_broken(&self) -> bool {
+    pub(super) fn is_broken(&self) -> bool {
         self.broken.get()
     }
 }
 
 /// A request's body on its way to the upstream.
 #[derive(Debug)]
-pub(crate) struct UploadBody {
+pub(super) struct UploadBody {
     inner: Incoming,
     progress: Rc<Upload>,
 }
 
 impl UploadBody {
-    pub(crate) fn new(inner: Incoming) -> (Self, Rc<Upload>) {
+    pub(super) fn new(inner: Incoming) -> (Self, Rc<Upload>) {
         let progress = Rc::new(Upload::default());
         progress.complete.set(inner.is_end_stream());
-        (Self { inner, progress: Rc::clone(&progress) }, progress)
+        (
+            Self {
+                inner,
+                progress: Rc::clone(&progress),
+            },
+            progress,
+        )
     }
 }
 
@@ -99,7 +105,7 @@ fn cleaned(frame: Frame<Bytes>) -> Frame<Bytes> {
 
 /// An answer's body on its way to the client.
 #[derive(Debug)]
-pub(crate) enum DownloadBody {
+pub(super) enum DownloadBody {
     /// Made here: a refusal or an error.
     Own(Full<Bytes>),
     /// The upstream's; its end, or its loss, ends the call.
@@ -108,20 +114,23 @@ pub(crate) enum DownloadBody {
 
 /// The upstream's body with the call that it belongs to.
 #[derive(Debug)]
-pub(crate) struct Relay {
+pub(super) struct Relay {
     inner: Incoming,
     finish: Option<Finish>,
 }
 
 impl Relay {
-    pub(crate) fn new(inner: Incoming, finish: Finish) -> Self {
-        Self { inner, finish: Some(finish) }
+    pub(super) fn new(inner: Incoming, finish: Finish) -> Self {
+        Self {
+            inner,
+            finish: Some(finish),
+        }
     }
 }
 
 /// Why an answer's body ended before its end.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum DownloadError {
+pub(super) enum DownloadError {
     /// The upstream broke off.
     #[error("the upstream's answer broke off: {0}")]
     Upstream(#[from] hyper::Error),

@@ -42,7 +42,10 @@ pub(super) struct Connection {
 
 /// Takes one accepted connection through its life. `listener` is the workload whose listener took it.
 pub async fn serve(thread: Rc<DataThread>, listener: WorkloadName, accepted: Accepted) {
-    let caller = Caller { workload: Some(listener.clone()), ..Caller::default() };
+    let caller = Caller {
+        workload: Some(listener.clone()),
+        ..Caller::default()
+    };
     let mut log = blank(&thread, caller);
     match identify(&thread, &listener, accepted, &mut log).await {
         Ok((connection, stream)) => {
@@ -95,12 +98,17 @@ async fn identify(
     log: &mut audit::Connection,
 ) -> Result<(Rc<Connection>, TcpStream), Failure> {
     let start = Instant::now();
-    let slot = accepted.slot.ok_or_else(|| Failure::denied(DenialReason::Limit))?;
+    let slot = accepted
+        .slot
+        .ok_or_else(|| Failure::denied(DenialReason::Limit))?;
     let stream = TcpStream::from_std(accepted.stream).map_err(|error| Failure::internal("socket", &error))?;
     let origin = origin(thread, &stream)?;
     log.original_destination = Some(origin.destination());
     let enforced = thread.shared.policy.current();
-    let digest = enforced.policy.workload(listener).is_some_and(policy::Workload::needs_digest);
+    let digest = enforced
+        .policy
+        .workload(listener)
+        .is_some_and(policy::Workload::needs_digest);
     let identity = thread.shared.supervisor.identify(&origin.to_bytes(), digest).await.map_err(|error| {
         tracing::warn!(client = %accepted.client, workload = %listener, %error, "a caller could not be identified");
         Failure::denied(DenialReason::NoOrigin)
@@ -158,7 +166,11 @@ async fn tls(connection: &Rc<Connection>, hello: ClientHello, stream: ClientStre
     let host = hello.sni.ok_or_else(|| Failure::denied(DenialReason::NoName))?;
     connection.log.borrow_mut().sni = Some(host.as_str().into());
     let enforced = connection.thread.shared.policy.current();
-    let flow = Flow { port: connection.original().0.port(), host: &host, scheme: Scheme::Https };
+    let flow = Flow {
+        port: connection.original().0.port(),
+        host: &host,
+        scheme: Scheme::Https,
+    };
     match policy::engine::route(&enforced.policy, &connection.identity(), &flow) {
         Ok(Route::Intercept) => super::intercept::tls(connection, host, hello.alpn, stream).await,
         Ok(Route::Tunnel(permit)) => {

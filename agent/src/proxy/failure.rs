@@ -32,11 +32,17 @@ impl Failure {
     }
 
     pub(super) fn internal(kind: &'static str, error: &dyn std::fmt::Display) -> Self {
-        Self::Internal { kind, message: error.to_string() }
+        Self::Internal {
+            kind,
+            message: error.to_string(),
+        }
     }
 
     pub(super) fn upstream(fault: UpstreamFault, error: &dyn std::fmt::Display) -> Self {
-        Self::Upstream { fault, message: error.to_string() }
+        Self::Upstream {
+            fault,
+            message: error.to_string(),
+        }
     }
 
     /// What an HTTP client is told.
@@ -46,9 +52,10 @@ impl Failure {
             Self::Credential { .. } => Refusal::Unavailable(Unavailable::Credential),
             Self::Upstream { fault, .. } => Refusal::Upstream(*fault),
             // Who broke off won't read this; a client that only closed its sending side may.
-            Self::Downstream { .. } | Self::Left { .. } => {
-                Refusal::Denied(Denial { reason: DenialReason::MalformedRequest, rule: None })
-            }
+            Self::Downstream { .. } | Self::Left { .. } => Refusal::Denied(Denial {
+                reason: DenialReason::MalformedRequest,
+                rule: None,
+            }),
             Self::Internal { .. } => Refusal::Unavailable(Unavailable::Internal),
         }
     }
@@ -90,7 +97,11 @@ impl Failure {
 impl From<&PeekError> for Failure {
     fn from(error: &PeekError) -> Self {
         let kind = match error {
-            PeekError::Closed { .. } => return Self::Left { message: error.to_string() },
+            PeekError::Closed { .. } => {
+                return Self::Left {
+                    message: error.to_string(),
+                };
+            }
             PeekError::HelloTimeout { .. } => "hello_timeout",
             PeekError::TooLarge { .. } => return Self::denied(DenialReason::Limit),
             PeekError::DetectionTimeout { .. } | PeekError::Malformed => {
@@ -98,13 +109,18 @@ impl From<&PeekError> for Failure {
             }
             PeekError::Io { .. } => "io",
         };
-        Self::Downstream { kind, message: error.to_string() }
+        Self::Downstream {
+            kind,
+            message: error.to_string(),
+        }
     }
 }
 
 impl From<&credential::Error> for Failure {
     fn from(error: &credential::Error) -> Self {
-        Self::Credential { message: error.to_string() }
+        Self::Credential {
+            message: error.to_string(),
+        }
     }
 }
 
@@ -126,5 +142,8 @@ pub(super) fn of_client_tls(error: &tls::Error) -> Failure {
         tls::Error::Io { .. } => "io",
         _ => "handshake",
     };
-    Failure::Downstream { kind, message: error.to_string() }
+    Failure::Downstream {
+        kind,
+        message: error.to_string(),
+    }
 }

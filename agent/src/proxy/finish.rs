@@ -99,7 +99,12 @@ impl Finish {
     /// The answer went to the client in full.
     pub(super) fn complete(mut self) {
         self.count_upload();
-        self.tail.entry.connection.thread.figures.ended(Outcome::Completed);
+        self.tail
+            .entry
+            .connection
+            .thread
+            .figures
+            .ended(Outcome::Completed);
         self.recorder.finish(Outcome::Completed);
         self.tail.give_back();
     }
@@ -124,7 +129,10 @@ impl Finish {
     /// Whose fault it is when a request could not be sent or answered.
     pub(super) fn of_send(&self, error: &hyper::Error) -> Failure {
         if self.tail.upload.as_ref().is_some_and(|upload| upload.is_broken()) {
-            return Failure::Downstream { kind: "body", message: "the client's body broke off".into() };
+            return Failure::Downstream {
+                kind: "body",
+                message: "the client's body broke off".into(),
+            };
         }
         let cause = std::error::Error::source(error).map_or_else(String::new, |cause| format!(": {cause}"));
         Failure::upstream(UpstreamFault::Protocol, &format!("{error}{cause}"))

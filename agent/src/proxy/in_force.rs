@@ -20,9 +20,16 @@ pub struct Enforced {
 
 impl Enforced {
     fn new(policy: Policy, generation: u64) -> Self {
-        let version = PolicyVersion { digest: policy.digest().to_string().into(), generation };
+        let version = PolicyVersion {
+            digest: policy.digest().to_string().into(),
+            generation,
+        };
         let needs_headers = policy.workloads().any(|workload| workload.needs_headers());
-        Self { policy, version: Arc::new(version), needs_headers }
+        Self {
+            policy,
+            version: Arc::new(version),
+            needs_headers,
+        }
     }
 }
 

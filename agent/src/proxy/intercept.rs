@@ -27,7 +27,12 @@ use super::request::{self, Entry};
 /// Reads requests in the clear.
 pub(super) async fn plain(connection: &Rc<Connection>, stream: ClientStream) {
     let connection = Rc::clone(connection);
-    let entry = Entry { connection, scheme: Scheme::Http, sni: None, http2: false };
+    let entry = Entry {
+        connection,
+        scheme: Scheme::Http,
+        sni: None,
+        http2: false,
+    };
     http1(Rc::new(entry), stream).await;
 }
 
@@ -41,7 +46,11 @@ pub(super) async fn tls(
     let start = Instant::now();
     let shared = &connection.thread.shared;
     let leaf = leaf(connection, &host).await?;
-    let offer = if alpn.http2 { Offer::Http2AndHttp1 } else { Offer::Http1 };
+    let offer = if alpn.http2 {
+        Offer::Http2AndHttp1
+    } else {
+        Offer::Http1
+    };
     let (stream, session) = shared
         .acceptor
         .accept(stream, &leaf, offer, shared.limits.handshake())
@@ -49,13 +58,25 @@ pub(super) async fn tls(
         .map_err(|error| failure::of_client_tls(&error))?;
     connection.shook_hands(start.elapsed());
     let connection = Rc::clone(connection);
-    let entry = Rc::new(Entry { connection, scheme: Scheme::Https, sni: Some(host), http2: session.http2 });
-    if session.http2 { http2(entry, stream).await } else { http1(entry, stream).await }
+    let entry = Rc::new(Entry {
+        connection,
+        scheme: Scheme::Https,
+        sni: Some(host),
+        http2: session.http2,
+    });
+    if session.http2 {
+        http2(entry, stream).await
+    } else {
+        http1(entry, stream).await
+    }
     Ok(())
 }
 
 /// The leaf for `host`; the supervisor signs an intermediate when there is none yet, or a new one in time.
-async fn leaf(connection: &Connection, host: &HostName) -> Result<std::sync::Arc<crate::tls::leaf::Leaf>, Failure> {
+async fn leaf(
+    connection: &Connection,
+    host: &HostName,
+) -> Result<std::sync::Arc<crate::tls::leaf::Leaf>, Failure> {
     let shared = &connection.thread.shared;
     let now = SystemTime::now();
     if shared.leaves.needs(host, now) {
@@ -69,7 +90,10 @@ async fn leaf(connection: &Connection, host: &HostName) -> Result<std::sync::Arc
             .add_intermediate(intermediate.as_ref().clone())
             .map_err(|error| Failure::internal("intermediate", &error))?;
     }
-    shared.leaves.leaf(host, now).map_err(|error| Failure::internal("leaf", &error))
+    shared
+        .leaves
+        .leaf(host, now)
+        .map_err(|error| Failure::internal("leaf", &error))
 }
 
 async fn http1<S>(entry: Rc<Entry>, stream: S)
@@ -77,7 +101,11 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let limits = &entry.connection.thread.shared.limits;
-    let stream = Timed::new(stream, limits.http1_deadlines(), entry.connection.activity.clone());
+    let stream = Timed::new(
+        stream,
+        limits.http1_deadlines(),
+        entry.connection.activity.clone(),
+    );
     let mut builder = http1::Builder::new();
     builder
         // Timed keeps its own: hyper's would also end an idle connection after the limit of a head.
@@ -89,7 +117,11 @@ where
         .max_headers(limits.header_fields())
         .pipeline_flush(true);
     let service = service_fn(|request| answer(&entry, request));
-    let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
+    let mut serving = pin!(
+        builder
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades()
+    );
     let served = tokio::select! {
         served = serving.as_mut() => served,
         () = entry.connection.thread.draining.cancelled() => {
@@ -105,7 +137,11 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let limits = &entry.connection.thread.shared.limits;
-    let stream = Timed::new(stream, limits.http2_deadlines(), entry.connection.activity.clone());
+    let stream = Timed::new(
+        stream,
+        limits.http2_deadlines(),
+        entry.connection.activity.clone(),
+    );
     let mut builder = http2::Builder::new(Local);
     builder
         .timer(TokioTimer::new())
@@ -136,7 +172,9 @@ fn answer(
 
 fn ended(entry: &Entry, served: Result<(), hyper::Error>) {
     if let Err(error) = served {
-        let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+        let cause = std::error::Error::source(&error)
+            .map(ToString::to_string)
+            .unwrap_or_default();
         tracing::debug!(client = %entry.connection.client, %error, cause, "a client connection broke off");
     }
 }

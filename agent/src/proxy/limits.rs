@@ -40,15 +40,25 @@ impl Limits {
     }
 
     pub(super) fn http1_deadlines(&self) -> Deadlines {
-        Deadlines { head: Some(millis(self.0.header_ms)), ..self.http2_deadlines() }
+        Deadlines {
+            head: Some(millis(self.0.header_ms)),
+            ..self.http2_deadlines()
+        }
     }
 
     pub(super) fn http2_deadlines(&self) -> Deadlines {
-        Deadlines { idle: millis(self.0.idle_ms), head: None, write_stall: millis(self.0.write_stall_ms) }
+        Deadlines {
+            idle: millis(self.0.idle_ms),
+            head: None,
+            write_stall: millis(self.0.write_stall_ms),
+        }
     }
 
     pub(super) fn tunnel_patience(&self) -> Patience {
-        Patience { idle: millis(self.0.idle_ms), stall: millis(self.0.write_stall_ms) }
+        Patience {
+            idle: millis(self.0.idle_ms),
+            stall: millis(self.0.write_stall_ms),
+        }
     }
 
     /// Also the most that a head may have: hyper reads it into this buffer.

@@ -23,7 +23,7 @@ use super::body::UploadBody;
 
 /// What two calls must have in common to share an upstream connection.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
-pub(crate) struct Key {
+pub(super) struct Key {
     /// One workload never sees another's connection state.
     pub workload: WorkloadName,
     /// Connections leave from the caller's network namespace.
@@ -40,7 +40,7 @@ pub(crate) struct Key {
 
 /// How many idle connections are kept and for how long.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct PoolLimits {
+pub(super) struct PoolLimits {
     /// Idle HTTP/1.1 connections per key.
     pub idle_per_key: usize,
     /// How long a connection may wait for its next request.
@@ -53,7 +53,7 @@ const STREAMS: usize = 100;
 
 /// The connections of one data thread.
 #[derive(Debug)]
-pub(crate) struct Pool {
+pub(super) struct Pool {
     entries: RefCell<HashMap<Key, Rc<Entry>>>,
     limits: PoolLimits,
 }
@@ -91,7 +91,7 @@ struct SharedConnection {
 
 /// A connection that has just been made.
 #[derive(Debug)]
-pub(crate) enum Dialled {
+pub(super) enum Dialled {
     /// One request at a time.
     Http1(http1::SendRequest<UploadBody>),
     /// Many streams.
@@ -99,15 +99,22 @@ pub(crate) enum Dialled {
 }
 
 impl Pool {
-    pub(crate) fn new(limits: PoolLimits) -> Self {
-        Self { entries: RefCell::default(), limits }
+    pub(super) fn new(limits: PoolLimits) -> Self {
+        Self {
+            entries: RefCell::default(),
+            limits,
+        }
     }
 
     /// A connection for one request: a kept one, or what `dial` makes.
     ///
     /// # Errors
     /// Whatever `dial` answers.
-    pub(crate) async fn lease<E>(&self, key: &Key, dial: impl AsyncFnOnce() -> Result<Dialled, E>) -> Result<Lease, E> {
+    pub(super) async fn lease<E>(
+        &self,
+        key: &Key,
+        dial: impl AsyncFnOnce() -> Result<Dialled, E>,
+    ) -> Result<Lease, E> {
         let entry = self.entry(key);
         if let Some(lease) = self.kept(&entry).await {
             return Ok(lease);
@@ -125,26 +132,33 @@ impl Pool {
     }
 
     /// Keeps a connection for another request.
-    pub(crate) fn give_back(&self, lease: Lease) {
+    pub(super) fn give_back(&self, lease: Lease) {
         if let Sender::Http1(sender) = lease.sender {
             let mut idle = lease.entry.exclusive.borrow_mut();
             if !sender.is_closed() && idle.len() < self.limits.idle_per_key {
-                idle.push(Idle { sender, since: Instant::now() });
+                idle.push(Idle {
+                    sender,
+                    since: Instant::now(),
+                });
             }
         }
     }
 
     /// Lets go of connections that have waited too long, and of keys without any.
-    pub(crate) fn sweep(&self) {
+    pub(super) fn sweep(&self) {
         let now = Instant::now();
         let fresh = |since: Instant| now.duration_since(since) < self.limits.idle;
         self.entries.borrow_mut().retain(|_, entry| {
-            entry.exclusive.borrow_mut().retain(|idle| fresh(idle.since) && !idle.sender.is_closed());
             entry
-                .shared
+                .exclusive
                 .borrow_mut()
-                .retain(|kept| !kept.sender.is_closed() && (kept.streams.get() > 0 || fresh(kept.used.get())));
-            Rc::strong_count(entry) > 1 || !entry.exclusive.borrow().is_empty() || !entry.shared.borrow().is_empty()
+                .retain(|idle| fresh(idle.since) && !idle.sender.is_closed());
+            entry.shared.borrow_mut().retain(|kept| {
+                !kept.sender.is_closed() && (kept.streams.get() > 0 || fresh(kept.used.get()))
+            });
+            Rc::strong_count(entry) > 1
+                || !entry.exclusive.borrow().is_empty()
+                || !entry.shared.borrow().is_empty()
         });
     }
 
@@ -165,7 +179,11 @@ impl Pool {
             let fresh = idle.since.elapsed() < self.limits.idle;
             // The connection's own task may still have to note that the last answer is complete.
             if fresh && !idle.sender.is_closed() && idle.sender.ready().await.is_ok() {
-                return Some(Lease { entry: Rc::clone(entry), sender: Sender::Http1(idle.sender), reused: true });
+                return Some(Lease {
+                    entry: Rc::clone(entry),
+                    sender: Sender::Http1(idle.sender),
+                    reused: true,
+                });
             }
         }
     }
@@ -188,7 +206,7 @@ impl Entry {
 /// A connection held for one request. Give it back with [`Pool::give_back`] once request and answer are
 /// complete; dropping it instead closes an HTTP/1.1 connection.
 #[derive(Debug)]
-pub(crate) struct Lease {
+pub(super) struct Lease {
     entry: Rc<Entry>,
     sender: Sender,
     reused: bool,
@@ -197,7 +215,10 @@ pub(crate) struct Lease {
 #[derive(Debug)]
 enum Sender {
     Http1(http1::SendRequest<UploadBody>),
-    Http2(http2::SendRequest<UploadBody>, #[expect(dead_code, reason = "counts the stream until it is dropped")] Stream),
+    Http2(
+        http2::SendRequest<UploadBody>,
+        #[expect(dead_code, reason = "counts the stream until it is dropped")] Stream,
+    ),
 }
 
 /// One stream under way on a shared connection.
@@ -219,7 +240,7 @@ impl Drop for Stream {
 
 /// A request that could not be answered.
 #[derive(Debug)]
-pub(crate) enum SendError {
+pub(super) enum SendError {
     /// The connection was closed before a byte of the request left; it may go out on another.
     Unsent(Box<Request<UploadBody>>),
     /// Some of it may have been sent: it must not be sent again.
@@ -241,16 +262,20 @@ impl Lease {
                 Sender::Http2(sender, stream)
             }
         };
-        Self { entry: Rc::clone(entry), sender, reused: false }
+        Self {
+            entry: Rc::clone(entry),
+            sender,
+            reused: false,
+        }
     }
 
     /// Whether the request is spoken in HTTP/2.
-    pub(crate) fn is_http2(&self) -> bool {
+    pub(super) fn is_http2(&self) -> bool {
         matches!(self.sender, Sender::Http2(..))
     }
 
     /// Whether the connection has carried a request before.
-    pub(crate) fn reused(&self) -> bool {
+    pub(super) fn reused(&self) -> bool {
         self.reused
     }
 
@@ -258,7 +283,10 @@ impl Lease {
     ///
     /// # Errors
     /// See [`SendError`].
-    pub(crate) async fn send(&mut self, request: Request<UploadBody>) -> Result<Response<Incoming>, SendError> {
+    pub(super) async fn send(
+        &mut self,
+        request: Request<UploadBody>,
+    ) -> Result<Response<Incoming>, SendError> {
         let outcome = match &mut self.sender {
             Sender::Http1(sender) => sender.try_send_request(request).await,
             Sender::Http2(sender, _) => sender.try_send_request(request).await,

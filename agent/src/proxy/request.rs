@@ -60,7 +60,11 @@ pub(super) async fn serve(
         Ok(recorder) => recorder,
         Err(unavailable) => {
             tracing::error!(%unavailable, "a call was refused: it could not be recorded");
-            return Ok(own(answers::refuse(&Refusal::Unavailable(Unavailable::Audit), "", client)));
+            return Ok(own(answers::refuse(
+                &Refusal::Unavailable(Unavailable::Audit),
+                "",
+                client,
+            )));
         }
     };
     let mut finish = Finish::new(&entry, recorder);
@@ -93,7 +97,19 @@ async fn go(
     let credential = inject(entry, finish, &permit, &mut parts)?;
     let thread = &entry.connection.thread;
     let address = upstream::address(thread, &permit, entry.connection.original()).await?;
-    forward(entry, finish, Outgoing { permit, address, parts, body, credential, form: target.form }).await
+    forward(
+        entry,
+        finish,
+        Outgoing {
+            permit,
+            address,
+            parts,
+            body,
+            credential,
+            form: target.form,
+        },
+    )
+    .await
 }
 
 /// Reads what the request is for and brings it into the one form that is matched and sent.
@@ -105,7 +121,12 @@ fn target(entry: &Entry, parts: &mut request::Parts) -> Result<Target, DenialRea
     let path = NormalPath::parse(parts.uri.path()).map_err(|_ambiguous| DenialReason::AmbiguousPath)?;
     let query = parts.uri.query().map(Box::from);
     parts.uri = origin_form(&path, query.as_deref())?;
-    Ok(Target { form, authority, path, query })
+    Ok(Target {
+        form,
+        authority,
+        path,
+        query,
+    })
 }
 
 /// What is matched is what is sent: the target is written anew from the normal path.
@@ -164,7 +185,9 @@ async fn decide(
         Decision::Deny(denial) => Err(Failure::Denied(denial)),
         Decision::Allow(permit) => {
             finish.recorder().permitted(&permit);
-            finish.registration().decided(still_allowed(entry, parts, target, &enforced));
+            finish
+                .registration()
+                .decided(still_allowed(entry, parts, target, &enforced));
             Ok(permit)
         }
     }
@@ -187,11 +210,16 @@ async fn refresh_executable(connection: &Connection) {
     let shared = &connection.thread.shared;
     let enforced = shared.policy.current();
     let identity = connection.identity();
-    let Some(workload) = enforced.policy.workload(&identity.workload) else { return };
+    let Some(workload) = enforced.policy.workload(&identity.workload) else {
+        return;
+    };
     if !workload.needs_exe() {
         return;
     }
-    let asked = shared.supervisor.executable(&connection.origin.to_bytes(), workload.needs_digest()).await;
+    let asked = shared
+        .supervisor
+        .executable(&connection.origin.to_bytes(), workload.needs_digest())
+        .await;
     let executable = match asked {
         Ok(executable) => Some(executable),
         Err(error) => {
@@ -200,12 +228,20 @@ async fn refresh_executable(connection: &Connection) {
         }
     };
     if executable != identity.executable {
-        connection.reidentified(Identity { executable, ..(*identity).clone() });
+        connection.reidentified(Identity {
+            executable,
+            ..(*identity).clone()
+        });
     }
 }
 
 /// The question that a new policy is asked about this call while it is under way.
-fn still_allowed(entry: &Rc<Entry>, parts: &request::Parts, target: &Target, enforced: &Enforced) -> StillAllowed {
+fn still_allowed(
+    entry: &Rc<Entry>,
+    parts: &request::Parts,
+    target: &Target,
+    enforced: &Enforced,
+) -> StillAllowed {
     let entry = Rc::clone(entry);
     let authority = target.authority.clone();
     let path = target.path.clone();
@@ -228,7 +264,10 @@ fn still_allowed(entry: &Rc<Entry>, parts: &request::Parts, target: &Target, enf
             query: query.as_deref().unwrap_or_default(),
             headers: headers.as_ref().unwrap_or(&none),
         };
-        matches!(policy::engine::decide(&enforced.policy, &entry.connection.identity(), &call), Decision::Allow(_))
+        matches!(
+            policy::engine::decide(&enforced.policy, &entry.connection.identity(), &call),
+            Decision::Allow(_)
+        )
     })
 }
 
@@ -241,7 +280,9 @@ fn inject(
     let store = &entry.connection.thread.shared.credentials;
     let injected = credential::inject(permit, store, parts).map_err(|error| Failure::from(&error))?;
     if let Some(injected) = &injected {
-        finish.recorder().credential(injected.name.as_str(), &injected.version);
+        finish
+            .recorder()
+            .credential(injected.name.as_str(), &injected.version);
     }
     Ok(injected)
 }
@@ -265,7 +306,10 @@ impl Outgoing {
             netns_cookie: entry.connection.identity().netns_cookie,
             authority: self.permit.authority().clone(),
             scheme: self.permit.scheme(),
-            credential: self.credential.as_ref().map(|put| (put.name.clone(), put.version.clone())),
+            credential: self
+                .credential
+                .as_ref()
+                .map(|put| (put.name.clone(), put.version.clone())),
             multiplexed,
         }
     }
@@ -274,12 +318,23 @@ impl Outgoing {
 /// Sends the request and waits for the head of the answer.
 async fn forward(entry: &Rc<Entry>, finish: &mut Finish, outgoing: Outgoing) -> Result<Answer, Failure> {
     let key = outgoing.key(entry);
-    let Outgoing { permit, address, mut parts, body, credential, form } = outgoing;
+    let Outgoing {
+        permit,
+        address,
+        mut parts,
+        body,
+        credential,
+        form,
+    } = outgoing;
     finish.recorder().upstream(address.0);
     let client = parts.extensions.remove::<OnUpgrade>();
     let body = finish.uploading(body);
     let thread = &entry.connection.thread;
-    let offer = if key.multiplexed { Offer::Http2AndHttp1 } else { Offer::Http1 };
+    let offer = if key.multiplexed {
+        Offer::Http2AndHttp1
+    } else {
+        Offer::Http1
+    };
     let dial = async || upstream::dial(thread, &permit, address, offer).await;
 
     let mut lease = thread.pool.lease(&key, dial).await?;
@@ -295,7 +350,10 @@ async fn forward(entry: &Rc<Entry>, finish: &mut Finish, outgoing: Outgoing) -> 
                 lease = thread.pool.lease(&key, dial).await?;
             }
             Err(SendError::Unsent(_)) => {
-                return Err(Failure::upstream(UpstreamFault::Connect, &"the new connection was closed at once"));
+                return Err(Failure::upstream(
+                    UpstreamFault::Connect,
+                    &"the new connection was closed at once",
+                ));
             }
             Err(SendError::Failed(error)) => return Err(finish.of_send(&error)),
         }
@@ -306,11 +364,7 @@ async fn forward(entry: &Rc<Entry>, finish: &mut Finish, outgoing: Outgoing) -> 
 }
 
 /// Gives the request the form of the protocol that the upstream speaks.
-fn speak(
-    request: Request<UploadBody>,
-    permit: &Permit,
-    http2: bool,
-) -> Result<Request<UploadBody>, Failure> {
+fn speak(request: Request<UploadBody>, permit: &Permit, http2: bool) -> Result<Request<UploadBody>, Failure> {
     let (mut parts, body) = request.into_parts();
     if http2 {
         authority::to_http2(&mut parts, permit.authority(), permit.scheme()).map_err(Failure::denied)?;
@@ -336,9 +390,13 @@ fn answer(
     if head.status != StatusCode::SWITCHING_PROTOCOLS {
         return Ok(Answer::Relay(head, body));
     }
-    let client = client.ok_or_else(|| Failure::internal("upgrade", &"the client's side can't be switched"))?;
+    let client =
+        client.ok_or_else(|| Failure::internal("upgrade", &"the client's side can't be switched"))?;
     finish.recorder().protocol(Protocol::Ws);
-    Ok(Answer::Upgrade(upgrade::Switched { response: Response::from_parts(head, body), client }))
+    Ok(Answer::Upgrade(upgrade::Switched {
+        response: Response::from_parts(head, body),
+        client,
+    }))
 }
 
 fn relay(mut head: response::Parts, body: Incoming, finish: Finish) -> Response<DownloadBody> {

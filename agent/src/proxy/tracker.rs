@@ -11,12 +11,12 @@ use slab::Slab;
 
 /// The calls under way on one data thread.
 #[derive(Debug, Default)]
-pub(crate) struct Tracker {
+pub(super) struct Tracker {
     calls: RefCell<Slab<Rc<Live>>>,
 }
 
 /// Asks the current policy about a call again: whether it still may go on.
-pub(crate) type StillAllowed = Box<dyn Fn() -> bool>;
+pub(super) type StillAllowed = Box<dyn Fn() -> bool>;
 
 struct Live {
     revoked: Cell<bool>,
@@ -26,13 +26,15 @@ struct Live {
 
 impl std::fmt::Debug for Live {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Live").field("revoked", &self.revoked.get()).finish_non_exhaustive()
+        f.debug_struct("Live")
+            .field("revoked", &self.revoked.get())
+            .finish_non_exhaustive()
     }
 }
 
 /// One live call's registration; dropping it ends it.
 #[derive(Debug)]
-pub(crate) struct Registration {
+pub(super) struct Registration {
     tracker: Rc<Tracker>,
     key: usize,
     live: Rc<Live>,
@@ -40,21 +42,34 @@ pub(crate) struct Registration {
 
 impl Tracker {
     /// Registers a call that is about to be decided.
-    pub(crate) fn register(self: &Rc<Self>) -> Registration {
+    pub(super) fn register(self: &Rc<Self>) -> Registration {
         let live = Rc::new(Live {
             revoked: Cell::new(false),
             waker: RefCell::new(None),
             still_allowed: RefCell::new(None),
         });
         let key = self.calls.borrow_mut().insert(Rc::clone(&live));
-        Registration { tracker: Rc::clone(self), key, live }
+        Registration {
+            tracker: Rc::clone(self),
+            key,
+            live,
+        }
     }
 
     /// Puts every live call to the current policy; those that it no longer allows are revoked.
-    pub(crate) fn redecide(&self) {
-        let calls: Vec<Rc<Live>> = self.calls.borrow().iter().map(|(_, live)| Rc::clone(live)).collect();
+    pub(super) fn redecide(&self) {
+        let calls: Vec<Rc<Live>> = self
+            .calls
+            .borrow()
+            .iter()
+            .map(|(_, live)| Rc::clone(live))
+            .collect();
         for live in calls {
-            let denied = live.still_allowed.borrow().as_ref().is_some_and(|allowed| !allowed());
+            let denied = live
+                .still_allowed
+                .borrow()
+                .as_ref()
+                .is_some_and(|allowed| !allowed());
             if denied {
                 live.revoke();
             }
@@ -62,12 +77,12 @@ impl Tracker {
     }
 
     /// How many calls are under way.
-    pub(crate) fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.calls.borrow().len()
     }
 
     /// Revokes every call: the drain's deadline has passed.
-    pub(crate) fn revoke_all(&self) {
+    pub(super) fn revoke_all(&self) {
         self.calls.borrow().iter().for_each(|(_, live)| live.revoke());
     }
 }
@@ -83,12 +98,12 @@ impl Live {
 
 impl Registration {
     /// Says how to put this call to the policy again.
-    pub(crate) fn decided(&self, still_allowed: StillAllowed) {
+    pub(super) fn decided(&self, still_allowed: StillAllowed) {
         *self.live.still_allowed.borrow_mut() = Some(still_allowed);
     }
 
     /// Whether the call was revoked; if not, the task is woken when it is.
-    pub(crate) fn is_revoked(&self, cx: &Context<'_>) -> bool {
+    pub(super) fn is_revoked(&self, cx: &Context<'_>) -> bool {
         if self.live.revoked.get() {
             return true;
         }
@@ -101,9 +116,13 @@ impl Registration {
     }
 
     /// Ends when the call is revoked.
-    pub(crate) async fn revoked(&self) {
+    pub(super) async fn revoked(&self) {
         std::future::poll_fn(|cx| {
-            if self.is_revoked(cx) { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+            if self.is_revoked(cx) {
+                std::task::Poll::Ready(())
+            } else {
+                std::task::Poll::Pending
+            }
         })
         .await;
     }

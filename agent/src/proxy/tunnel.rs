@@ -75,9 +75,16 @@ fn still_allowed(connection: &Connection, permit: &Permit) -> StillAllowed {
     let identity = connection.identity();
     let authority = permit.authority().clone();
     Box::new(move || {
-        let flow = Flow { port: authority.port, host: &authority.host, scheme: Scheme::Https };
+        let flow = Flow {
+            port: authority.port,
+            host: &authority.host,
+            scheme: Scheme::Https,
+        };
         let enforced = thread.shared.policy.current();
-        matches!(policy::engine::route(&enforced.policy, &identity, &flow), Ok(Route::Tunnel(_)))
+        matches!(
+            policy::engine::route(&enforced.policy, &identity, &flow),
+            Ok(Route::Tunnel(_))
+        )
     })
 }
 
@@ -88,5 +95,8 @@ pub(super) fn of_splice(error: &SpliceError) -> Failure {
         SpliceError::Stalled { .. } => "stalled",
         SpliceError::Io { .. } => "io",
     };
-    Failure::Downstream { kind, message: error.to_string() }
+    Failure::Downstream {
+        kind,
+        message: error.to_string(),
+    }
 }

@@ -34,8 +34,12 @@ async fn pass(client: OnUpgrade, upstream: OnUpgrade, mut finish: Finish) {
         Err(error) => return finish.broken(&error),
     };
     let counts = Counts::default();
-    let splicing =
-        splice::splice(TokioIo::new(client), TokioIo::new(upstream), finish.limits().tunnel_patience(), &counts);
+    let splicing = splice::splice(
+        TokioIo::new(client),
+        TokioIo::new(upstream),
+        finish.limits().tunnel_patience(),
+        &counts,
+    );
     let ended = tokio::select! {
         spliced = splicing => Some(spliced),
         () = finish.until_revoked() => None,

@@ -43,13 +43,19 @@ pub(super) async fn dial(
     if permit.scheme() == Scheme::Http {
         return http1(thread, stream).await;
     }
-    let connector = thread.connector(permit.workload()).map_err(|error| failure::of_upstream_tls(&error))?;
+    let connector = thread
+        .connector(permit.workload())
+        .map_err(|error| failure::of_upstream_tls(&error))?;
     let limit = thread.shared.limits.connect();
     let (stream, session) = connector
         .connect(permit, stream, offer, limit)
         .await
         .map_err(|error| failure::of_upstream_tls(&error))?;
-    if session.http2 { http2(thread, stream).await } else { http1(thread, stream).await }
+    if session.http2 {
+        http2(thread, stream).await
+    } else {
+        http1(thread, stream).await
+    }
 }
 
 /// Opens a plain TCP connection to the permit's host at an address that the agent resolved.
@@ -127,9 +133,16 @@ async fn tcp(thread: &DataThread, UpstreamAddr(address): UpstreamAddr) -> Result
     let stream = match tokio::time::timeout(thread.shared.limits.connect(), connecting).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Err(Failure::upstream(UpstreamFault::Connect, &error)),
-        Err(_elapsed) => return Err(Failure::upstream(UpstreamFault::Timeout, &"no connection in time")),
+        Err(_elapsed) => {
+            return Err(Failure::upstream(
+                UpstreamFault::Timeout,
+                &"no connection in time",
+            ));
+        }
     };
-    stream.set_nodelay(true).map_err(|error| Failure::upstream(UpstreamFault::Connect, &error))?;
+    stream
+        .set_nodelay(true)
+        .map_err(|error| Failure::upstream(UpstreamFault::Connect, &error))?;
     Ok(stream)
 }
 
@@ -175,14 +188,42 @@ mod tests {
 
     #[test]
     fn only_addresses_of_the_public_internet_are_public() {
-        for public in ["8.8.8.8", "1.1.1.1", "100.63.0.1", "172.32.0.1", "2606:4700::1111", "::ffff:8.8.8.8"] {
+        for public in [
+            "8.8.8.8",
+            "1.1.1.1",
+            "100.63.0.1",
+            "172.32.0.1",
+            "2606:4700::1111",
+            "::ffff:8.8.8.8",
+        ] {
             assert!(is_public(public.parse().unwrap()), "{public}");
         }
         for private in [
-            "0.0.0.0", "10.0.0.1", "100.64.0.1", "127.0.0.1", "169.254.169.254", "172.16.0.1", "192.0.0.8",
-            "192.0.2.1", "192.168.1.1", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255", "::", "::1",
-            "::ffff:10.0.0.1", "::7f00:1", "64:ff9b::a00:1", "fe80::1", "fc00::1", "fd00:ec2::254", "ff02::1",
-            "2001:db8::1", "2002:a00:1::", "2001::1",
+            "0.0.0.0",
+            "10.0.0.1",
+            "100.64.0.1",
+            "127.0.0.1",
+            "169.254.169.254",
+            "172.16.0.1",
+            "192.0.0.8",
+            "192.0.2.1",
+            "192.168.1.1",
+            "198.18.0.1",
+            "224.0.0.1",
+            "240.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "::ffff:10.0.0.1",
+            "::7f00:1",
+            "64:ff9b::a00:1",
+            "fe80::1",
+            "fc00::1",
+            "fd00:ec2::254",
+            "ff02::1",
+            "2001:db8::1",
+            "2002:a00:1::",
+            "2001::1",
         ] {
             assert!(!is_public(private.parse().unwrap()), "{private}");
         }

@@ -89,7 +89,10 @@ impl Roots {
             }
         }
         if all.is_empty() {
-            let detail = native.errors.first().map_or_else(|| "none found".into(), ToString::to_string);
+            let detail = native
+                .errors
+                .first()
+                .map_or_else(|| "none found".into(), ToString::to_string);
             return Err(Error::NoRoots { detail });
         }
         Ok(all)
@@ -101,9 +104,15 @@ impl Roots {
     /// If there is none that can be used.
     pub fn from_der(certificates: &[Vec<u8>]) -> Result<Self, Error> {
         let mut store = RootCertStore::empty();
-        store.add_parsable_certificates(certificates.iter().map(|der| CertificateDer::from(der.as_slice())));
+        store.add_parsable_certificates(
+            certificates
+                .iter()
+                .map(|der| CertificateDer::from(der.as_slice())),
+        );
         if store.is_empty() {
-            return Err(Error::NoRoots { detail: "none was handed over".into() });
+            return Err(Error::NoRoots {
+                detail: "none was handed over".into(),
+            });
         }
         Ok(Self(Arc::new(store)))
     }

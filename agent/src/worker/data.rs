@@ -43,7 +43,10 @@ const BEAT: Duration = Duration::from_millis(200);
 impl DataThreads {
     pub(super) fn start(count: usize, shared: &Arc<Shared>) -> std::io::Result<Self> {
         let threads = (0..count).map(|number| Thread::start(number, Arc::clone(shared)));
-        Ok(Self { threads: threads.collect::<Result<_, _>>()?, next: Arc::default() })
+        Ok(Self {
+            threads: threads.collect::<Result<_, _>>()?,
+            next: Arc::default(),
+        })
     }
 
     /// Hands a workload's connections to the threads in turn.
@@ -70,13 +73,19 @@ impl DataThreads {
 
     /// When the thread that has been silent for the longest last said that it runs.
     pub(super) fn oldest_sign_of_life(&self) -> u64 {
-        self.threads.iter().map(|thread| thread.figures.last_alive()).min().unwrap_or(0)
+        self.threads
+            .iter()
+            .map(|thread| thread.figures.last_alive())
+            .min()
+            .unwrap_or(0)
     }
 
     pub(super) async fn drain(&mut self, deadline: Duration) {
         self.tell(|| Order::Drain(deadline));
         for thread in &mut self.threads {
-            let Some(handle) = thread.handle.take() else { continue };
+            let Some(handle) = thread.handle.take() else {
+                continue;
+            };
             match tokio::task::spawn_blocking(move || handle.join()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) | Err(_) => tracing::error!("a data thread did not end by itself"),
@@ -100,11 +109,19 @@ impl Thread {
         // Until its first beat the thread counts as alive from now on.
         figures.alive(monotonic());
         let counted = Arc::clone(&figures);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let handle = std::thread::Builder::new().name(format!("data-{number}")).spawn(move || {
-            LocalSet::new().block_on(&runtime, serve(shared, counted, queue));
-        })?;
-        Ok(Self { orders, figures, handle: Some(handle) })
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let handle = std::thread::Builder::new()
+            .name(format!("data-{number}"))
+            .spawn(move || {
+                LocalSet::new().block_on(&runtime, serve(shared, counted, queue));
+            })?;
+        Ok(Self {
+            orders,
+            figures,
+            handle: Some(handle),
+        })
     }
 }
 

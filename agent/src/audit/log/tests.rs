@@ -24,7 +24,9 @@ impl Sink for Fake {
     fn append(&mut self, lines: &[u8]) -> Result<(), AppendError> {
         let mut state = self.0.lock().unwrap();
         let room = state.room.unwrap_or(usize::MAX);
-        let fits = lines[..room.min(lines.len())].iter().rposition(|byte| *byte == b'\n');
+        let fits = lines[..room.min(lines.len())]
+            .iter()
+            .rposition(|byte| *byte == b'\n');
         let written = fits.map_or(0, |at| at + 1);
         state.lines.extend_from_slice(&lines[..written]);
         if written == lines.len() {
@@ -41,7 +43,11 @@ impl Sink for Fake {
 impl Fake {
     fn records(&self) -> Vec<Record> {
         let state = self.0.lock().unwrap();
-        state.lines.split_inclusive(|byte| *byte == b'\n').map(|line| Record::parse(line).unwrap()).collect()
+        state
+            .lines
+            .split_inclusive(|byte| *byte == b'\n')
+            .map(|line| Record::parse(line).unwrap())
+            .collect()
     }
 }
 
@@ -132,7 +138,10 @@ fn every_call_has_exactly_one_record_however_it_ends() {
         .map(|record| (record.id, record.outcome))
         .collect();
     assert_eq!(got, expected);
-    assert_eq!(records.iter().filter(|record| record.kind == Kind::Call).count(), 500);
+    assert_eq!(
+        records.iter().filter(|record| record.kind == Kind::Call).count(),
+        500
+    );
 }
 
 #[test]
@@ -161,7 +170,9 @@ fn a_full_disk_refuses_calls_and_loses_no_record() {
     let begun: Vec<_> = (0..10).map(|_| log.begin(opening(&shared)).unwrap()).collect();
     sink.0.lock().unwrap().room = Some(1000);
     let ids: Vec<_> = begun.iter().map(Recorder::id).collect();
-    begun.into_iter().for_each(|recorder| recorder.finish(Outcome::Completed));
+    begun
+        .into_iter()
+        .for_each(|recorder| recorder.finish(Outcome::Completed));
     until("the log has failed", || log.failure().is_some());
     let error = log.begin(opening(&shared)).unwrap_err();
     assert_eq!(error.code(), "audit_unavailable");
@@ -171,10 +182,19 @@ fn a_full_disk_refuses_calls_and_loses_no_record() {
     log.begin(opening(&shared)).unwrap().finish(Outcome::Completed);
     assert!(writer.close(Duration::from_secs(10)));
     let records = sink.records();
-    let calls: Vec<_> = records.iter().filter(|record| record.kind == Kind::Call).collect();
-    assert_eq!(calls[..10].iter().map(|record| record.id).collect::<Vec<_>>(), ids);
+    let calls: Vec<_> = records
+        .iter()
+        .filter(|record| record.kind == Kind::Call)
+        .collect();
+    assert_eq!(
+        calls[..10].iter().map(|record| record.id).collect::<Vec<_>>(),
+        ids
+    );
     assert_eq!(calls.len(), 11);
-    let lost = records.iter().find(|record| record.kind == Kind::Unrecorded).unwrap();
+    let lost = records
+        .iter()
+        .find(|record| record.kind == Kind::Unrecorded)
+        .unwrap();
     assert_eq!(lost.count, Some(1));
 }
 
@@ -182,9 +202,14 @@ fn a_full_disk_refuses_calls_and_loses_no_record() {
 fn dev_full_is_a_disk_that_is_full() {
     let full = File::options().write(true).open("/dev/full").unwrap();
     let (log, writer) = start(FileSink::new(full, Sync::Never), 4, 4);
-    log.begin(opening(&connection(&log, "a"))).unwrap().finish(Outcome::Completed);
+    log.begin(opening(&connection(&log, "a")))
+        .unwrap()
+        .finish(Outcome::Completed);
     until("the log has failed", || log.failure().is_some());
-    let reason = log.begin(opening(&connection(&log, "a"))).unwrap_err().to_string();
+    let reason = log
+        .begin(opening(&connection(&log, "a")))
+        .unwrap_err()
+        .to_string();
     assert!(reason.contains("No space left on device"), "{reason}");
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("audit.jsonl");
@@ -198,7 +223,9 @@ fn dev_full_is_a_disk_that_is_full() {
 fn a_closed_writer_says_what_it_could_not_write() {
     let full = File::options().write(true).open("/dev/full").unwrap();
     let (log, writer) = start(FileSink::new(full, Sync::Never), 4, 4);
-    log.begin(opening(&connection(&log, "a"))).unwrap().finish(Outcome::Completed);
+    log.begin(opening(&connection(&log, "a")))
+        .unwrap()
+        .finish(Outcome::Completed);
     assert!(!writer.close(Duration::from_millis(10)));
 }
 
@@ -207,9 +234,15 @@ fn one_workload_can_not_take_the_slots_of_another() {
     let (log, _writer) = start(Fake::default(), 4, 2);
     let (a, b) = (connection(&log, "a"), connection(&log, "b"));
     let _held = [log.begin(opening(&a)).unwrap(), log.begin(opening(&a)).unwrap()];
-    assert_eq!(log.begin(opening(&a)).unwrap_err(), Unavailable::Quota { quota: 2 });
+    assert_eq!(
+        log.begin(opening(&a)).unwrap_err(),
+        Unavailable::Quota { quota: 2 }
+    );
     let _other = [log.begin(opening(&b)).unwrap(), log.begin(opening(&b)).unwrap()];
-    assert_eq!(log.begin(opening(&connection(&log, "c"))).unwrap_err(), Unavailable::Table);
+    assert_eq!(
+        log.begin(opening(&connection(&log, "c"))).unwrap_err(),
+        Unavailable::Table
+    );
 }
 
 #[test]
@@ -243,7 +276,10 @@ fn ids_are_version_seven_and_all_different() {
         let uuid = Uuid::from_bytes(id);
         assert_eq!(uuid.get_version_num(), 7);
         let (seconds, nanos) = uuid.get_timestamp().unwrap().to_unix();
-        assert_eq!(seconds * 1000 + u64::from(nanos) / 1_000_000, time.unix_micros() / 1000);
+        assert_eq!(
+            seconds * 1000 + u64::from(nanos) / 1_000_000,
+            time.unix_micros() / 1000
+        );
         assert!(seen.insert(id));
     }
 }

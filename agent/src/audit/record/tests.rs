@@ -23,7 +23,7 @@ fn full() -> Record {
         user: Some("app".into()),
         comm: Some("curl".into()),
         exe: Some(Exe {
-            path: "/usr/bin/curl".into(),
+            path: Some("/usr/bin/curl".into()),
             device: 65_025,
             inode: 99,
             sha256: None,

@@ -1,6 +1,5 @@
 //! Tests of `dns::resolver`, against a small DNS server on the loopback.
 
-use std::io::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -64,8 +63,8 @@ fn answer(question: &Message) -> Message {
     answer
 }
 
-fn resolver(server: &Server, hosts: Option<&Path>) -> Resolver {
-    let hosts = hosts.map(Into::into);
+fn resolver(server: &Server, hosts: &str) -> Resolver {
+    let hosts = hosts.to_owned();
     Resolver::new(&Settings {
         resolvers: vec![server.address],
         hosts,
@@ -76,7 +75,7 @@ fn resolver(server: &Server, hosts: Option<&Path>) -> Resolver {
 #[tokio::test]
 async fn both_families_come_from_the_resolvers_and_are_kept() {
     let server = server_on_loopback().await;
-    let resolver = resolver(&server, None);
+    let resolver = resolver(&server, "");
     let host = "Two.Example".parse().unwrap();
     for _ in 0..3 {
         let mut addresses = resolver.addresses(&host).await.unwrap();
@@ -90,11 +89,8 @@ async fn both_families_come_from_the_resolvers_and_are_kept() {
 #[tokio::test]
 async fn a_name_in_the_hosts_file_is_not_asked_for() {
     let server = server_on_loopback().await;
-    let mut hosts = tempfile::NamedTempFile::new().unwrap();
-    hosts
-        .write_all(b"# local\n127.0.0.7 API.example alias.example\n::7 api.example\n")
-        .unwrap();
-    let resolver = resolver(&server, Some(hosts.path()));
+    let hosts = "# local\n127.0.0.7 API.example alias.example\n::7 api.example\n";
+    let resolver = resolver(&server, hosts);
     let addresses = resolver.addresses(&"api.example".parse().unwrap()).await.unwrap();
     let expected: [IpAddr; 2] = ["127.0.0.7".parse().unwrap(), "::7".parse().unwrap()];
     assert_eq!(addresses, expected);
@@ -111,25 +107,33 @@ async fn a_name_in_the_hosts_file_is_not_asked_for() {
 #[tokio::test]
 async fn a_name_that_does_not_exist_is_told_apart_from_a_failure() {
     let server = server_on_loopback().await;
-    let error = resolver(&server, None)
+    let error = resolver(&server, "")
         .addresses(&"none.example".parse().unwrap())
         .await
         .unwrap_err();
     assert!(matches!(error, Error::NotFound { .. }), "{error}");
-    let error = resolver(&server, None)
+    let error = resolver(&server, "")
         .addresses(&"broken.example".parse().unwrap())
         .await
         .unwrap_err();
     assert!(matches!(error, Error::Failed { .. }), "{error}");
 }
 
-#[test]
-fn a_missing_hosts_file_is_empty_and_an_unreadable_one_an_error() {
-    let settings = |path: &str| Settings {
-        resolvers: vec!["127.0.0.1:53".parse().unwrap()],
-        hosts: Some(path.into()),
+#[tokio::test]
+async fn without_resolvers_only_the_hosts_file_answers() {
+    let settings = Settings {
+        resolvers: Vec::new(),
+        hosts: "192.0.2.9 listed.example".into(),
     };
-    Resolver::new(&settings("/nonexistent/hosts")).unwrap();
-    let error = Resolver::new(&settings("/proc/self")).unwrap_err();
-    assert!(matches!(error, Error::Hosts { .. }), "{error}");
+    let resolver = Resolver::new(&settings).unwrap();
+    let listed = resolver
+        .addresses(&"listed.example".parse().unwrap())
+        .await
+        .unwrap();
+    assert_eq!(listed, ["192.0.2.9".parse::<IpAddr>().unwrap()]);
+    let error = resolver
+        .addresses(&"other.example".parse().unwrap())
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::NotFound { .. }), "{error}");
 }
