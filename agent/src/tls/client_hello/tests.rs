@@ -244,7 +244,12 @@ fn as_rustls_reads(bytes: &[u8]) -> Option<Option<HostName>> {
     while !rest.is_empty() {
         acceptor.read_tls(&mut rest).ok()?;
         if let Some(accepted) = acceptor.accept().ok()? {
-            return Some(accepted.client_hello().server_name().map(|name| name.parse().unwrap()));
+            return Some(
+                accepted
+                    .client_hello()
+                    .server_name()
+                    .map(|name| name.parse().unwrap()),
+            );
         }
     }
     None
