@@ -83,10 +83,10 @@ impl Root {
             subject: host.to_string(),
             source,
         };
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(mint)?;
+        let key = Zeroizing::new(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(mint)?);
         let expires = now + INTERMEDIATE_LIFE;
         let certificate = intermediate_params(host, now, expires)?
-            .signed_by(&key, &self.issuer)
+            .signed_by(&*key, &self.issuer)
             .map_err(mint)?;
         Ok(Intermediate {
             host: host.clone(),
@@ -179,7 +179,7 @@ fn make_root(now: SystemTime) -> Result<Zeroizing<String>, Error> {
         subject: "the root".into(),
         source,
     };
-    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(mint)?;
+    let key = Zeroizing::new(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(mint)?);
     let mut params = dated(now, now + ROOT_LIFE)?;
     // Two roots with one name but other keys confuse path building: the serial makes the name unique.
     let tag: String = random_serial()?[..4]
@@ -189,7 +189,7 @@ fn make_root(now: SystemTime) -> Result<Zeroizing<String>, Error> {
     params.distinguished_name = named(&format!("callgate local CA {tag}"));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let certificate = params.self_signed(&key).map_err(mint)?;
+    let certificate = params.self_signed(&*key).map_err(mint)?;
     let key = Zeroizing::new(key.serialize_pem());
     Ok(Zeroizing::new(format!("{}{}", certificate.pem(), *key)))
 }

@@ -24,7 +24,7 @@ use rustls::sign::{CertifiedKey, SigningKey};
 
 use crate::addr::HostName;
 
-use super::ca::{Intermediate, common_name, dated, named};
+use super::ca::{BACKDATE, INTERMEDIATE_LIFE, Intermediate, common_name, dated, named};
 use super::{Error, provider};
 
 /// How long a leaf is good for.
@@ -118,13 +118,15 @@ impl Leaves {
         })
     }
 
-    /// Whether an intermediate for `host` should be fetched: there is none, or it ends soon.
+    /// Whether an intermediate for `host` should be fetched: there is none, it ends soon, or it was made
+    /// under a clock that has since been set back.
     ///
-    /// In the second case [`Self::leaf`] still works, so the fetch may go on beside the call.
+    /// But in the first case [`Self::leaf`] still works, so the fetch may go on beside the call.
     #[must_use]
     pub fn needs(&self, host: &HostName, now: SystemTime) -> bool {
-        self.find(host)
-            .is_none_or(|found| found.expires < now + INTERMEDIATE_RENEW)
+        self.find(host).is_none_or(|found| {
+            found.expires < now + INTERMEDIATE_RENEW || from_future(found.expires, INTERMEDIATE_LIFE, now)
+        })
     }
 
     /// Takes an intermediate in; one that was there for the same host goes, with its leaf.
@@ -168,6 +170,7 @@ impl Leaves {
         found.used.store(self.tick(), Ordering::Relaxed);
         if let Some(leaf) = &*found.leaf.load()
             && leaf.expires > now + LEAF_RENEW.min(remaining(&found, now))
+            && !from_future(leaf.expires, LEAF_LIFE, now)
         {
             return Ok(Arc::clone(leaf));
         }
@@ -203,6 +206,12 @@ impl Leaves {
     fn tick(&self) -> u64 {
         self.uses.fetch_add(1, Ordering::Relaxed)
     }
+}
+
+/// Whether a certificate is so much younger than `now` that its back-dating may not cover the difference:
+/// the clock was ahead when it was made.
+fn from_future(expires: SystemTime, life: Duration, now: SystemTime) -> bool {
+    expires > now + life + BACKDATE / 2
 }
 
 /// Half of what the intermediate has left, so that near its end a leaf is not minted for every connection.

@@ -237,7 +237,37 @@ fn broken_records_are_refused() {
     }
 }
 
+/// The name that rustls' own reader finds, if it takes the bytes as a whole hello.
+fn as_rustls_reads(bytes: &[u8]) -> Option<Option<HostName>> {
+    let mut acceptor = rustls::server::Acceptor::default();
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        acceptor.read_tls(&mut rest).ok()?;
+        if let Some(accepted) = acceptor.accept().ok()? {
+            return Some(
+                accepted
+                    .client_hello()
+                    .server_name()
+                    .map(|name| name.parse().unwrap()),
+            );
+        }
+    }
+    None
+}
+
 proptest! {
+    #[test]
+    fn what_is_found_is_what_rustls_finds(changes in proptest::collection::vec((0usize..300, any::<u8>()), 0..3)) {
+        let mut bytes = real_hello("api.example.com", &[b"h2"]);
+        for (at, to) in changes {
+            let at = at % bytes.len();
+            bytes[at] = to;
+        }
+        if let (Hello::Found(hello), Some(name)) = (parse(&bytes), as_rustls_reads(&bytes)) {
+            prop_assert_eq!(hello.sni, name);
+        }
+    }
+
     #[test]
     fn any_bytes_get_an_answer_that_more_bytes_never_change(
         start in prop_oneof![Just(vec![]), Just(vec![22, 3, 1]), Just(vec![22, 3, 1, 0, 60, 1, 0, 0, 56])],

@@ -282,3 +282,127 @@ async fn a_client_that_hangs_up_is_an_io_error() {
         .unwrap_err();
     assert!(matches!(error, Error::Io { .. }), "{error}");
 }
+
+#[test]
+fn clients_read_our_alerts() {
+    use rustls::client::UnbufferedClientConnection;
+    let setup = setup(&[]);
+    for (alert, read) in [
+        (Alert::AccessDenied, AlertDescription::AccessDenied),
+        (Alert::InternalError, AlertDescription::InternalError),
+        (Alert::UnrecognizedName, AlertDescription::UnrecognisedName),
+    ] {
+        let name = ServerName::try_from("a.example").unwrap();
+        let mut connection = UnbufferedClientConnection::new(client(&setup, &TLS13, &[]), name).unwrap();
+        let mut bytes = alert.bytes();
+        // The first call hands out the ClientHello; the alert is read once that has been taken.
+        let error = loop {
+            let status = connection.process_tls_records(&mut bytes);
+            match status.state {
+                Ok(rustls::unbuffered::ConnectionState::EncodeTlsData(mut hello)) => {
+                    hello.encode(&mut [0; 4096]).unwrap();
+                }
+                Ok(rustls::unbuffered::ConnectionState::TransmitTlsData(sent)) => sent.done(),
+                Ok(other) => panic!("{other:?}"),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error, rustls::Error::AlertReceived(read));
+    }
+}
+
+/// The whole way in over TCP: peek, leaf, replayed handshake, one HTTP answer, for a client that is not rustls.
+#[tokio::test]
+async fn an_openssl_client_verifies_the_chain_and_reads_the_answer() {
+    if std::process::Command::new("openssl")
+        .arg("version")
+        .output()
+        .is_err()
+    {
+        return;
+    }
+    let setup = setup(&["a.example"]);
+    let roots = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(roots.path(), &setup.root_pem).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let client = tokio::process::Command::new("openssl")
+        .args([
+            "s_client",
+            "-connect",
+            &address,
+            "-servername",
+            "a.example",
+            "-verify_hostname",
+            "a.example",
+        ])
+        .args([
+            "-x509_strict",
+            "-verify_return_error",
+            "-alpn",
+            "http/1.1",
+            "-quiet",
+            "-ign_eof",
+            "-CAfile",
+        ])
+        .arg(roots.path())
+        .stdin(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let server = async {
+        let (stream, _) = listener.accept().await.unwrap();
+        let (detected, replay) = crate::net::peek::peek(stream, Default::default()).await.unwrap();
+        let crate::net::peek::Detected::Tls(hello) = detected else {
+            panic!("{detected:?}")
+        };
+        let leaf = setup.leaves.leaf(&hello.sni.unwrap(), SystemTime::now()).unwrap();
+        let (mut stream, session) = setup
+            .acceptor
+            .accept(replay, &leaf, Offer::Http1, LIMIT)
+            .await
+            .unwrap();
+        stream
+            .write_all(b"HTTP/1.1 204 No Content\r\n\r\n")
+            .await
+            .unwrap();
+        stream.shutdown().await.unwrap();
+        session
+    };
+    let (output, session) = tokio::time::timeout(LIMIT, async { tokio::join!(client, server) })
+        .await
+        .unwrap();
+    let output = output.unwrap();
+    assert!(output.stdout.starts_with(b"HTTP/1.1 204"), "{output:?}");
+    assert!(!session.resumed && session.version == "1.3");
+}
+
+#[tokio::test]
+async fn our_cipher_order_counts() {
+    let setup = setup(&["a.example"]);
+    for version in [&TLS12, &TLS13] {
+        let mut theirs = rustls::crypto::aws_lc_rs::default_provider();
+        theirs
+            .cipher_suites
+            .sort_by_key(|suite| !format!("{suite:?}").contains("AES_256"));
+        let mut roots = RootCertStore::empty();
+        roots
+            .add(CertificateDer::from_pem_slice(setup.root_pem.as_bytes()).unwrap())
+            .unwrap();
+        let config = ClientConfig::builder_with_provider(Arc::new(theirs))
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let leaf = setup
+            .leaves
+            .leaf(&"a.example".parse().unwrap(), SystemTime::now())
+            .unwrap();
+        let name = ServerName::try_from("a.example").unwrap();
+        let client = TlsConnector::from(Arc::new(config)).connect(name, near);
+        let (client, server) = tokio::join!(client, setup.acceptor.accept(far, &leaf, Offer::Http1, LIMIT));
+        server.unwrap();
+        let suite = client.unwrap().get_ref().1.negotiated_cipher_suite().unwrap();
+        assert!(format!("{suite:?}").contains("AES_128_GCM"), "{suite:?}");
+    }
+}

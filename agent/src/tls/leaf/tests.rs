@@ -17,7 +17,7 @@ use rustls::{CertificateError, RootCertStore};
 use tempfile::TempDir;
 
 use super::*;
-use crate::tls::ca::{INTERMEDIATE_LIFE, Root};
+use crate::tls::ca::Root;
 
 struct Setup {
     dir: TempDir,
@@ -160,6 +160,21 @@ fn no_leaf_outlives_its_intermediate_and_none_is_minted_after_it() {
 
 fn unix(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+#[test]
+fn a_clock_that_was_ahead_leaves_nothing_behind() {
+    let setup = setup();
+    let leaves = setup.leaves(4, &["a.example"]);
+    let name = host("a.example");
+    let ahead = leaves
+        .leaf(&name, setup.now + Duration::from_secs(3 * 3600))
+        .unwrap();
+    let put_right = leaves.leaf(&name, setup.now).unwrap();
+    assert!(!Arc::ptr_eq(&ahead, &put_right));
+    setup.rustls_verdict(&put_right, "a.example", setup.now).unwrap();
+    assert!(!leaves.needs(&name, setup.now - Duration::from_secs(60)));
+    assert!(leaves.needs(&name, setup.now - Duration::from_secs(3600)));
 }
 
 #[test]
