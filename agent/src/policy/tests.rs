@@ -17,14 +17,21 @@ fn policy(text: &str) -> Policy {
 fn caller() -> Identity {
     Identity {
         workload: WorkloadName::parse("w").unwrap(),
-        cgroup: Cgroup { id: 7, path: Some("/callgate.slice/callgate-w.slice/app.service".into()) },
+        cgroup: Cgroup {
+            id: 7,
+            path: Some("/callgate.slice/callgate-w.slice/app.service".into()),
+        },
         unit: Some("app.service".into()),
         invocation: None,
         container: None,
         uid: 1000,
         gid: 1000,
         user: Some("app".into()),
-        process: Some(Process { pid: 42, start_time: 1, comm: "app".into() }),
+        process: Some(Process {
+            pid: 42,
+            start_time: 1,
+            comm: "app".into(),
+        }),
         executable: Some(Executable {
             path: "/usr/bin/app".into(),
             device: 1,
@@ -50,7 +57,11 @@ impl Request {
     fn new(method: &str, url: &str) -> Self {
         let (scheme, rest) = url.split_once("://").unwrap();
         let (authority, target) = rest.split_at(rest.find('/').unwrap());
-        let scheme = if scheme == "http" { Scheme::Http } else { Scheme::Https };
+        let scheme = if scheme == "http" {
+            Scheme::Http
+        } else {
+            Scheme::Https
+        };
         let default = if scheme == Scheme::Http { 80 } else { 443 };
         let (host, port) = authority
             .split_once(':')

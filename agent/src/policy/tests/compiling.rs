@@ -16,18 +16,42 @@ const HEAD: &str = "[[workload]]\nname = 'w'\n";
 #[test]
 fn each_fault_is_found_where_it_is() {
     for (text, expected) in [
-        ("[[workload]]\nunits = []", "p:1:1: error: a workload needs `name`"),
-        ("[[workload]]\nname = 'W'", "p:2:9: error: a workload's name is 1 to 48 of a-z"),
-        ("[[workload]]\nname = 3", "p:2:8: error: `name` must be a string, not an integer"),
-        ("[[workload]]\nname = 'w'\nunit = 'a.service'", "p:3:1: error: unknown key `unit` in a workload (did you mean `units`?)"),
-        ("[workload]\nname = 'w'", "`workload` must be a list of tables, written [[workload]], not a table"),
-        ("wrkload = 1", "p:1:1: error: unknown key `wrkload` in a policy file (did you mean `workload`?)"),
+        (
+            "[[workload]]\nunits = []",
+            "p:1:1: error: a workload needs `name`",
+        ),
+        (
+            "[[workload]]\nname = 'W'",
+            "p:2:9: error: a workload's name is 1 to 48 of a-z",
+        ),
+        (
+            "[[workload]]\nname = 3",
+            "p:2:8: error: `name` must be a string, not an integer",
+        ),
+        (
+            "[[workload]]\nname = 'w'\nunit = 'a.service'",
+            "p:3:1: error: unknown key `unit` in a workload (did you mean `units`?)",
+        ),
+        (
+            "[workload]\nname = 'w'",
+            "`workload` must be a list of tables, written [[workload]], not a table",
+        ),
+        (
+            "wrkload = 1",
+            "p:1:1: error: unknown key `wrkload` in a policy file (did you mean `workload`?)",
+        ),
         ("x = ", "p:1:5: error: not valid TOML"),
         ("[[workload]]\nname = w", "p:2:8: error: not valid TOML"),
-        ("[[workload]]\nname = 'a'\nname = 'b'", "p:3:1: error: `name` is given twice"),
+        (
+            "[[workload]]\nname = 'a'\nname = 'b'",
+            "p:3:1: error: `name` is given twice",
+        ),
     ] {
         let found = findings(text);
-        assert!(found.iter().any(|line| line.contains(expected)), "{text}\n{expected}\n{found:#?}");
+        assert!(
+            found.iter().any(|line| line.contains(expected)),
+            "{text}\n{expected}\n{found:#?}"
+        );
     }
 }
 
@@ -35,40 +59,130 @@ fn each_fault_is_found_where_it_is() {
 fn each_fault_of_a_rule_is_found() {
     for (rule, expected) in [
         ("[[workload.allow]]", "an allow rule needs `host`"),
-        ("[[workload.allow]]\nhost='https://a.b/x'", "(a host is a name alone: host = \"a.b\"; paths go into `paths`)"),
-        ("[[workload.allow]]\nhost='a.b:8443'", "(write it as host = \"a.b\" and port = 8443)"),
-        ("[[workload.allow]]\nhost='10.0.0.1'", "(for addresses use [[workload.direct]] with `cidr` and `port`)"),
-        ("[[workload.allow]]\nhost='api*.b.c'", "(a star stands for the first label alone: *.example.com)"),
-        ("[[workload.allow]]\nhost='*.com'", "every name of a whole top-level domain"),
-        ("[[workload.allow]]\nhost='a.b'\nport=0", "`port` must be between 1 and 65535"),
-        ("[[workload.allow]]\nhost='a.b'\nport='x'", "`port` must be an integer, not a string"),
-        ("[[workload.allow]]\nhost='a.b'\npath='/x'", "did you mean `paths`?"),
-        ("[[workload.allow]]\nhost='a.b'\npaths='v1'", "(did you mean \"/v1\"?)"),
-        ("[[workload.allow]]\nhost='a.b'\npaths='/a%2e'", "(write it as \"/a.\")"),
-        ("[[workload.allow]]\nhost='a.b'\npaths='/a?b=c'", "(use `query = { key = \"value\" }`)"),
-        ("[[workload.allow]]\nhost='a.b'\npaths=[]", "`paths` is an empty list"),
+        (
+            "[[workload.allow]]\nhost='https://a.b/x'",
+            "(a host is a name alone: host = \"a.b\"; paths go into `paths`)",
+        ),
+        (
+            "[[workload.allow]]\nhost='a.b:8443'",
+            "(write it as host = \"a.b\" and port = 8443)",
+        ),
+        (
+            "[[workload.allow]]\nhost='10.0.0.1'",
+            "(for addresses use [[workload.direct]] with `cidr` and `port`)",
+        ),
+        (
+            "[[workload.allow]]\nhost='api*.b.c'",
+            "(a star stands for the first label alone: *.example.com)",
+        ),
+        (
+            "[[workload.allow]]\nhost='*.com'",
+            "every name of a whole top-level domain",
+        ),
+        (
+            "[[workload.allow]]\nhost='a.b'\nport=0",
+            "`port` must be between 1 and 65535",
+        ),
+        (
+            "[[workload.allow]]\nhost='a.b'\nport='x'",
+            "`port` must be an integer, not a string",
+        ),
+        (
+            "[[workload.allow]]\nhost='a.b'\npath='/x'",
+            "did you mean `paths`?",
+        ),
+        (
+            "[[workload.allow]]\nhost='a.b'\npaths='v1'",
+            "(did you mean \"/v1\"?)",
+        ),
+        (
+            "[[workload.allow]]\nhost='a.b'\npaths='/a%2e'",
+            "(write it as \"/a.\")",
+        ),
+        (
+            "[[workload.allow]]\nhost='a.b'\npaths='/a?b=c'",
+            "(use `query = { key = \"value\" }`)",
+        ),
+        (
+            "[[workload.allow]]\nhost='a.b'\npaths=[]",
+            "`paths` is an empty list",
+        ),
         ("[[workload.allow]]\nhost='a.b'\nmethods='get'", "(write \"GET\")"),
-        ("[[workload.allow]]\nhost='a.b'\nmethods='GETT'", "(did you mean \"GET\"?)"),
-        ("[[workload.allow]]\nhost='a.b'\nmethods='CONNECT'", "CONNECT is never passed on"),
-        ("[[workload.allow]]\nhost='a.b'\nscheme='ftp'", "`scheme` is \"https\" or \"http\""),
-        ("[[workload.allow]]\nhost='a.b'\nheaders={'a b'='x'}", "\"a b\" is no header name"),
-        ("[[workload.allow]]\nhost='a.b'\nheaders={x=1}", "`x` must be a string or a list of strings"),
-        ("[[workload.allow]]\nhost='a.b'\nclient_auth='keep'", "`client_auth` is \"strip\" or \"pass\""),
-        ("[[workload.allow]]\nhost='a.b'\ncredential='s'", "no credential `s` is defined"),
-        ("[[workload.allow]]\nhost='a.b'\npaths='/'\nmethods='POST'", "warning: this rule allows `POST /`"),
+        (
+            "[[workload.allow]]\nhost='a.b'\nmethods='GETT'",
+            "(did you mean \"GET\"?)",
+        ),
+        (
+            "[[workload.allow]]\nhost='a.b'\nmethods='CONNECT'",
+            "CONNECT is never passed on",
+        ),
+        (
+            "[[workload.allow]]\nhost='a.b'\nscheme='ftp'",
+            "`scheme` is \"https\" or \"http\"",
+        ),
+        (
+            "[[workload.allow]]\nhost='a.b'\nheaders={'a b'='x'}",
+            "\"a b\" is no header name",
+        ),
+        (
+            "[[workload.allow]]\nhost='a.b'\nheaders={x=1}",
+            "`x` must be a string or a list of strings",
+        ),
+        (
+            "[[workload.allow]]\nhost='a.b'\nclient_auth='keep'",
+            "`client_auth` is \"strip\" or \"pass\"",
+        ),
+        (
+            "[[workload.allow]]\nhost='a.b'\ncredential='s'",
+            "no credential `s` is defined",
+        ),
+        (
+            "[[workload.allow]]\nhost='a.b'\npaths='/'\nmethods='POST'",
+            "warning: this rule allows `POST /`",
+        ),
         ("[[workload.deny]]", "this deny names nothing"),
-        ("[[workload.deny]]\nhost='a.b'\ncredential='s'", "a deny lets nothing out"),
-        ("[[workload.tunnel]]\nhost='a.b'\ncredential='s'", "a tunnel is passed unread"),
-        ("[[workload.tunnel]]\nhost='a.b'\n[[workload.allow]]\nhost='*.b'\n", "whole top-level domain"),
-        ("[[workload.tunnel]]\nhost='a.b.c'\n[[workload.allow]]\nhost='*.b.c'\n", "can't be passed unread"),
-        ("[[workload.direct]]\ncidr='10.0.5.1/24'\nport=5432", "(did you mean \"10.0.5.0/24\"?)"),
-        ("[[workload.direct]]\ncidr='10.0.5.0/24'", "a direct rule needs `port`"),
-        ("[[workload.direct]]\ncidr='10.0.5.0/24'\nport=443", "add `force = true`"),
-        ("[[workload.direct]]\nhost='a'\nport=1", "which knows addresses only"),
-        ("[[workload.allow]]\nname='x'\nhost='a.b'\n[[workload.deny]]\nname='x'\nhost='a.b'", "are named `x`"),
+        (
+            "[[workload.deny]]\nhost='a.b'\ncredential='s'",
+            "a deny lets nothing out",
+        ),
+        (
+            "[[workload.tunnel]]\nhost='a.b'\ncredential='s'",
+            "a tunnel is passed unread",
+        ),
+        (
+            "[[workload.tunnel]]\nhost='a.b'\n[[workload.allow]]\nhost='*.b'\n",
+            "whole top-level domain",
+        ),
+        (
+            "[[workload.tunnel]]\nhost='a.b.c'\n[[workload.allow]]\nhost='*.b.c'\n",
+            "can't be passed unread",
+        ),
+        (
+            "[[workload.direct]]\ncidr='10.0.5.1/24'\nport=5432",
+            "(did you mean \"10.0.5.0/24\"?)",
+        ),
+        (
+            "[[workload.direct]]\ncidr='10.0.5.0/24'",
+            "a direct rule needs `port`",
+        ),
+        (
+            "[[workload.direct]]\ncidr='10.0.5.0/24'\nport=443",
+            "add `force = true`",
+        ),
+        (
+            "[[workload.direct]]\nhost='a'\nport=1",
+            "which knows addresses only",
+        ),
+        (
+            "[[workload.allow]]\nname='x'\nhost='a.b'\n[[workload.deny]]\nname='x'\nhost='a.b'",
+            "are named `x`",
+        ),
     ] {
         let found = findings(&format!("{HEAD}{rule}"));
-        assert!(found.iter().any(|line| line.contains(expected)), "{rule}\n{expected}\n{found:#?}");
+        assert!(
+            found.iter().any(|line| line.contains(expected)),
+            "{rule}\n{expected}\n{found:#?}"
+        );
     }
 }
 
@@ -76,26 +190,65 @@ fn each_fault_of_a_rule_is_found() {
 fn each_fault_of_a_condition_or_credential_is_found() {
     let credential = "[credential.s]\nhosts='a.b'\nscheme='bearer'\nsource={file='/s'}\n";
     for (text, expected) in [
-        (format!("{HEAD}units='billing'"), "(did you mean \"billing.service\"?)"),
-        (format!("{HEAD}units='billing.servce'"), "(did you mean \"billing.service\"?)"),
+        (
+            format!("{HEAD}units='billing'"),
+            "(did you mean \"billing.service\"?)",
+        ),
+        (
+            format!("{HEAD}units='billing.servce'"),
+            "(did you mean \"billing.service\"?)",
+        ),
         (format!("{HEAD}units='a/b.service'"), "is no unit name"),
         (format!("{HEAD}exe='bin/x'"), "`exe` is no absolute, plain path"),
-        (format!("{HEAD}exe='/bin/../x'"), "`exe` is no absolute, plain path"),
+        (
+            format!("{HEAD}exe='/bin/../x'"),
+            "`exe` is no absolute, plain path",
+        ),
         (format!("{HEAD}exe_sha256='ab'"), "64 hexadecimal digits"),
         (format!("{HEAD}user=-1"), "-1 is no user or group id"),
         (format!("{HEAD}exec_by={{user='x'}}"), "(did you mean `users`?)"),
-        (format!("{HEAD}mode='obs'"), "`mode` is \"enforce\" or \"observe\""),
-        (format!("{HEAD}mode='observe'"), "warning: the workload `w` only observes"),
-        (format!("{HEAD}{HEAD}"), "p:4:9: error: the workload `w` is defined twice"),
-        (credential.replace("'a.b'", "'*.b'"), "a credential's hosts have no wildcards"),
+        (
+            format!("{HEAD}mode='obs'"),
+            "`mode` is \"enforce\" or \"observe\"",
+        ),
+        (
+            format!("{HEAD}mode='observe'"),
+            "warning: the workload `w` only observes",
+        ),
+        (
+            format!("{HEAD}{HEAD}"),
+            "p:4:9: error: the workload `w` is defined twice",
+        ),
+        (
+            credential.replace("'a.b'", "'*.b'"),
+            "a credential's hosts have no wildcards",
+        ),
         (credential.replace("'a.b'", "'https://a.b/'"), "(write \"a.b\")"),
         (credential.replace("'a.b'", "'a.b:x'"), "no valid port"),
-        (credential.replace("bearer", "baerer"), "(did you mean \"bearer\"?)"),
-        (credential.replace("'bearer'", "'basic'"), "a credential needs `username`"),
-        (credential.replace("'bearer'", "'header'\nname='Host'"), "a credential can't go into `host`"),
-        (credential.replace("{file='/s'}", "{}"), "exactly one of `file`, `systemd`, `exec`"),
-        (credential.replace("{file='/s'}", "{file='/s', exec='/x'}"), "exactly one of"),
-        (credential.replace("{file='/s'}", "{file='s'}"), "\"s\" is no absolute path"),
+        (
+            credential.replace("bearer", "baerer"),
+            "(did you mean \"bearer\"?)",
+        ),
+        (
+            credential.replace("'bearer'", "'basic'"),
+            "a credential needs `username`",
+        ),
+        (
+            credential.replace("'bearer'", "'header'\nname='Host'"),
+            "a credential can't go into `host`",
+        ),
+        (
+            credential.replace("{file='/s'}", "{}"),
+            "exactly one of `file`, `systemd`, `exec`",
+        ),
+        (
+            credential.replace("{file='/s'}", "{file='/s', exec='/x'}"),
+            "exactly one of",
+        ),
+        (
+            credential.replace("{file='/s'}", "{file='s'}"),
+            "\"s\" is no absolute path",
+        ),
         (format!("{credential}token='x'"), "a policy holds no secrets"),
         (
             format!("{credential}{HEAD}[[workload.allow]]\nhost='c.d'\ncredential='s'"),
@@ -106,16 +259,24 @@ fn each_fault_of_a_condition_or_credential_is_found() {
             "every name that *.a.b stands for",
         ),
         (
-            format!("{}{HEAD}[[workload.allow]]\nhost='a.b'\npaths='/v2/x'\ncredential='s'", credential.replace("'a.b'", "'a.b/v1/'")),
+            format!(
+                "{}{HEAD}[[workload.allow]]\nhost='a.b'\npaths='/v2/x'\ncredential='s'",
+                credential.replace("'a.b'", "'a.b/v1/'")
+            ),
             "may not be sent to a.b:443/v2/x",
         ),
         (
-            format!("{credential}{HEAD}[[workload.allow]]\nhost='a.b'\ncredential='s'\n[[workload.direct]]\ncidr='10.0.0.0/8'\nport=443\nforce=true"),
+            format!(
+                "{credential}{HEAD}[[workload.allow]]\nhost='a.b'\ncredential='s'\n[[workload.direct]]\ncidr='10.0.0.0/8'\nport=443\nforce=true"
+            ),
             "warning: the direct rule for 10.0.0.0/8 port 443 goes past",
         ),
     ] {
         let found = findings(&text);
-        assert!(found.iter().any(|line| line.contains(expected)), "{text}\n{expected}\n{found:#?}");
+        assert!(
+            found.iter().any(|line| line.contains(expected)),
+            "{text}\n{expected}\n{found:#?}"
+        );
     }
 }
 
@@ -138,7 +299,12 @@ fn two_allows_that_tie_with_different_credentials_are_refused() {
         ("exe='/a'", "user='x'"),
     ] {
         let found = with(one, two);
-        assert!(found.iter().any(|line| line.contains("name different credentials")), "{one} {two} {found:#?}");
+        assert!(
+            found
+                .iter()
+                .any(|line| line.contains("name different credentials")),
+            "{one} {two} {found:#?}"
+        );
     }
     for (one, two) in [
         ("paths='/a/{x}'", "paths='/a/b'"),
@@ -158,12 +324,25 @@ fn faults_of_all_files_come_at_once() {
     let sources = [
         Source::new("a.toml", "[[workload]]\nname = 'w'\nunits = 'x'\nmode = 3\n"),
         Source::new("b.toml", "this is not toml"),
-        Source::new("c.toml", "[[workload]]\nname = 'w'\n[[workload.allow]]\nhost = ''\n"),
+        Source::new(
+            "c.toml",
+            "[[workload]]\nname = 'w'\n[[workload.allow]]\nhost = ''\n",
+        ),
         Source::new("d.toml", &"#".repeat(parse::MAX_FILE + 1)),
     ];
     let found = Policy::compile(&sources).unwrap_err();
     let places: Vec<(&str, usize)> = found.iter().map(|f| (&*f.file, f.line)).collect();
-    assert_eq!(places, [("a.toml", 3), ("a.toml", 4), ("b.toml", 1), ("c.toml", 2), ("c.toml", 4), ("d.toml", 1)]);
+    assert_eq!(
+        places,
+        [
+            ("a.toml", 3),
+            ("a.toml", 4),
+            ("b.toml", 1),
+            ("c.toml", 2),
+            ("c.toml", 4),
+            ("d.toml", 1)
+        ]
+    );
 }
 
 #[test]
@@ -180,7 +359,11 @@ fn odd_toml_is_refused_without_a_panic() {
         &"[".repeat(100_000),
         &format!("x = {}", "[".repeat(100_000)),
     ] {
-        assert!(Policy::compile(&[Source::new("p", text)]).is_err(), "{:.60}", text);
+        assert!(
+            Policy::compile(&[Source::new("p", text)]).is_err(),
+            "{:.60}",
+            text
+        );
     }
 }
 
@@ -207,4 +390,11 @@ fn a_file_that_cannot_be_read_is_a_finding_beside_the_others() {
     }
     assert_eq!(found.len(), 5);
     assert!(store::load_dir(&dir.path().join("none")).policy.is_err());
+}
+
+#[test]
+fn the_shipped_example_is_good_and_says_nothing_to_look_at() {
+    let policy = policy(include_str!("../../../dist/policy.example.toml"));
+    assert_eq!(policy.warnings(), []);
+    assert_eq!((policy.workloads().len(), policy.credentials().len()), (2, 2));
 }

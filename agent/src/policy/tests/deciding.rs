@@ -61,27 +61,75 @@ fn calls_are_decided_as_the_rules_say() {
     let policy = policy(STRIPE);
     for (method, url, expected) in [
         ("GET", "https://api.stripe.com/v1/charges", "allow charges stripe"),
-        ("POST", "https://api.stripe.com/v1/charges/ch_1", "allow charges stripe"),
-        ("GET", "https://api.stripe.com/v1/charges/ch_special", "allow one-charge -"),
+        (
+            "POST",
+            "https://api.stripe.com/v1/charges/ch_1",
+            "allow charges stripe",
+        ),
+        (
+            "GET",
+            "https://api.stripe.com/v1/charges/ch_special",
+            "allow one-charge -",
+        ),
         // The more specific rule has no POST, so the other one answers.
-        ("POST", "https://api.stripe.com/v1/charges/ch_special", "allow charges stripe"),
-        ("GET", "https://api.stripe.com/v1/files/a/b", "allow charges stripe"),
-        ("GET", "https://api.stripe.com/v1/files/Secret;x/", "deny deny_rule no-refunds"),
-        ("POST", "https://api.stripe.com/v1/charges/1/REFUND", "deny deny_rule no-refunds"),
-        ("DELETE", "https://api.stripe.com/v1/charges", "deny call_not_allowed charges"),
-        ("get", "https://api.stripe.com/v1/charges", "deny call_not_allowed charges"),
-        ("GET", "https://api.stripe.com/v1/charges-admin", "deny call_not_allowed -"),
-        ("GET", "https://api.stripe.com:8443/v1/charges", "deny host_not_allowed -"),
+        (
+            "POST",
+            "https://api.stripe.com/v1/charges/ch_special",
+            "allow charges stripe",
+        ),
+        (
+            "GET",
+            "https://api.stripe.com/v1/files/a/b",
+            "allow charges stripe",
+        ),
+        (
+            "GET",
+            "https://api.stripe.com/v1/files/Secret;x/",
+            "deny deny_rule no-refunds",
+        ),
+        (
+            "POST",
+            "https://api.stripe.com/v1/charges/1/REFUND",
+            "deny deny_rule no-refunds",
+        ),
+        (
+            "DELETE",
+            "https://api.stripe.com/v1/charges",
+            "deny call_not_allowed charges",
+        ),
+        (
+            "get",
+            "https://api.stripe.com/v1/charges",
+            "deny call_not_allowed charges",
+        ),
+        (
+            "GET",
+            "https://api.stripe.com/v1/charges-admin",
+            "deny call_not_allowed -",
+        ),
+        (
+            "GET",
+            "https://api.stripe.com:8443/v1/charges",
+            "deny host_not_allowed -",
+        ),
         ("GET", "http://api.stripe.com/v1/charges", "deny plain_http -"),
         ("GET", "https://evil.net/", "deny host_not_allowed -"),
         ("GET", "https://a.example.com:8443/x", "allow wild -"),
         ("GET", "https://a.b.example.com:8443/x", "deny host_not_allowed -"),
         ("GET", "https://example.com:8443/x", "deny host_not_allowed -"),
         ("GET", "http://plain.example.com/x", "allow plain -"),
-        ("GET", "https://root.example.com/", "deny caller_not_allowed as-root"),
+        (
+            "GET",
+            "https://root.example.com/",
+            "deny caller_not_allowed as-root",
+        ),
         ("GET", "https://pinned.example.com/", "deny caller_not_allowed -"),
     ] {
-        assert_eq!(outcome(&policy, &caller(), &Request::new(method, url)), expected, "{method} {url}");
+        assert_eq!(
+            outcome(&policy, &caller(), &Request::new(method, url)),
+            expected,
+            "{method} {url}"
+        );
     }
 }
 
@@ -96,8 +144,13 @@ fn query_and_headers_must_match_too() {
         ("", "GetItem", "deny call_not_allowed search"),
         ("mode=read", "PutItem", "deny call_not_allowed search"),
     ] {
-        let request = Request::new("GET", &format!("https://search.example.com/?{query}")).header("x-op", header);
-        assert_eq!(outcome(&policy, &caller(), &request), expected, "{query} {header}");
+        let request =
+            Request::new("GET", &format!("https://search.example.com/?{query}")).header("x-op", header);
+        assert_eq!(
+            outcome(&policy, &caller(), &request),
+            expected,
+            "{query} {header}"
+        );
     }
 }
 
@@ -109,7 +162,10 @@ fn a_caller_who_does_not_meet_the_workload_gets_nothing() {
         let identity = Identity { unit, ..caller() };
         assert_eq!(outcome(&policy, &identity, &request), "deny not_this_workload -");
     }
-    let identity = Identity { workload: WorkloadName::parse("x").unwrap(), ..caller() };
+    let identity = Identity {
+        workload: WorkloadName::parse("x").unwrap(),
+        ..caller()
+    };
     assert_eq!(outcome(&policy, &identity, &request), "deny unknown_workload -");
 }
 
@@ -118,26 +174,53 @@ fn an_absent_fact_matches_no_allow_and_every_deny() {
     for (condition, known) in [
         ("exe = '/usr/bin/app'", true),
         ("exe = '/usr/bin/other'", false),
-        ("exe_sha256 = 'abababababababababababababababababababababababababababababababab'", true),
+        (
+            "exe_sha256 = 'abababababababababababababababababababababababababababababababab'",
+            true,
+        ),
         ("units = ['app*.service']", true),
         ("user = 'app'", true),
         ("user = ['other', 1000]", true),
         ("user = 'other'", false),
         ("container = '0123456789ab'", false),
     ] {
-        let allow = policy(&format!("[[workload]]\nname='w'\n[[workload.allow]]\nname='a'\nhost='a.b'\n{condition}"));
+        let allow = policy(&format!(
+            "[[workload]]\nname='w'\n[[workload.allow]]\nname='a'\nhost='a.b'\n{condition}"
+        ));
         let deny = policy(&format!(
             "[[workload]]\nname='w'\n[[workload.allow]]\nname='a'\nhost='a.b'\n[[workload.deny]]\nname='d'\nhost='a.b'\n{condition}"
         ));
         let request = Request::new("GET", "https://a.b/");
-        let unknown = Identity { unit: None, user: None, executable: None, uid: 5, ..caller() };
+        let unknown = Identity {
+            unit: None,
+            user: None,
+            executable: None,
+            uid: 5,
+            ..caller()
+        };
         let container = condition.starts_with("container");
         let allowed = "allow a -";
-        let expected = if known { allowed } else { "deny caller_not_allowed a" };
+        let expected = if known {
+            allowed
+        } else {
+            "deny caller_not_allowed a"
+        };
         assert_eq!(outcome(&allow, &caller(), &request), expected, "{condition}");
-        assert_eq!(outcome(&allow, &unknown, &request), "deny caller_not_allowed a", "{condition}");
-        assert_eq!(outcome(&deny, &unknown, &request), "deny deny_rule d", "{condition}");
-        let expected = if known || container { "deny deny_rule d" } else { allowed };
+        assert_eq!(
+            outcome(&allow, &unknown, &request),
+            "deny caller_not_allowed a",
+            "{condition}"
+        );
+        assert_eq!(
+            outcome(&deny, &unknown, &request),
+            "deny deny_rule d",
+            "{condition}"
+        );
+        let expected = if known || container {
+            "deny deny_rule d"
+        } else {
+            allowed
+        };
         assert_eq!(outcome(&deny, &caller(), &request), expected, "{condition}");
     }
 }
@@ -149,8 +232,13 @@ fn observe_lets_through_without_a_credential_and_says_what_would_have_been() {
     assert_eq!(outcome(&policy, &caller(), &allowed), "allow charges stripe");
     let other = Request::new("GET", "https://evil.net/");
     assert_eq!(outcome(&policy, &caller(), &other), "observe host_not_allowed -");
-    let Decision::Allow(permit) = decide(&policy, &caller(), &other.call()) else { panic!() };
-    assert_eq!((permit.credential(), permit.client_auth(), permit.private()), (None, ClientAuth::Pass, false));
+    let Decision::Allow(permit) = decide(&policy, &caller(), &other.call()) else {
+        panic!()
+    };
+    assert_eq!(
+        (permit.credential(), permit.client_auth(), permit.private()),
+        (None, ClientAuth::Pass, false)
+    );
 }
 
 #[test]
@@ -189,7 +277,14 @@ fn explain_names_the_first_thing_that_did_not_match() {
     let policy = policy(STRIPE);
     let request = Request::new("DELETE", "https://api.stripe.com/v1/charges");
     let explanation = explain::explain(&policy, &caller(), &request.call()).unwrap();
-    let of = |label: &str| explanation.considered.iter().find(|rule| &*rule.label == label).unwrap().miss;
+    let of = |label: &str| {
+        explanation
+            .considered
+            .iter()
+            .find(|rule| &*rule.label == label)
+            .unwrap()
+            .miss
+    };
     assert_eq!(of("charges"), Some(explain::Miss::Method));
     assert_eq!(of("no-refunds"), Some(explain::Miss::Path));
     assert_eq!(of("plain"), Some(explain::Miss::Host));

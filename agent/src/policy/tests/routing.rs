@@ -4,7 +4,11 @@ use super::*;
 
 fn routed(policy: &Policy, identity: &Identity, host: &str, port: u16) -> String {
     let host = HostName::parse(host).unwrap();
-    let flow = Flow { port, host: &host, scheme: Scheme::Https };
+    let flow = Flow {
+        port,
+        host: &host,
+        scheme: Scheme::Https,
+    };
     match route(policy, identity, &flow) {
         Ok(Route::Intercept) => "intercept".to_owned(),
         Ok(Route::Tunnel(permit)) => format!("tunnel {} {}", permit.rule().unwrap(), permit.authority()),
@@ -20,7 +24,10 @@ fn only_what_a_tunnel_names_and_no_other_rule_is_passed_unread() {
          [[workload.tunnel]]\nname='wild'\nhost='*.example.net'\nexe='/usr/bin/app'\n\
          [[workload.deny]]\nhost='not.example.net'",
     );
-    let stranger = Identity { executable: None, ..caller() };
+    let stranger = Identity {
+        executable: None,
+        ..caller()
+    };
     for (host, port, expected) in [
         ("api.example.com", 443, "intercept"),
         ("pinned.example.com", 443, "tunnel t pinned.example.com:443"),
@@ -33,8 +40,14 @@ fn only_what_a_tunnel_names_and_no_other_rule_is_passed_unread() {
         assert_eq!(routed(&policy, &caller(), host, port), expected, "{host}:{port}");
     }
     assert_eq!(routed(&policy, &stranger, "a.example.net", 443), "intercept");
-    let unknown = Identity { workload: WorkloadName::parse("x").unwrap(), ..caller() };
-    assert_eq!(routed(&policy, &unknown, "pinned.example.com", 443), "refuse unknown_workload");
+    let unknown = Identity {
+        workload: WorkloadName::parse("x").unwrap(),
+        ..caller()
+    };
+    assert_eq!(
+        routed(&policy, &unknown, "pinned.example.com", 443),
+        "refuse unknown_workload"
+    );
 }
 
 #[test]
@@ -47,8 +60,15 @@ fn the_kernel_is_told_the_ports_that_rules_name() {
     let workload = policy.workload(&caller().workload).unwrap();
     assert_eq!(workload.kernel_ports(), [80, 443, 5671]);
     assert_eq!(workload.listen(), [8080]);
-    let direct: Vec<String> = workload.direct().iter().map(|d| format!("{} {}", d.cidr, d.port)).collect();
-    assert_eq!(direct, ["10.0.5.0/24 5432", "10.0.5.0/24 6432", "fd00::1/128 443"]);
+    let direct: Vec<String> = workload
+        .direct()
+        .iter()
+        .map(|d| format!("{} {}", d.cidr, d.port))
+        .collect();
+    assert_eq!(
+        direct,
+        ["10.0.5.0/24 5432", "10.0.5.0/24 6432", "fd00::1/128 443"]
+    );
     assert!(workload.mentions(&HostName::parse("c.d").unwrap()));
     assert!(!workload.mentions(&HostName::parse("x.c.d").unwrap()));
     assert!(!workload.needs_exe() && !workload.needs_digest());
