@@ -5,6 +5,8 @@ mod credential;
 mod rule;
 mod workload;
 
+pub use workload::sha256;
+
 use super::diagnostic::{Diagnostic, Source, Span};
 use super::model::Workload;
 use super::reader::{Fields, Report};

@@ -157,7 +157,9 @@ fn unit(report: &mut Report<'_>, text: Spanned<&str>) -> Option<Glob> {
     }
 }
 
-fn sha256(text: &str) -> Option<Sha256> {
+/// Reads a digest of 64 hexadecimal digits.
+#[must_use]
+pub fn sha256(text: &str) -> Option<Sha256> {
     let mut digest = [0; 32];
     let (pairs, []) = text.as_bytes().as_chunks::<2>() else {
         return None;
