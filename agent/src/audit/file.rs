@@ -147,11 +147,7 @@ impl FileSink {
     /// Takes a file from [`open`].
     #[must_use]
     pub fn new(file: File, sync: Sync) -> Self {
-        Self {
-            file,
-            sync,
-            torn: 0,
-        }
+        Self { file, sync, torn: 0 }
     }
 
     fn write(&mut self, lines: &[u8]) -> Result<(), AppendError> {
@@ -170,10 +166,16 @@ impl FileSink {
     /// Takes the part of a line off again. Where even that fails (an append-only inode) the line is completed
     /// next time.
     fn cut_back(&mut self, lines: &[u8], done: usize, source: io::Error) -> AppendError {
-        let written = lines[..done].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let written = lines[..done]
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |at| at + 1);
         let part = done - written;
         if part > 0 {
-            let cut = self.file.metadata().and_then(|meta| self.file.set_len(meta.len() - part as u64));
+            let cut = self
+                .file
+                .metadata()
+                .and_then(|meta| self.file.set_len(meta.len() - part as u64));
             if cut.is_err() {
                 self.torn = part;
             }

@@ -7,7 +7,10 @@
 //! The worker maps the file from a descriptor that it inherited; the supervisor reads it with `pread` and takes
 //! nothing in it for granted, for the worker is not trusted with the supervisor's memory.
 
-#![expect(unsafe_code, reason = "writing through a shared mapping; two blocks, both bounded by `offset`")]
+#![expect(
+    unsafe_code,
+    reason = "writing through a shared mapping; two blocks, both bounded by `offset`"
+)]
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -48,7 +51,9 @@ pub(super) const MAX_CLOSED: usize = SLOT - CLOSED_TEXT;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The disk has no room for it, or the file can't be used.
-    #[error("can't use the in-flight table of the audit log: {source}; free space or move it with `audit.inflight`")]
+    #[error(
+        "can't use the in-flight table of the audit log: {source}; free space or move it with `audit.inflight`"
+    )]
     Io {
         /// What the system said.
         source: io::Error,
@@ -119,7 +124,9 @@ impl Table {
     /// If the file is none, or can't be mapped.
     pub fn map(file: &File) -> Result<Self, Error> {
         let slots = slots_of(file)?;
-        let map = MmapOptions::new().len(HEADER + slots as usize * SLOT).map_raw(file)?;
+        let map = MmapOptions::new()
+            .len(HEADER + slots as usize * SLOT)
+            .map_raw(file)?;
         Ok(Self { map, slots })
     }
 
@@ -159,14 +166,21 @@ impl Table {
     }
 
     fn word(&self, slot: u32, within: usize) -> &AtomicU32 {
-        let at = self.map.as_mut_ptr().wrapping_add(self.offset(slot, within, 4)).cast::<u32>();
+        let at = self
+            .map
+            .as_mut_ptr()
+            .wrapping_add(self.offset(slot, within, 4))
+            .cast::<u32>();
         // SAFETY: `offset` keeps it inside the mapping, which lives as long as `self`; slots are page-sized and
         // `within` a multiple of four, so it is aligned; all access to these words is atomic.
         unsafe { AtomicU32::from_ptr(at) }
     }
 
     fn copy_in(&self, slot: u32, within: usize, bytes: &[u8]) {
-        let at = self.map.as_mut_ptr().wrapping_add(self.offset(slot, within, bytes.len()));
+        let at = self
+            .map
+            .as_mut_ptr()
+            .wrapping_add(self.offset(slot, within, bytes.len()));
         // SAFETY: `offset` keeps the range inside the mapping; `bytes` can't overlap it, for no reference into the
         // mapping but the state words is ever given out; a slot has one holder, and readers are other processes
         // that use pread.
@@ -209,9 +223,8 @@ fn owed(slot: &[u8], state: u32, id: RequestId) -> Record {
         return record;
     }
     let message = "the agent died while the call was under way";
-    let mut record = text_at(slot, OPEN_TEXT, OPEN_LEN, id).unwrap_or_else(|| {
-        Record::new(Kind::Call, id, began(id), Arc::new(Caller::default()))
-    });
+    let mut record = text_at(slot, OPEN_TEXT, OPEN_LEN, id)
+        .unwrap_or_else(|| Record::new(Kind::Call, id, began(id), Arc::new(Caller::default())));
     record.outcome = Outcome::Aborted;
     record.error = Some(RecordError {
         source: Source::Internal,
@@ -235,7 +248,9 @@ fn number_at(slot: &[u8], at: usize) -> u32 {
 
 /// A UUIDv7 begins with its time in milliseconds (RFC 9562 section 5.7).
 fn began(id: RequestId) -> Timestamp {
-    let millis = id.as_bytes()[..6].iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+    let millis = id.as_bytes()[..6]
+        .iter()
+        .fold(0, |sum, byte| sum << 8 | u64::from(*byte));
     Timestamp::from_unix_micros(millis.saturating_mul(1000))
 }
 

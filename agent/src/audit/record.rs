@@ -112,7 +112,10 @@ pub struct Record {
     pub count: Option<u64>,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes the field by reference")]
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes the field by reference"
+)]
 fn is_false(value: &bool) -> bool {
     !value
 }

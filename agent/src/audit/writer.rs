@@ -207,7 +207,9 @@ pub struct Writer {
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("table", &self.table).finish_non_exhaustive()
+        f.debug_struct("Shared")
+            .field("table", &self.table)
+            .finish_non_exhaustive()
     }
 }
 
@@ -240,7 +242,9 @@ impl Writer {
     }
 
     fn ask_to_end(&self, within: Duration) {
-        locked(&self.shared.queue).closing.get_or_insert(Instant::now() + within);
+        locked(&self.shared.queue)
+            .closing
+            .get_or_insert(Instant::now() + within);
         self.shared.wake.notify_one();
     }
 }
@@ -324,7 +328,10 @@ impl Thread {
         match result {
             Ok(()) => {
                 if queue.failure.take().is_some() {
-                    tracing::info!(refused = queue.refused, "the audit log can be written again; calls go on");
+                    tracing::info!(
+                        refused = queue.refused,
+                        "the audit log can be written again; calls go on"
+                    );
                     self.shared.failed.store(false, Ordering::Release);
                 }
             }

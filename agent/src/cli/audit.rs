@@ -143,11 +143,18 @@ impl Show {
             if found.is_some() {
                 break;
             }
-            let Ok(file) = File::open(rotated(&self.file, number)) else { break };
+            let Ok(file) = File::open(rotated(&self.file, number)) else {
+                break;
+            };
             found = self.find(file)?;
         }
         let Some(record) = found else {
-            writeln!(out, "{} has no record with the id {}", self.file.display(), self.id)?;
+            writeln!(
+                out,
+                "{} has no record with the id {}",
+                self.file.display(),
+                self.id
+            )?;
             return Ok(ExitCode::FAILURE);
         };
         if self.json {

@@ -44,7 +44,9 @@ pub enum ExecError {
         timeout: Duration,
     },
     /// It says that it failed.
-    #[error("{program}: the credential helper ended with {status}; run it by hand as the agent's user to see why")]
+    #[error(
+        "{program}: the credential helper ended with {status}; run it by hand as the agent's user to see why"
+    )]
     Status {
         /// The program.
         program: String,
@@ -137,7 +139,12 @@ struct Group(Option<Pid>);
 
 impl Group {
     fn of(child: &Child) -> Self {
-        Self(child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw))
+        Self(
+            child
+                .id()
+                .and_then(|id| i32::try_from(id).ok())
+                .map(Pid::from_raw),
+        )
     }
 }
 

@@ -113,7 +113,9 @@ pub fn stamp(path: &Path) -> Result<Stamp, FileError> {
 /// Names the first of these that doesn't hold.
 pub fn read(path: &Path) -> Result<(Secret, Stamp), FileError> {
     if !path.is_absolute() {
-        return Err(FileError::Relative { path: path.to_owned() });
+        return Err(FileError::Relative {
+            path: path.to_owned(),
+        });
     }
     let agent = nix::unistd::geteuid().as_raw();
     check_directories(path, agent)?;
@@ -174,7 +176,9 @@ fn check_file(path: &Path, metadata: &Metadata, agent: u32) -> Result<(), FileEr
 /// sticky (like /tmp): there nobody can replace what belongs to root or the agent.
 fn check_directories(path: &Path, agent: u32) -> Result<(), FileError> {
     let Some(parent) = path.parent() else {
-        return Err(FileError::NotRegular { path: path.to_owned() });
+        return Err(FileError::NotRegular {
+            path: path.to_owned(),
+        });
     };
     let io = |path: &Path, source| FileError::Io {
         path: path.to_owned(),

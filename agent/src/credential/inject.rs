@@ -50,7 +50,9 @@ pub enum Error {
         reason: Arc<str>,
     },
     /// The credential's own list does not have this place.
-    #[error("credential `{name}` may not be sent to {authority}{path}: it is not in the credential's `hosts`")]
+    #[error(
+        "credential `{name}` may not be sent to {authority}{path}: it is not in the credential's `hosts`"
+    )]
     Elsewhere {
         /// The name.
         name: CredentialName,
@@ -156,9 +158,9 @@ fn check_target(leave: &Leave<'_>, uri: &Uri) -> Result<(), Error> {
     let host = uri
         .host()
         .is_none_or(|host| host.eq_ignore_ascii_case(leave.authority.host.as_str()));
-    let port = uri.authority().is_none_or(|authority| {
-        authority.port_u16().unwrap_or(default_port) == leave.authority.port
-    });
+    let port = uri
+        .authority()
+        .is_none_or(|authority| authority.port_u16().unwrap_or(default_port) == leave.authority.port);
     let scheme = uri.scheme().is_none_or(|scheme| match leave.scheme {
         Scheme::Http => *scheme == http::uri::Scheme::HTTP,
         Scheme::Https => *scheme == http::uri::Scheme::HTTPS,
@@ -176,7 +178,10 @@ fn check_target(leave: &Leave<'_>, uri: &Uri) -> Result<(), Error> {
 #[derive(Clone)]
 pub(super) enum Prepared {
     Header(HeaderName, HeaderValue),
-    Query { name: Arc<str>, pair: Arc<Zeroizing<String>> },
+    Query {
+        name: Arc<str>,
+        pair: Arc<Zeroizing<String>>,
+    },
 }
 
 impl fmt::Debug for Prepared {
@@ -217,7 +222,11 @@ fn joined(parts: &[&str]) -> Zeroizing<String> {
 }
 
 /// The unreserved characters of RFC 3986 section 2.3 stay, all else is encoded.
-const QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+const QUERY: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
 
 fn pair(name: &str, value: &str) -> Zeroizing<String> {
     let mut out = Zeroizing::new(String::with_capacity(3 * (name.len() + value.len()) + 1));

@@ -185,7 +185,11 @@ mod tests {
             ("\n", Err(SecretError::Empty)),
         ] {
             let got = Secret::from_line(value.as_bytes().to_vec());
-            assert_eq!(got.as_ref().map(Secret::expose).map_err(|e| *e), want, "{value:?}");
+            assert_eq!(
+                got.as_ref().map(Secret::expose).map_err(|e| *e),
+                want,
+                "{value:?}"
+            );
         }
     }
 
@@ -193,7 +197,10 @@ mod tests {
     fn nothing_that_formats_a_secret_shows_it() {
         let secret = Secret::new(b"hunter2".to_vec()).unwrap();
         let wire = secret.for_channel();
-        assert_eq!(format!("{secret:?} {secret:#?} {wire:?}"), "Secret(..) Secret(..) WireSecret(..)");
+        assert_eq!(
+            format!("{secret:?} {secret:#?} {wire:?}"),
+            "Secret(..) Secret(..) WireSecret(..)"
+        );
     }
 
     #[test]

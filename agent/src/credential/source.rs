@@ -113,7 +113,11 @@ impl Keeper {
                 Ok(path) => self.read_file(&path),
                 Err(error) => Err(error.into()),
             },
-            CredentialSource::Exec { command, timeout, ttl } => return self.run(&command, timeout, ttl).await,
+            CredentialSource::Exec {
+                command,
+                timeout,
+                ttl,
+            } => return self.run(&command, timeout, ttl).await,
         };
         self.due = Instant::now() + POLL;
         match result {
@@ -206,7 +210,9 @@ impl Keeper {
 
     fn version(&self) -> Arc<str> {
         let format = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z");
-        let seen = OffsetDateTime::from(self.first_seen).format(&format).unwrap_or_default();
+        let seen = OffsetDateTime::from(self.first_seen)
+            .format(&format)
+            .unwrap_or_default();
         format!("{}@{seen}", self.count).into()
     }
 }

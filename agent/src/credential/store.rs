@@ -11,6 +11,9 @@ use super::source::{Update, Value};
 use super::spec::CredentialSpec;
 use crate::policy::CredentialName;
 
+/// A credential's version, or why it can't be used.
+pub type Listed = Result<Arc<str>, Arc<str>>;
+
 /// What injection may use, as a snapshot that is swapped whole; reading it takes no lock.
 #[derive(Debug, Default)]
 pub struct Store {
@@ -71,7 +74,9 @@ impl Store {
     /// Takes a value that the supervisor sent. One that no policy names is dropped.
     pub fn update(&self, update: Update) {
         let old = self.entries.load_full();
-        let Some(entry) = old.get(&update.name) else { return };
+        let Some(entry) = old.get(&update.name) else {
+            return;
+        };
         let state = match update.value {
             Value::Ready { secret, version } => match prepare(&entry.spec.scheme, &secret) {
                 Ok(prepared) => State::Ready { prepared, version },
@@ -89,7 +94,7 @@ impl Store {
 
     /// Each credential's name and its version, or why it can't be used.
     #[must_use]
-    pub fn list(&self) -> Vec<(CredentialName, Result<Arc<str>, Arc<str>>)> {
+    pub fn list(&self) -> Vec<(CredentialName, Listed)> {
         let entries = self.entries.load();
         let mut list: Vec<_> = entries
             .iter()
@@ -107,7 +112,9 @@ impl Store {
 
     pub(super) fn get(&self, name: &CredentialName) -> Result<Arc<Entry>, Error> {
         let entries = self.entries.load();
-        let entry = entries.get(name).ok_or_else(|| Error::Unknown { name: name.clone() })?;
+        let entry = entries
+            .get(name)
+            .ok_or_else(|| Error::Unknown { name: name.clone() })?;
         Ok(Arc::clone(entry))
     }
 }

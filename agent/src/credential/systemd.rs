@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum SystemdError {
     /// Not started by systemd, or without credentials.
-    #[error("$CREDENTIALS_DIRECTORY is not set: give callgate.service a LoadCredential= (or ...Encrypted=) for `{name}`")]
+    #[error(
+        "$CREDENTIALS_DIRECTORY is not set: give callgate.service a LoadCredential= (or ...Encrypted=) for `{name}`"
+    )]
     NoDirectory {
         /// The credential that was asked for.
         name: String,
@@ -33,10 +35,14 @@ pub fn path(name: &str) -> Result<PathBuf, SystemdError> {
 
 fn within(directory: Option<&Path>, name: &str) -> Result<PathBuf, SystemdError> {
     if name.is_empty() || name.contains(['/', '\0']) || name == "." || name == ".." {
-        return Err(SystemdError::Name { name: name.to_owned() });
+        return Err(SystemdError::Name {
+            name: name.to_owned(),
+        });
     }
     let directory = directory.filter(|directory| directory.is_absolute());
-    let directory = directory.ok_or_else(|| SystemdError::NoDirectory { name: name.to_owned() })?;
+    let directory = directory.ok_or_else(|| SystemdError::NoDirectory {
+        name: name.to_owned(),
+    })?;
     Ok(directory.join(name))
 }
 
@@ -52,10 +58,16 @@ mod tests {
             Path::new("/run/credentials/callgate.service/stripe")
         );
         for name in ["", ".", "..", "../shadow", "/etc/shadow", "a/b", "a\0"] {
-            assert!(matches!(within(directory, name), Err(SystemdError::Name { .. })), "{name:?}");
+            assert!(
+                matches!(within(directory, name), Err(SystemdError::Name { .. })),
+                "{name:?}"
+            );
         }
         for directory in [None, Some(Path::new("")), Some(Path::new("relative"))] {
-            assert!(matches!(within(directory, "a"), Err(SystemdError::NoDirectory { .. })));
+            assert!(matches!(
+                within(directory, "a"),
+                Err(SystemdError::NoDirectory { .. })
+            ));
         }
     }
 }

@@ -28,7 +28,13 @@ fn a_new_log_is_closed_to_others_and_a_link_is_never_followed() {
 #[test]
 fn a_torn_last_line_is_cut_off_and_whole_ones_stay() {
     let long = format!("{{}}\n{}", "x".repeat(10_000));
-    for (before, after) in [("", ""), ("torn", ""), ("{}\n", "{}\n"), ("{}\n{\"a", "{}\n"), (&long, "{}\n")] {
+    for (before, after) in [
+        ("", ""),
+        ("torn", ""),
+        ("{}\n", "{}\n"),
+        ("{}\n{\"a", "{}\n"),
+        (&long, "{}\n"),
+    ] {
         let (_directory, path) = in_directory();
         fs::write(&path, before).unwrap();
         repair(&path).unwrap();
@@ -43,12 +49,18 @@ fn rotation_keeps_as_many_as_it_should() {
         fs::write(&path, format!("{number}")).unwrap();
         assert!(rotate(&path, 1, 2).unwrap().is_some());
     }
-    assert!(rotate(&path, 1, 2).unwrap().is_none(), "an empty log is not rotated");
+    assert!(
+        rotate(&path, 1, 2).unwrap().is_none(),
+        "an empty log is not rotated"
+    );
     assert_eq!(fs::read_to_string(rotated(&path, 1)).unwrap(), "4");
     assert_eq!(fs::read_to_string(rotated(&path, 2)).unwrap(), "3");
     assert!(!rotated(&path, 3).exists());
     fs::remove_file(&path).unwrap();
-    assert!(rotate(&path, 1, 2).unwrap().is_some(), "a log that somebody removed is made anew");
+    assert!(
+        rotate(&path, 1, 2).unwrap().is_some(),
+        "a log that somebody removed is made anew"
+    );
 }
 
 #[test]
@@ -62,18 +74,29 @@ fn two_writers_never_mix_their_lines() {
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     let text = fs::read_to_string(&path).unwrap();
     assert_eq!(text.lines().count(), 800);
-    assert!(text.lines().all(|line| line == "a".repeat(3000) || line == "b".repeat(3000)));
+    assert!(
+        text.lines()
+            .all(|line| line == "a".repeat(3000) || line == "b".repeat(3000))
+    );
 }
 
 #[test]
 fn a_line_cut_short_is_taken_off_again_and_written_whole_later() {
     let directory = tempfile::tempdir().unwrap();
     let child = Command::new(std::env::current_exe().unwrap())
-        .args(["audit::file::tests::process_with_little_room", "--exact", "--ignored"])
+        .args([
+            "audit::file::tests::process_with_little_room",
+            "--exact",
+            "--ignored",
+        ])
         .env("CALLGATE_TEST_DIRECTORY", directory.path())
         .output()
         .unwrap();
-    assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
+    assert!(
+        child.status.success(),
+        "{}",
+        String::from_utf8_lossy(&child.stdout)
+    );
     let text = fs::read_to_string(directory.path().join("audit.jsonl")).unwrap();
     assert_eq!(text, "first line\nsecond line\nthird line\n");
 }

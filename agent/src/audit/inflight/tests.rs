@@ -22,7 +22,12 @@ fn table(slots: u32) -> (File, Table) {
 
 fn record(number: u8) -> Record {
     let time = Timestamp::from_unix_micros(1);
-    let mut record = Record::new(Kind::Call, RequestId::from_bytes([number; 16]), time, Arc::default());
+    let mut record = Record::new(
+        Kind::Call,
+        RequestId::from_bytes([number; 16]),
+        time,
+        Arc::default(),
+    );
     record.path = Some("/v1/charges".into());
     record
 }
@@ -72,17 +77,27 @@ fn a_slot_that_makes_no_sense_still_gives_a_record_and_never_a_panic() {
     table.open(1, record(2).id, &vec![b'x'; MAX_OPEN + 1]);
     table.open(2, record(3).id, &line(&record(9)));
     for at in [OPEN_LEN, CLOSED_LEN] {
-        file.write_all_at(&u32::MAX.to_ne_bytes(), (HEADER + at) as u64).unwrap();
+        file.write_all_at(&u32::MAX.to_ne_bytes(), (HEADER + at) as u64)
+            .unwrap();
     }
     file.write_all_at(&77_u32.to_ne_bytes(), HEADER as u64).unwrap();
-    let ids: Vec<_> = recover(&file, &HashSet::new()).unwrap().iter().map(|record| record.id).collect();
+    let ids: Vec<_> = recover(&file, &HashSet::new())
+        .unwrap()
+        .iter()
+        .map(|record| record.id)
+        .collect();
     assert_eq!(ids, [record(1).id, record(2).id, record(3).id]);
 }
 
 #[test]
 fn a_file_that_is_no_table_is_refused() {
     let (file, _table) = table(2);
-    for (at, bytes) in [(0, &b"X"[..]), (16, &[3, 0, 0, 0]), (16, &[0, 0, 0, 0]), (16, &[255; 4])] {
+    for (at, bytes) in [
+        (0, &b"X"[..]),
+        (16, &[3, 0, 0, 0]),
+        (16, &[0, 0, 0, 0]),
+        (16, &[255; 4]),
+    ] {
         let bad = tempfile::tempfile().unwrap();
         create(&bad, 2).unwrap();
         bad.write_all_at(bytes, at).unwrap();
@@ -107,8 +122,15 @@ fn a_table_has_its_disk_blocks_from_the_beginning() {
 #[test]
 fn a_killed_worker_leaves_exactly_one_record_for_each_call() {
     let directory = tempfile::tempdir().unwrap();
-    let (log, upstream) = (directory.path().join("audit.jsonl"), directory.path().join("upstream"));
-    let slots = File::options().read(true).write(true).create_new(true).open(directory.path().join("inflight"));
+    let (log, upstream) = (
+        directory.path().join("audit.jsonl"),
+        directory.path().join("upstream"),
+    );
+    let slots = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(directory.path().join("inflight"));
     let slots = slots.unwrap();
     let mut aborted = 0;
     for round in 1..=20 {
@@ -119,14 +141,22 @@ fn a_killed_worker_leaves_exactly_one_record_for_each_call() {
         worker.0.wait().unwrap();
         file::repair(&log).unwrap();
         let records = recover(&slots, &file::ids(&log, 1 << 24).unwrap()).unwrap();
-        aborted += records.iter().filter(|record| record.outcome == Outcome::Aborted).count();
+        aborted += records
+            .iter()
+            .filter(|record| record.outcome == Outcome::Aborted)
+            .count();
         let mut file = file::open(&log).unwrap();
-        records.iter().for_each(|record| file.write_all(&line(record)).unwrap());
+        records
+            .iter()
+            .for_each(|record| file.write_all(&line(record)).unwrap());
     }
     let mut ids = HashSet::new();
     for line in std::fs::read_to_string(&log).unwrap().lines() {
         let record = Record::parse(line.as_bytes()).unwrap();
-        assert!(record.kind == Kind::Unrecorded || ids.insert(record.id), "twice: {line}");
+        assert!(
+            record.kind == Kind::Unrecorded || ids.insert(record.id),
+            "twice: {line}"
+        );
     }
     for call in std::fs::read_to_string(&upstream).unwrap().lines() {
         assert!(ids.contains(&call.parse().unwrap()), "no record: {call}");
@@ -147,7 +177,11 @@ impl Drop for Killed {
 
 fn worker_in(directory: &Path) -> Child {
     Command::new(std::env::current_exe().unwrap())
-        .args(["audit::inflight::tests::worker_that_is_killed", "--exact", "--ignored"])
+        .args([
+            "audit::inflight::tests::worker_that_is_killed",
+            "--exact",
+            "--ignored",
+        ])
         .env("CALLGATE_TEST_DIRECTORY", directory)
         .stdout(Stdio::null())
         .spawn()
@@ -169,7 +203,11 @@ fn worker_that_is_killed() {
     let Some(directory) = std::env::var_os("CALLGATE_TEST_DIRECTORY").map(PathBuf::from) else {
         return;
     };
-    let slots = File::options().read(true).write(true).open(directory.join("inflight")).unwrap();
+    let slots = File::options()
+        .read(true)
+        .write(true)
+        .open(directory.join("inflight"))
+        .unwrap();
     let settings = Settings {
         queries: Queries::Keys,
         slots_per_workload: SLOTS / 2,
@@ -215,7 +253,9 @@ fn calls(log: &Log, number: u8, upstream: &Path, until: Instant) {
             std::thread::yield_now();
             continue;
         };
-        upstream.write_all(format!("{}\n", recorder.id()).as_bytes()).unwrap();
+        upstream
+            .write_all(format!("{}\n", recorder.id()).as_bytes())
+            .unwrap();
         held.push_back(recorder);
         if held.len() > 3 {
             held.pop_front().unwrap().finish(Outcome::Completed);

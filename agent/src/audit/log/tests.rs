@@ -1,7 +1,7 @@
 //! The log on sinks that fail, under calls that end in every way.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 
 use super::super::file::{FileSink, Sync};
 use super::super::inflight;
@@ -22,9 +22,11 @@ struct FakeState {
 
 impl Sink for Fake {
     fn append(&mut self, lines: &[u8]) -> Result<(), AppendError> {
-        let mut state = self.0.lock().unwrap();
+        let mut state = self.state();
         let room = state.room.unwrap_or(usize::MAX);
-        let fits = lines[..room.min(lines.len())].iter().rposition(|byte| *byte == b'\n');
+        let fits = lines[..room.min(lines.len())]
+            .iter()
+            .rposition(|byte| *byte == b'\n');
         let written = fits.map_or(0, |at| at + 1);
         state.lines.extend_from_slice(&lines[..written]);
         if written == lines.len() {
@@ -39,9 +41,17 @@ impl Sink for Fake {
 }
 
 impl Fake {
+    fn state(&self) -> MutexGuard<'_, FakeState> {
+        self.0.lock().unwrap()
+    }
+
     fn records(&self) -> Vec<Record> {
-        let state = self.0.lock().unwrap();
-        state.lines.split_inclusive(|byte| *byte == b'\n').map(|line| Record::parse(line).unwrap()).collect()
+        let state = self.state();
+        state
+            .lines
+            .split_inclusive(|byte| *byte == b'\n')
+            .map(|line| Record::parse(line).unwrap())
+            .collect()
     }
 }
 
@@ -121,7 +131,7 @@ fn every_call_has_exactly_one_record_however_it_ends() {
         expected.insert(id, outcome);
         match outcome {
             Outcome::Aborted => drop(recorder),
-            other => recorder.finish(other),
+            Outcome::Completed | Outcome::Denied | Outcome::Failed => recorder.finish(outcome),
         }
     }
     assert!(writer.close(Duration::from_secs(10)));
@@ -132,7 +142,10 @@ fn every_call_has_exactly_one_record_however_it_ends() {
         .map(|record| (record.id, record.outcome))
         .collect();
     assert_eq!(got, expected);
-    assert_eq!(records.iter().filter(|record| record.kind == Kind::Call).count(), 500);
+    assert_eq!(
+        records.iter().filter(|record| record.kind == Kind::Call).count(),
+        500
+    );
 }
 
 #[test]
@@ -159,22 +172,33 @@ fn a_full_disk_refuses_calls_and_loses_no_record() {
     let (log, writer) = start(sink.clone(), 16, 16);
     let shared = connection(&log, "a");
     let begun: Vec<_> = (0..10).map(|_| log.begin(opening(&shared)).unwrap()).collect();
-    sink.0.lock().unwrap().room = Some(1000);
+    sink.state().room = Some(1000);
     let ids: Vec<_> = begun.iter().map(Recorder::id).collect();
-    begun.into_iter().for_each(|recorder| recorder.finish(Outcome::Completed));
+    begun
+        .into_iter()
+        .for_each(|recorder| recorder.finish(Outcome::Completed));
     until("the log has failed", || log.failure().is_some());
     let error = log.begin(opening(&shared)).unwrap_err();
     assert_eq!(error.code(), "audit_unavailable");
     assert!(error.to_string().contains("can't be written"), "{error}");
-    sink.0.lock().unwrap().room = None;
+    sink.state().room = None;
     until("the log works again", || log.failure().is_none());
     log.begin(opening(&shared)).unwrap().finish(Outcome::Completed);
     assert!(writer.close(Duration::from_secs(10)));
     let records = sink.records();
-    let calls: Vec<_> = records.iter().filter(|record| record.kind == Kind::Call).collect();
-    assert_eq!(calls[..10].iter().map(|record| record.id).collect::<Vec<_>>(), ids);
+    let calls: Vec<_> = records
+        .iter()
+        .filter(|record| record.kind == Kind::Call)
+        .collect();
+    assert_eq!(
+        calls[..10].iter().map(|record| record.id).collect::<Vec<_>>(),
+        ids
+    );
     assert_eq!(calls.len(), 11);
-    let lost = records.iter().find(|record| record.kind == Kind::Unrecorded).unwrap();
+    let lost = records
+        .iter()
+        .find(|record| record.kind == Kind::Unrecorded)
+        .unwrap();
     assert_eq!(lost.count, Some(1));
 }
 
@@ -182,9 +206,14 @@ fn a_full_disk_refuses_calls_and_loses_no_record() {
 fn dev_full_is_a_disk_that_is_full() {
     let full = File::options().write(true).open("/dev/full").unwrap();
     let (log, writer) = start(FileSink::new(full, Sync::Never), 4, 4);
-    log.begin(opening(&connection(&log, "a"))).unwrap().finish(Outcome::Completed);
+    log.begin(opening(&connection(&log, "a")))
+        .unwrap()
+        .finish(Outcome::Completed);
     until("the log has failed", || log.failure().is_some());
-    let reason = log.begin(opening(&connection(&log, "a"))).unwrap_err().to_string();
+    let reason = log
+        .begin(opening(&connection(&log, "a")))
+        .unwrap_err()
+        .to_string();
     assert!(reason.contains("No space left on device"), "{reason}");
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("audit.jsonl");
@@ -198,7 +227,9 @@ fn dev_full_is_a_disk_that_is_full() {
 fn a_closed_writer_says_what_it_could_not_write() {
     let full = File::options().write(true).open("/dev/full").unwrap();
     let (log, writer) = start(FileSink::new(full, Sync::Never), 4, 4);
-    log.begin(opening(&connection(&log, "a"))).unwrap().finish(Outcome::Completed);
+    log.begin(opening(&connection(&log, "a")))
+        .unwrap()
+        .finish(Outcome::Completed);
     assert!(!writer.close(Duration::from_millis(10)));
 }
 
@@ -207,9 +238,15 @@ fn one_workload_can_not_take_the_slots_of_another() {
     let (log, _writer) = start(Fake::default(), 4, 2);
     let (a, b) = (connection(&log, "a"), connection(&log, "b"));
     let _held = [log.begin(opening(&a)).unwrap(), log.begin(opening(&a)).unwrap()];
-    assert_eq!(log.begin(opening(&a)).unwrap_err(), Unavailable::Quota { quota: 2 });
+    assert_eq!(
+        log.begin(opening(&a)).unwrap_err(),
+        Unavailable::Quota { quota: 2 }
+    );
     let _other = [log.begin(opening(&b)).unwrap(), log.begin(opening(&b)).unwrap()];
-    assert_eq!(log.begin(opening(&connection(&log, "c"))).unwrap_err(), Unavailable::Table);
+    assert_eq!(
+        log.begin(opening(&connection(&log, "c"))).unwrap_err(),
+        Unavailable::Table
+    );
 }
 
 #[test]
@@ -236,14 +273,17 @@ fn a_recorder_can_move_to_another_thread() {
 
 #[test]
 fn ids_are_version_seven_and_all_different() {
-    let ids = Ids::new().unwrap();
+    let ids = Ids::new();
     let mut seen = std::collections::HashSet::new();
     for _ in 0..100_000 {
         let (id, time) = ids.next();
         let uuid = Uuid::from_bytes(id);
         assert_eq!(uuid.get_version_num(), 7);
         let (seconds, nanos) = uuid.get_timestamp().unwrap().to_unix();
-        assert_eq!(seconds * 1000 + u64::from(nanos) / 1_000_000, time.unix_micros() / 1000);
+        assert_eq!(
+            seconds * 1000 + u64::from(nanos) / 1_000_000,
+            time.unix_micros() / 1000
+        );
         assert!(seen.insert(id));
     }
 }

@@ -88,11 +88,19 @@ impl Human<'_> {
         let facts = [
             ("reason", record.reason.as_deref()),
             ("rule", record.rule.as_deref()),
-            ("credential", record.credential.as_ref().map(|credential| &*credential.name)),
+            (
+                "credential",
+                record.credential.as_ref().map(|credential| &*credential.name),
+            ),
             ("unit", record.caller.unit.as_deref()),
             ("exe", record.caller.exe.as_ref().map(|exe| &*exe.path)),
             ("user", record.caller.user.as_deref()),
-            ("error", error.filter(|_| record.reason.is_none()).map(|error| &*error.message)),
+            (
+                "error",
+                error
+                    .filter(|_| record.reason.is_none())
+                    .map(|error| &*error.message),
+            ),
         ];
         for (name, value) in facts {
             if let Some(value) = value {
@@ -102,7 +110,12 @@ impl Human<'_> {
         if let Some(pid) = record.caller.pid {
             write!(f, " pid={pid}")?;
         }
-        if let Some(cgroup) = record.caller.cgroup.as_ref().and_then(|cgroup| cgroup.path.as_deref()) {
+        if let Some(cgroup) = record
+            .caller
+            .cgroup
+            .as_ref()
+            .and_then(|cgroup| cgroup.path.as_deref())
+        {
             write!(f, " cgroup={}", Safe(cgroup))?;
         }
         if let Some(count) = record.count {

@@ -21,7 +21,12 @@ fn record(number: u8) -> Record {
         ..Caller::default()
     };
     let time = Timestamp::from_unix_micros(0);
-    let mut record = Record::new(Kind::Call, RequestId::from_bytes([number; 16]), time, Arc::new(caller));
+    let mut record = Record::new(
+        Kind::Call,
+        RequestId::from_bytes([number; 16]),
+        time,
+        Arc::new(caller),
+    );
     record.outcome = Outcome::Denied;
     record.method = Some("GET".into());
     record.authority = Some("api.example.com:443".into());
@@ -36,10 +41,16 @@ fn printed(arguments: &[&str], records: &[Record]) -> (String, ExitCode) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("audit.jsonl");
     let mut bytes = Vec::new();
-    records.iter().for_each(|record| record.write_line(&mut bytes).unwrap());
+    records
+        .iter()
+        .for_each(|record| record.write_line(&mut bytes).unwrap());
     bytes.extend_from_slice(b"{\"torn");
     std::fs::write(&path, bytes).unwrap();
-    let arguments = ["x"].iter().chain(arguments).copied().chain(["--file", path.to_str().unwrap()]);
+    let arguments = ["x"]
+        .iter()
+        .chain(arguments)
+        .copied()
+        .chain(["--file", path.to_str().unwrap()]);
     let cli = Cli::try_parse_from(arguments).unwrap();
     let mut out = Vec::new();
     let code = match cli.audit.command {
@@ -71,7 +82,10 @@ fn tail_takes_the_last_ones_of_one_workload() {
 
 #[test]
 fn show_finds_one_record_or_says_that_there_is_none() {
-    let (text, code) = printed(&["show", "02020202-0202-0202-0202-020202020202"], &[record(1), record(2)]);
+    let (text, code) = printed(
+        &["show", "02020202-0202-0202-0202-020202020202"],
+        &[record(1), record(2)],
+    );
     assert!(text.contains("timings.total_us       1234\n"), "{text}");
     assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::SUCCESS));
     let (text, code) = printed(&["show", "09020202-0202-0202-0202-020202020202"], &[record(1)]);

@@ -27,7 +27,9 @@ async fn what_a_helper_prints_is_the_secret() {
 async fn a_helper_gets_no_environment_and_no_shell() {
     let secret = run(&["/usr/bin/env".to_owned()], LONG).await.unwrap();
     assert_eq!(secret.expose(), format!("PATH={PATH}"));
-    let secret = run(&["/bin/echo".to_owned(), "$HOME;`id`".to_owned()], LONG).await.unwrap();
+    let secret = run(&["/bin/echo".to_owned(), "$HOME;`id`".to_owned()], LONG)
+        .await
+        .unwrap();
     assert_eq!(secret.expose(), "$HOME;`id`");
 }
 
@@ -41,8 +43,16 @@ async fn a_helper_that_fails_gives_its_status_and_nothing_it_printed() {
 
 #[tokio::test]
 async fn what_can_be_no_secret_is_refused() {
-    for script in ["true", "echo", "printf 'hunter2\\nhunter2\\n'", "printf 'hunter2\\0'"] {
-        assert!(matches!(refused(script, LONG).await, ExecError::Output { .. }), "{script}");
+    for script in [
+        "true",
+        "echo",
+        "printf 'hunter2\\nhunter2\\n'",
+        "printf 'hunter2\\0'",
+    ] {
+        assert!(
+            matches!(refused(script, LONG).await, ExecError::Output { .. }),
+            "{script}"
+        );
     }
 }
 
@@ -57,7 +67,10 @@ async fn a_flood_is_cut_off() {
 async fn a_helper_that_hangs_is_killed_with_all_its_children() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("pid");
-    let script = format!("sleep 1000 & echo $! > {0}.new; mv {0}.new {0}; wait", file.display());
+    let script = format!(
+        "sleep 1000 & echo $! > {0}.new; mv {0}.new {0}; wait",
+        file.display()
+    );
     let error = refused(&script, Duration::from_secs(1)).await;
     assert!(matches!(error, ExecError::Timeout { .. }));
     let pid: i32 = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();
@@ -77,7 +90,10 @@ fn running(pid: i32) -> bool {
 #[tokio::test]
 async fn a_helper_is_named_by_its_absolute_path() {
     for command in [vec![], vec!["sh".to_owned()], vec!["./sh".to_owned()]] {
-        assert!(matches!(run(&command, LONG).await, Err(ExecError::Relative { .. })));
+        assert!(matches!(
+            run(&command, LONG).await,
+            Err(ExecError::Relative { .. })
+        ));
     }
     let missing = run(&["/nonexistent/helper".to_owned()], LONG).await.unwrap_err();
     assert!(missing.to_string().contains("No such file"), "{missing}");

@@ -46,7 +46,10 @@ fn a_file_of_somebody_else_is_refused() {
     let other = Path::new("/secret");
     let result = check_file(other, &metadata, metadata.uid() + 1);
     // Root's own files are fine for every agent.
-    assert_eq!(result.is_ok(), metadata.uid() == 0 && metadata.mode() & 0o077 == 0);
+    assert_eq!(
+        result.is_ok(),
+        metadata.uid() == 0 && metadata.mode() & 0o077 == 0
+    );
     if nix::unistd::geteuid().is_root() {
         let directory = tempfile::tempdir().unwrap();
         let path = secret_file(directory.path(), b"hunter2", 0o600);
@@ -81,7 +84,13 @@ fn a_directory_that_others_may_write_is_refused_unless_it_is_sticky() {
     let inner = directory.path().join("inner");
     fs::create_dir(&inner).unwrap();
     let path = secret_file(&inner, b"hunter2", 0o600);
-    for (mode, good) in [(0o700, true), (0o755, true), (0o777, false), (0o775, false), (0o1777, true)] {
+    for (mode, good) in [
+        (0o700, true),
+        (0o755, true),
+        (0o777, false),
+        (0o775, false),
+        (0o1777, true),
+    ] {
         fs::set_permissions(&inner, fs::Permissions::from_mode(mode)).unwrap();
         assert_eq!(read(&path).is_ok(), good, "{mode:o}");
     }
@@ -106,6 +115,10 @@ fn bad_content_is_refused_and_not_shown() {
         let path = secret_file(directory.path(), content, 0o600);
         assert!(refused(&path).contains(reason), "{reason}");
     }
-    let path = secret_file(directory.path(), &[[b'x'; MAX_LEN].as_slice(), b"\r\n"].concat(), 0o600);
+    let path = secret_file(
+        directory.path(),
+        &[[b'x'; MAX_LEN].as_slice(), b"\r\n"].concat(),
+        0o600,
+    );
     assert_eq!(read(&path).unwrap().0.expose().len(), MAX_LEN);
 }

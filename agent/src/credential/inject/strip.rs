@@ -137,7 +137,11 @@ pub fn is_client_credential(name: &HeaderName) -> bool {
 }
 
 pub(super) fn headers(headers: &mut HeaderMap) {
-    let found: Vec<HeaderName> = headers.keys().filter(|name| is_client_credential(name)).cloned().collect();
+    let found: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| is_client_credential(name))
+        .cloned()
+        .collect();
     if found.is_empty() {
         return;
     }
@@ -157,7 +161,8 @@ pub(super) fn headers(headers: &mut HeaderMap) {
 
 pub(super) fn query(uri: &mut Uri) -> Result<(), Error> {
     without(uri, |key| {
-        PARAMETERS.binary_search(&key).is_ok() || PARAMETER_PREFIXES.iter().any(|prefix| key.starts_with(prefix))
+        PARAMETERS.binary_search(&key).is_ok()
+            || PARAMETER_PREFIXES.iter().any(|prefix| key.starts_with(prefix))
     })
 }
 
@@ -174,18 +179,32 @@ fn without(uri: &mut Uri, is_one: impl Fn(&str) -> bool) -> Result<(), Error> {
         return Ok(());
     };
     let goes = |piece: &str| {
-        let key = piece.trim_end_matches(['&', ';']).split('=').next().unwrap_or_default();
+        let key = piece
+            .trim_end_matches(['&', ';'])
+            .split('=')
+            .next()
+            .unwrap_or_default();
         let key = key.replace('+', " ");
-        let key = percent_decode_str(&key).decode_utf8_lossy().trim().to_ascii_lowercase();
+        let key = percent_decode_str(&key)
+            .decode_utf8_lossy()
+            .trim()
+            .to_ascii_lowercase();
         // PHP and Rack read `key[]` and `key[a]` as `key` too.
         is_one(&key) || key.split_once('[').is_some_and(|(key, _)| is_one(key))
     };
     if !query.split_inclusive(['&', ';']).any(goes) {
         return Ok(());
     }
-    let kept: String = query.split_inclusive(['&', ';']).filter(|piece| !goes(piece)).collect();
+    let kept: String = query
+        .split_inclusive(['&', ';'])
+        .filter(|piece| !goes(piece))
+        .collect();
     // A piece carries the separator after it: one left at the end belonged to a piece that is gone.
-    let kept = if query.ends_with(['&', ';']) { kept.as_str() } else { kept.trim_end_matches(['&', ';']) };
+    let kept = if query.ends_with(['&', ';']) {
+        kept.as_str()
+    } else {
+        kept.trim_end_matches(['&', ';'])
+    };
     let mut target = uri.path().to_owned();
     if !kept.is_empty() {
         target.push('?');

@@ -30,7 +30,7 @@ fn store(scheme: CredentialScheme) -> Store {
     let store = Store::new();
     store.configure([spec("key", scheme)]);
     store.update(Update {
-        name: CredentialName::parse("key").unwrap(),
+        name: name(),
         value: Value::Ready {
             secret: Secret::new(SECRET.as_bytes().to_vec()).unwrap(),
             version: "1@now".into(),
@@ -47,6 +47,10 @@ fn request(uri: &str, headers: &[(&str, &str)]) -> Parts {
     request.body(()).unwrap().into_parts().0
 }
 
+fn name() -> CredentialName {
+    CredentialName::parse("key").unwrap()
+}
+
 /// Puts the credential `key` on, to `authority`, over TLS.
 fn put_on(
     store: &Store,
@@ -54,7 +58,7 @@ fn put_on(
     client_auth: ClientAuth,
     parts: &mut Parts,
 ) -> Result<Option<Injected>, Error> {
-    let name = CredentialName::parse("key").unwrap();
+    let name = name();
     let leave = Leave {
         authority,
         scheme: Scheme::Https,
@@ -70,15 +74,37 @@ fn each_scheme_puts_the_value_where_it_says() {
         name: HeaderName::from_static(name),
         prefix: prefix.map(str::to_owned),
     };
-    let basic = CredentialScheme::Basic { username: "user".to_owned() };
+    let basic = CredentialScheme::Basic {
+        username: "user".to_owned(),
+    };
     for (scheme, name, value) in [
-        (CredentialScheme::Bearer, "authorization", format!("Bearer {SECRET}")),
-        (basic, "authorization", format!("Basic {}", STANDARD.encode(format!("user:{SECRET}")))),
+        (
+            CredentialScheme::Bearer,
+            "authorization",
+            format!("Bearer {SECRET}"),
+        ),
+        (
+            basic,
+            "authorization",
+            format!("Basic {}", STANDARD.encode(format!("user:{SECRET}"))),
+        ),
         (header("x-api-key", None), "x-api-key", SECRET.to_owned()),
-        (header("authorization", Some("token ")), "authorization", format!("token {SECRET}")),
+        (
+            header("authorization", Some("token ")),
+            "authorization",
+            format!("token {SECRET}"),
+        ),
     ] {
-        let mut parts = request("/v1/a?b=c", &[("x-api-key", "client"), ("authorization", "client")]);
-        let injected = put_on(&store(scheme), &authority("api.example.com", 443), ClientAuth::Pass, &mut parts);
+        let mut parts = request(
+            "/v1/a?b=c",
+            &[("x-api-key", "client"), ("authorization", "client")],
+        );
+        let injected = put_on(
+            &store(scheme),
+            &authority("api.example.com", 443),
+            ClientAuth::Pass,
+            &mut parts,
+        );
         assert_eq!(injected.unwrap().unwrap().version.as_ref(), "1@now");
         let values: Vec<_> = parts.headers.get_all(name).iter().collect();
         assert_eq!(values, [value.as_str()]);
@@ -94,12 +120,26 @@ fn a_query_credential_is_encoded_and_takes_the_place_of_the_clients() {
         ("/v1/a", format!("/v1/a?my%20key={encoded}")),
         ("/v1/a?", format!("/v1/a?my%20key={encoded}")),
         ("/v1/a?b=c&d=%20", format!("/v1/a?b=c&d=%20&my%20key={encoded}")),
-        ("/v1/a?my+key=x&b=c&My%20Key=y", format!("/v1/a?b=c&my%20key={encoded}")),
-        ("https://api.example.com/v1/a?b", format!("https://api.example.com/v1/a?b&my%20key={encoded}")),
+        (
+            "/v1/a?my+key=x&b=c&My%20Key=y",
+            format!("/v1/a?b=c&my%20key={encoded}"),
+        ),
+        (
+            "https://api.example.com/v1/a?b",
+            format!("https://api.example.com/v1/a?b&my%20key={encoded}"),
+        ),
     ] {
-        let scheme = CredentialScheme::Query { name: "my key".to_owned() };
+        let scheme = CredentialScheme::Query {
+            name: "my key".to_owned(),
+        };
         let mut parts = request(uri, &[]);
-        put_on(&store(scheme), &authority("api.example.com", 443), ClientAuth::Pass, &mut parts).unwrap();
+        put_on(
+            &store(scheme),
+            &authority("api.example.com", 443),
+            ClientAuth::Pass,
+            &mut parts,
+        )
+        .unwrap();
         assert_eq!(parts.uri.to_string(), want);
     }
 }
@@ -139,12 +179,23 @@ fn a_request_for_another_place_than_its_permit_is_refused() {
         "http://api.example.com:443/",
     ] {
         let mut parts = request(uri, &[]);
-        let result = put_on(&store, &authority("api.example.com", 443), ClientAuth::Strip, &mut parts);
+        let result = put_on(
+            &store,
+            &authority("api.example.com", 443),
+            ClientAuth::Strip,
+            &mut parts,
+        );
         assert!(matches!(result, Err(Error::NotPermitted { .. })), "{uri}");
         assert!(parts.headers.is_empty());
     }
     let mut parts = request("https://API.example.com:443/", &[]);
-    put_on(&store, &authority("api.example.com", 443), ClientAuth::Strip, &mut parts).unwrap();
+    put_on(
+        &store,
+        &authority("api.example.com", 443),
+        ClientAuth::Strip,
+        &mut parts,
+    )
+    .unwrap();
 }
 
 #[test]
@@ -152,13 +203,16 @@ fn without_a_value_the_request_is_refused() {
     let store = store(CredentialScheme::Bearer);
     let place = authority("api.example.com", 443);
     store.update(Update {
-        name: CredentialName::parse("key").unwrap(),
+        name: name(),
         value: Value::Unavailable {
             reason: "the file is gone".into(),
         },
     });
     let error = put_on(&store, &place, ClientAuth::Strip, &mut request("/", &[])).unwrap_err();
-    assert_eq!(error.to_string(), "credential `key` has no value: the file is gone");
+    assert_eq!(
+        error.to_string(),
+        "credential `key` has no value: the file is gone"
+    );
     store.configure([]);
     let error = put_on(&store, &place, ClientAuth::Strip, &mut request("/", &[])).unwrap_err();
     assert!(matches!(error, Error::Unknown { .. }));
@@ -167,8 +221,15 @@ fn without_a_value_the_request_is_refused() {
 #[test]
 fn a_new_policy_keeps_the_values_of_what_it_did_not_change() {
     let store = store(CredentialScheme::Bearer);
-    store.configure([spec("key", CredentialScheme::Bearer), spec("other", CredentialScheme::Bearer)]);
-    let ready: Vec<_> = store.list().into_iter().map(|(name, state)| (name.to_string(), state.is_ok())).collect();
+    store.configure([
+        spec("key", CredentialScheme::Bearer),
+        spec("other", CredentialScheme::Bearer),
+    ]);
+    let ready: Vec<_> = store
+        .list()
+        .into_iter()
+        .map(|(name, state)| (name.to_string(), state.is_ok()))
+        .collect();
     assert_eq!(ready, [("key".to_owned(), true), ("other".to_owned(), false)]);
     store.configure([spec("key", CredentialScheme::Query { name: "k".to_owned() })]);
     assert!(store.list()[0].1.is_err());
@@ -176,7 +237,9 @@ fn a_new_policy_keeps_the_values_of_what_it_did_not_change() {
 
 #[test]
 fn a_scheme_that_can_not_carry_the_value_leaves_it_unavailable() {
-    let bad_user = CredentialScheme::Basic { username: "a:b".to_owned() };
+    let bad_user = CredentialScheme::Basic {
+        username: "a:b".to_owned(),
+    };
     let bad_prefix = CredentialScheme::Header {
         name: HeaderName::from_static("x-key"),
         prefix: Some("a\r\n".to_owned()),
@@ -197,7 +260,10 @@ fn the_clients_own_credentials_stay_only_where_the_rule_passes_them() {
             client_auth,
             credential: None,
         };
-        let mut parts = request("/a?sig=1&b=2", &[("Authorization", "x"), ("Cookie", "a=b"), ("Accept", "*/*")]);
+        let mut parts = request(
+            "/a?sig=1&b=2",
+            &[("Authorization", "x"), ("Cookie", "a=b"), ("Accept", "*/*")],
+        );
         assert_eq!(apply(&leave, &Store::new(), &mut parts).unwrap(), None);
         assert_eq!(parts.headers.contains_key("authorization"), stays);
         assert_eq!(parts.headers.contains_key("cookie"), stays);
@@ -214,15 +280,32 @@ fn nothing_that_can_be_formatted_shows_the_value() {
     };
     let store = store(scheme.clone());
     let mut parts = request("/", &[]);
-    let injected = put_on(&store, &authority("api.example.com", 443), ClientAuth::Strip, &mut parts).unwrap();
+    let injected = put_on(
+        &store,
+        &authority("api.example.com", 443),
+        ClientAuth::Strip,
+        &mut parts,
+    )
+    .unwrap();
     let secret = Secret::new(SECRET.as_bytes().to_vec()).unwrap();
     let prepared = prepare(&scheme, &secret).unwrap();
-    let elsewhere = put_on(&store, &authority("evil.example.com", 443), ClientAuth::Strip, &mut request("/", &[]));
+    let elsewhere = put_on(
+        &store,
+        &authority("evil.example.com", 443),
+        ClientAuth::Strip,
+        &mut request("/", &[]),
+    );
     let update = Update {
-        name: CredentialName::parse("key").unwrap(),
-        value: Value::Ready { secret, version: "1".into() },
+        name: name(),
+        value: Value::Ready {
+            secret,
+            version: "1".into(),
+        },
     };
-    let all = format!("{store:?} {injected:?} {prepared:?} {elsewhere:?} {update:?} {:?} {parts:?}", store.list());
+    let all = format!(
+        "{store:?} {injected:?} {prepared:?} {elsewhere:?} {update:?} {:?} {parts:?}",
+        store.list()
+    );
     assert!(!all.contains(SECRET), "{all}");
     assert!(all.contains("Sensitive"));
 }

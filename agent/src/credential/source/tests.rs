@@ -42,7 +42,13 @@ async fn a_file_is_read_again_when_it_changes_and_only_then() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("secret");
     let mut keeper = keeper(CredentialSource::File { path: path.clone() });
-    assert!(look(&mut keeper).await.unwrap().unwrap_err().contains("No such file"));
+    assert!(
+        look(&mut keeper)
+            .await
+            .unwrap()
+            .unwrap_err()
+            .contains("No such file")
+    );
     assert!(look(&mut keeper).await.is_none(), "the same failure is told once");
     write(&path, "hunter1\n");
     let (value, first) = look(&mut keeper).await.unwrap().unwrap();
@@ -56,8 +62,17 @@ async fn a_file_is_read_again_when_it_changes_and_only_then() {
     write(&path, "hunter2");
     assert!(look(&mut keeper).await.is_none(), "the same value is no news");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-    assert!(look(&mut keeper).await.unwrap().unwrap_err().contains("chmod 0600"));
-    assert!(matches!(keeper.current().unwrap().value, Value::Unavailable { .. }));
+    assert!(
+        look(&mut keeper)
+            .await
+            .unwrap()
+            .unwrap_err()
+            .contains("chmod 0600")
+    );
+    assert!(matches!(
+        keeper.current().unwrap().value,
+        Value::Unavailable { .. }
+    ));
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     assert_eq!(look(&mut keeper).await.unwrap().unwrap().0, "hunter2");
     assert!(!format!("{keeper:?}").contains("hunter2"));
@@ -84,7 +99,13 @@ async fn a_helper_that_fails_leaves_its_last_answer_only_until_that_ends() {
         timeout: Duration::from_secs(20),
         ttl,
     });
-    assert!(look(&mut keeper).await.unwrap().unwrap_err().contains("exit status 1"));
+    assert!(
+        look(&mut keeper)
+            .await
+            .unwrap()
+            .unwrap_err()
+            .contains("exit status 1")
+    );
     write(&path, "hunter1\n");
     assert_eq!(look(&mut keeper).await.unwrap().unwrap().0, "hunter1");
     assert!(keeper.due > Instant::now() + ttl / 2, "its answer is kept");
@@ -92,11 +113,25 @@ async fn a_helper_that_fails_leaves_its_last_answer_only_until_that_ends() {
     assert!(look(&mut keeper).await.is_none(), "the answer still holds");
     assert!(matches!(keeper.current().unwrap().value, Value::Ready { .. }));
     keeper.expires = Some(Instant::now());
-    assert!(look(&mut keeper).await.unwrap().unwrap_err().contains("exit status 1"));
+    assert!(
+        look(&mut keeper)
+            .await
+            .unwrap()
+            .unwrap_err()
+            .contains("exit status 1")
+    );
 }
 
 #[tokio::test]
 async fn a_systemd_credential_without_systemd_says_what_to_do() {
-    let mut keeper = keeper(CredentialSource::Systemd { name: "../x".to_owned() });
-    assert!(look(&mut keeper).await.unwrap().unwrap_err().contains("one file name"));
+    let mut keeper = keeper(CredentialSource::Systemd {
+        name: "../x".to_owned(),
+    });
+    assert!(
+        look(&mut keeper)
+            .await
+            .unwrap()
+            .unwrap_err()
+            .contains("one file name")
+    );
 }

@@ -17,13 +17,25 @@ fn the_lists_are_sorted_lower_case_and_have_no_doubles() {
         assert!(list.is_sorted_by(|a, b| a < b));
         assert!(list.iter().all(|name| *name == name.to_ascii_lowercase()));
     }
-    assert!(HEADERS.iter().all(|name| HeaderName::from_lowercase(name.as_bytes()).is_ok()));
+    assert!(
+        HEADERS
+            .iter()
+            .all(|name| HeaderName::from_lowercase(name.as_bytes()).is_ok())
+    );
 }
 
 #[test]
 fn known_headers_go_with_all_their_values() {
     let mut map = HeaderMap::new();
-    for name in ["accept", "authorization", "x-api-key", "x-request-id", "authorization", "cookie", "accept"] {
+    for name in [
+        "accept",
+        "authorization",
+        "x-api-key",
+        "x-request-id",
+        "authorization",
+        "cookie",
+        "accept",
+    ] {
         map.append(HeaderName::from_static(name), HeaderValue::from_static("x"));
     }
     headers(&mut map);
@@ -44,9 +56,15 @@ fn known_parameters_go_in_every_spelling() {
         ("/a?b=1&token", "/a?b=1"),
         ("/a?token[]=1&token[x]=2&b=1", "/a?b=1"),
         ("/a?+key=1&b=1", "/a?b=1"),
-        ("/a?X-Amz-Algorithm=1&X-Amz-Signature=2&x-goog-signature=3&b=1", "/a?b=1"),
+        (
+            "/a?X-Amz-Algorithm=1&X-Amz-Signature=2&x-goog-signature=3&b=1",
+            "/a?b=1",
+        ),
         ("/a?AWSAccessKeyId=1&Signature=2&Expires=3", "/a?Expires=3"),
-        ("/a?monkey=1&keys=2&page_token=3&tokens", "/a?monkey=1&keys=2&page_token=3&tokens"),
+        (
+            "/a?monkey=1&keys=2&page_token=3&tokens",
+            "/a?monkey=1&keys=2&page_token=3&tokens",
+        ),
         ("/a?&&b=1&", "/a?&&b=1&"),
         ("/a?", "/a?"),
         ("https://h:1/a?key=1&b=2", "https://h:1/a?b=2"),
