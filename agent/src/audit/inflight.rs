@@ -253,3 +253,6 @@ fn began(id: RequestId) -> Timestamp {
         .fold(0, |sum, byte| sum << 8 | u64::from(*byte));
     Timestamp::from_unix_micros(millis.saturating_mul(1000))
 }
+
+#[cfg(test)]
+mod tests;

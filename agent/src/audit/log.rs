@@ -126,11 +126,11 @@ impl Log {
     /// Starts the writer thread on `sink`.
     ///
     /// # Errors
-    /// If the thread can't be started or the system gives no randomness.
+    /// If the thread can't be started.
     pub fn start(sink: Box<dyn Sink>, table: Table, settings: Settings) -> io::Result<(Self, Writer)> {
         let slots = Slots::new(table.slots(), settings.slots_per_workload);
         let shared = Arc::new(Shared::new(table, slots));
-        let ids = Arc::new(Ids::new()?);
+        let ids = Arc::new(Ids::new());
         let for_losses = Arc::clone(&ids);
         let loss = Box::new(move |calls, events| loss_line(&for_losses, calls, events));
         let writer = Writer::start(&shared, sink, loss)?;
@@ -310,15 +310,12 @@ struct Ids {
 }
 
 impl Ids {
-    fn new() -> io::Result<Self> {
-        let mut random = [0; 16];
-        aws_lc_rs::rand::fill(&mut random).map_err(|_unspecified| io::Error::other("no randomness"))?;
-        let [a, b] = [&random[..8], &random[8..]]
-            .map(|half| half.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte)));
-        Ok(Self {
-            random: a,
-            counter: AtomicU64::new(b),
-        })
+    fn new() -> Self {
+        let [random, counter] = [Uuid::now_v7(), Uuid::now_v7()].map(|id| id.as_u64_pair().1);
+        Self {
+            random,
+            counter: AtomicU64::new(counter),
+        }
     }
 
     fn next(&self) -> ([u8; 16], Timestamp) {
@@ -328,12 +325,8 @@ impl Ids {
         let mut random = [c1, c0, 0, 0, 0, 0, 0, 0, 0, 0];
         random[2..].copy_from_slice(&mix(count ^ self.random).to_be_bytes());
         let millis = u64::try_from(now.as_millis()).unwrap_or(0);
-        let id = Uuid::from_bytes(
-            *uuid::Builder::from_unix_timestamp_millis(millis, &random)
-                .as_uuid()
-                .as_bytes(),
-        );
-        (*id.as_bytes(), Timestamp::from_unix_micros(micros(now)))
+        let id = uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid();
+        (id.into_bytes(), Timestamp::from_unix_micros(micros(now)))
     }
 }
 

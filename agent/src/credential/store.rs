@@ -11,6 +11,9 @@ use super::source::{Update, Value};
 use super::spec::CredentialSpec;
 use crate::policy::CredentialName;
 
+/// A credential's version, or why it can't be used.
+pub type Listed = Result<Arc<str>, Arc<str>>;
+
 /// What injection may use, as a snapshot that is swapped whole; reading it takes no lock.
 #[derive(Debug, Default)]
 pub struct Store {
@@ -91,7 +94,7 @@ impl Store {
 
     /// Each credential's name and its version, or why it can't be used.
     #[must_use]
-    pub fn list(&self) -> Vec<(CredentialName, Result<Arc<str>, Arc<str>>)> {
+    pub fn list(&self) -> Vec<(CredentialName, Listed)> {
         let entries = self.entries.load();
         let mut list: Vec<_> = entries
             .iter()

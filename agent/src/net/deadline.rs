@@ -45,7 +45,7 @@ impl Activity {
 
     fn state(&self) -> (u32, bool) {
         let state = self.0.load(Ordering::Relaxed);
-        (state / EPOCH, state % EPOCH == 0)
+        (state / EPOCH, state.is_multiple_of(EPOCH))
     }
 }
 

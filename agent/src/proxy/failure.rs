@@ -129,7 +129,8 @@ pub(super) fn of_upstream_tls(error: &tls::Error) -> Failure {
     let fault = match error {
         tls::Error::UpstreamCertificate { .. } => UpstreamFault::Certificate,
         tls::Error::Timeout { .. } => UpstreamFault::Timeout,
-        _ => UpstreamFault::Tls,
+        other if other.is_handshake() => UpstreamFault::Tls,
+        other => return Failure::internal("tls", other),
     };
     Failure::upstream(fault, error)
 }
@@ -140,7 +141,8 @@ pub(super) fn of_client_tls(error: &tls::Error) -> Failure {
         tls::Error::ClientDistrust { .. } => "client_distrust",
         tls::Error::Timeout { .. } => "handshake_timeout",
         tls::Error::Io { .. } => "io",
-        _ => "handshake",
+        other if other.is_handshake() => "handshake",
+        other => return Failure::internal("tls", other),
     };
     Failure::Downstream {
         kind,

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
@@ -309,7 +310,7 @@ impl Outgoing {
             credential: self
                 .credential
                 .as_ref()
-                .map(|put| (put.name.clone(), put.version.clone())),
+                .map(|put| (put.name.clone(), Arc::clone(&put.version))),
             multiplexed,
         }
     }
