@@ -8,9 +8,10 @@ use std::thread;
 
 use anyhow::{Context, Result, bail};
 use harness::cgroup;
-use nix::sys::signal::{SigSet, Signal};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
-/// Takes the signals over. Make it before any other thread.
+/// Takes the signals over.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Interrupt {
     seen: Arc<AtomicBool>,
@@ -18,18 +19,14 @@ pub(crate) struct Interrupt {
 }
 
 impl Interrupt {
-    /// Blocks the signals for this thread and those that it will make, and waits for them in one of its own.
-    /// Child processes start with an empty mask.
+    /// Handles the signals in a thread of its own. They are handled, not blocked: child processes inherit what
+    /// is blocked, while exec resets what is handled.
     pub(crate) fn install() -> Result<Self> {
-        let mut set = SigSet::empty();
-        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-            set.add(signal);
-        }
-        set.thread_block().context("can't block signals")?;
+        let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).context("can't handle signals")?;
         let interrupt = Self::default();
         let watcher = interrupt.clone();
         thread::spawn(move || {
-            if set.wait().is_ok() {
+            if signals.forever().next().is_some() {
                 watcher.seen.store(true, Ordering::SeqCst);
                 watcher.end();
             }

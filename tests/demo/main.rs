@@ -35,7 +35,7 @@ fn main() -> ExitCode {
     }
     let mut report = Report::default();
     if let Err(error) = story::tell(&mut report) {
-        report.step("the sandbox is set up", "done", format!("{error:#}"), false);
+        report.step("the demo comes to its end", "done", format!("{error:#}"), false);
     }
     let text = if json { report.json() } else { report.text() };
     println!("{}", text.trim_end());

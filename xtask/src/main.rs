@@ -1,2 +1,69 @@
-//! x
-fn main() {}
+//! Every chore of the project, the same on a desk and in CI: `cargo xtask VERB`.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a tool for people at a terminal"
+)]
+
+mod check;
+mod ci;
+mod cmd;
+mod demo;
+mod setup;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::cmd::Outcome;
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Every chore of the project")]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Install what building and testing need (Debian packages, rust-src, bpf-linker); does only what is missing
+    Setup,
+    /// Show the whole job on real connections in a sandbox of its own
+    Demo {
+        /// One JSON document on standard output
+        #[arg(long)]
+        json: bool,
+    },
+    /// Build and run every test that this machine can run
+    Test {
+        /// Only tests whose name contains this
+        #[arg(long)]
+        filter: Option<String>,
+    },
+    /// Format, lints, documentation, dependency policy
+    Check,
+    /// The rules of the repository that no compiler knows
+    Tidy,
+    /// What CI runs: check, tidy and test, with one closing line
+    Ci,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().verb {
+        Verb::Setup => setup::run(),
+        Verb::Demo { json } => demo::run(json),
+        Verb::Test { filter } => test::run(filter.as_deref()),
+        Verb::Check => check::run(),
+        Verb::Tidy => tidy::run(),
+        Verb::Ci => ci::run(),
+    };
+    match outcome {
+        Ok(outcome) => outcome.into(),
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            Outcome::No.into()
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Debian packages: only the missing ones, and never a daemon started by installing one.
+
+use std::collections::BTreeSet;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::cmd;
+
+/// invoke-rc.d and deb-systemd-invoke ask this file whether a service may be started (Debian Policy 9.3.3).
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+/// Installs those of `packages` that are not there.
+pub(super) fn install(packages: &[&str]) -> Result<()> {
+    let missing = missing(packages);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    eprintln!("setup: missing packages: {}", missing.join(" "));
+    if cmd::find("apt-get").is_none() {
+        bail!(
+            "this is no Debian (no apt-get); install what these packages hold: {}",
+            missing.join(" ")
+        );
+    }
+    if !cmd::is_root() {
+        bail!(
+            "installing needs root: apt-get install --no-install-recommends {}",
+            missing.join(" ")
+        );
+    }
+    if missing.iter().any(|package| !is_known(package)) {
+        cmd::run(apt(["update"])).context("the package lists")?;
+    }
+    let quiet = NoDaemons::new()?;
+    let mut install = apt(["install", "--yes", "--no-install-recommends"]);
+    install.args(&missing);
+    cmd::run(install)?;
+    drop(quiet);
+    // Not started now; not at the next boot either. What was there before is left as it was.
+    if missing.contains(&"nginx-light") && cmd::find("systemctl").is_some() {
+        cmd::run(cmd::command("systemctl", ["disable", "nginx.service"]))
+            .context("nginx would start at the next boot")?;
+    }
+    Ok(())
+}
+
+fn missing<'a>(packages: &[&'a str]) -> Vec<&'a str> {
+    let format = "--showformat=${db:Status-Status} ${Package}\n";
+    let mut query = cmd::command("dpkg-query", ["--show", format]);
+    query.args(packages);
+    // It fails when it does not know one of them, and lists the others all the same.
+    let listed = query
+        .output()
+        .map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    let installed = installed(&listed.unwrap_or_default());
+    packages
+        .iter()
+        .copied()
+        .filter(|package| !installed.contains(*package))
+        .collect()
+}
+
+fn installed(listing: &str) -> BTreeSet<String> {
+    listing
+        .lines()
+        .filter_map(|line| line.strip_prefix("installed "))
+        .map(ToOwned::to_owned)
+        .collect()
+}
+
+/// Whether apt's lists have a version of the package to install.
+fn is_known(package: &str) -> bool {
+    let policy = cmd::read(cmd::command("apt-cache", ["policy", package])).unwrap_or_default();
+    policy
+        .lines()
+        .any(|line| line.trim().starts_with("Candidate:") && !line.contains("(none)"))
+}
+
+fn apt<const N: usize>(args: [&str; N]) -> std::process::Command {
+    let mut command = cmd::command("apt-get", ["--quiet"]);
+    command.args(args).env("DEBIAN_FRONTEND", "noninteractive");
+    command
+}
+
+/// For as long as it lives, no package starts a service. A policy that the host has already is left alone: then
+/// it is the host's to say.
+struct NoDaemons(Option<PathBuf>);
+
+impl NoDaemons {
+    fn new() -> Result<Self> {
+        let path = Path::new(POLICY);
+        if path.exists() {
+            return Ok(Self(None));
+        }
+        fs::write(path, "#!/bin/sh\nexit 101\n").with_context(|| format!("can't write {POLICY}"))?;
+        let guard = Self(Some(path.to_owned()));
+        fs::set_permissions(path, Permissions::from_mode(0o755))
+            .with_context(|| format!("can't chmod {POLICY}"))?;
+        Ok(guard)
+    }
+}
+
+impl Drop for NoDaemons {
+    fn drop(&mut self) {
+        if let Some(path) = self.0.take()
+            && let Err(error) = fs::remove_file(&path)
+        {
+            eprintln!("setup: remove {} by hand: {error}", path.display());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_fully_installed_counts() {
+        let listing = "installed curl\nnot-installed nginx-light\nconfig-files gcc\n";
+        assert_eq!(installed(listing), BTreeSet::from(["curl".to_owned()]));
+    }
+}

@@ -1,0 +1,203 @@
+//! `cargo xtask test`: builds and runs every test that this machine can run, and counts them.
+
+mod tally;
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read, Write};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::thread;
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::Value;
+
+use crate::cmd::{self, Outcome};
+use crate::setup;
+
+pub(crate) use tally::Tally;
+
+/// Runs the tests and ends with the closing line.
+pub(crate) fn run(filter: Option<&str>) -> Result<Outcome> {
+    let (tally, outcome) = all(filter)?;
+    println!("{tally}");
+    Ok(outcome)
+}
+
+/// Runs the tests; the outcome also says whether something could not be run.
+pub(crate) fn all(filter: Option<&str>) -> Result<(Tally, Outcome)> {
+    setup::all()?;
+    let agent = build("callgate", "callgate")?;
+    let notes = Notes::new()?;
+    let packages = ["-p", "callgate", "-p", "callgate-common", "-p", "xtask"];
+    let mut suites = vec![suite(&packages, filter), documentation(filter)];
+    let end_to_end = ["-p", "callgate-tests"];
+    let mut tally = Tally::default();
+    if cmd::is_root() {
+        suites.push(suite(&end_to_end, filter));
+    } else {
+        // What needs no root among them (the harness's own tests) runs all the same.
+        suites.push(suite(&["-p", "callgate-tests", "--lib", "--bins"], filter));
+        tally.skipped += count_end_to_end(filter)?;
+        eprintln!("test: the end-to-end tests need root (BPF, cgroups, namespaces): sudo cargo xtask test");
+    }
+    for mut command in suites {
+        command
+            .env("CALLGATE_BIN", &agent)
+            .env("CALLGATE_SKIP_FILE", &notes.0);
+        tally.add(measure(command)?);
+    }
+    tally.move_to_skipped(notes.count());
+    let outcome = match (tally.failed, cmd::is_root()) {
+        (0, true) => Outcome::Good,
+        (0, false) => Outcome::Lacking,
+        _ => Outcome::No,
+    };
+    Ok((tally, outcome))
+}
+
+/// Builds one binary and says where it is.
+pub(crate) fn build(package: &str, binary: &str) -> Result<PathBuf> {
+    let mut command = setup::prepare(cmd::cargo(["build", "-p", package, "--bin", binary]));
+    command
+        .args(["--message-format", "json-render-diagnostics"])
+        .stderr(Stdio::inherit());
+    cmd::show(&command);
+    let output = command.output().context("can't start cargo")?;
+    if !output.status.success() {
+        bail!("{binary} does not build");
+    }
+    let text = String::from_utf8(output.stdout).context("cargo's messages")?;
+    text.lines()
+        .find_map(|line| artifact(line, binary))
+        .with_context(|| format!("cargo built no {binary}"))
+}
+
+/// The executable in one of cargo's messages, if it is the one of this name.
+fn artifact(line: &str, binary: &str) -> Option<PathBuf> {
+    let message: Value = serde_json::from_str(line).ok()?;
+    let path = PathBuf::from(message.get("executable")?.as_str()?);
+    (message.get("target")?.get("name")? == binary).then_some(path)
+}
+
+/// nextest, where there is one, runs each test in a process of its own; cargo's own runner needs no more care,
+/// since a world belongs to a thread.
+fn suite(packages: &[&str], filter: Option<&str>) -> Command {
+    let mut command = if cmd::find("cargo-nextest").is_some() {
+        cmd::cargo([
+            "nextest",
+            "run",
+            "--no-fail-fast",
+            "--no-tests",
+            "pass",
+            "--color",
+            "never",
+        ])
+    } else {
+        cmd::cargo(["test", "--no-fail-fast", "--all-targets"])
+    };
+    command.args(packages).args(filter);
+    quiet(command)
+}
+
+/// The examples in the documentation, which nextest does not run.
+fn documentation(filter: Option<&str>) -> Command {
+    let mut command = cmd::cargo([
+        "test",
+        "--doc",
+        "--no-fail-fast",
+        "-p",
+        "callgate",
+        "-p",
+        "callgate-common",
+    ]);
+    command.args(filter);
+    quiet(command)
+}
+
+fn quiet(mut command: Command) -> Command {
+    command
+        .env("CARGO_TERM_COLOR", "never")
+        .env("RUST_BACKTRACE", "0");
+    setup::prepare(command)
+}
+
+/// How many tests are left out without root.
+fn count_end_to_end(filter: Option<&str>) -> Result<u64> {
+    let mut command = quiet(cmd::cargo(["test", "-p", "callgate-tests", "--test", "e2e"]));
+    command.args(filter).args(["--", "--list"]);
+    let listing = cmd::read(command).context("the end-to-end tests do not build")?;
+    Ok(listing
+        .lines()
+        .filter(|line| line.ends_with(": test"))
+        .map(|_| 1)
+        .sum())
+}
+
+/// Runs one suite, passes on what it writes and counts. A suite that fails without a failed test (it does not
+/// build, it crashed) counts as one.
+fn measure(mut command: Command) -> Result<Tally> {
+    cmd::show(&command);
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("can't start the tests")?;
+    let stdout = child.stdout.take().context("no standard output")?;
+    let stderr = child.stderr.take().context("no standard error")?;
+    let other = thread::spawn(move || count(stderr, std::io::stderr()));
+    let mut tally = count(stdout, std::io::stdout())?;
+    tally.add(
+        other
+            .join()
+            .map_err(|_panic| anyhow!("the reader of standard error panicked"))??,
+    );
+    let status = child.wait().context("can't wait for the tests")?;
+    if !status.success() && tally.failed == 0 {
+        eprintln!("test: {status}, although no test failed");
+        tally.failed = 1;
+    }
+    Ok(tally)
+}
+
+fn count(from: impl Read, mut to: impl Write) -> Result<Tally> {
+    let mut tally = Tally::default();
+    let mut reader = BufReader::new(from);
+    let mut line = Vec::new();
+    while reader
+        .read_until(b'\n', &mut line)
+        .context("can't read what the tests write")?
+        > 0
+    {
+        to.write_all(&line)
+            .context("can't pass on what the tests write")?;
+        tally.read(&String::from_utf8_lossy(&line));
+        line.clear();
+    }
+    Ok(tally)
+}
+
+/// The file in which tests note that they skipped themselves.
+struct Notes(PathBuf);
+
+impl Notes {
+    fn new() -> Result<Self> {
+        let file = std::env::temp_dir().join(format!("callgate-skips-{}", std::process::id()));
+        fs::write(&file, "").with_context(|| format!("can't write {}", file.display()))?;
+        Ok(Self(file))
+    }
+
+    fn count(&self) -> u64 {
+        let text = fs::read_to_string(&self.0).unwrap_or_default();
+        for line in text.lines() {
+            eprintln!("test: skipped: {line}");
+        }
+        text.lines().map(|_| 1).sum()
+    }
+}
+
+impl Drop for Notes {
+    fn drop(&mut self) {
+        // Only a note; a left one is no harm.
+        fs::remove_file(&self.0).ok();
+    }
+}

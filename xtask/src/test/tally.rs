@@ -1,0 +1,115 @@
+//! Counting tests from what the runners write.
+
+use std::fmt;
+
+/// The closing line: `N passed, N failed, N skipped`.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Tally {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    pub(crate) skipped: u64,
+}
+
+impl Tally {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+
+    /// Tests that skipped themselves were counted as passed by their runner.
+    pub(crate) fn move_to_skipped(&mut self, count: u64) {
+        self.passed = self.passed.saturating_sub(count);
+        self.skipped += count;
+    }
+
+    /// Adds one line of output, if it is a runner's summary.
+    pub(crate) fn read(&mut self, line: &str) {
+        let line = line.trim();
+        if let Some(counts) = line.strip_prefix("test result: ") {
+            let counts = counts.split_once(". ").map_or(counts, |(_, rest)| rest);
+            self.add(parse(counts, ';', "ignored"));
+        } else if let Some(summary) = line.strip_prefix("Summary [") {
+            // What a filter leaves out nextest calls skipped; it was not asked for, so it is not counted.
+            let counts = summary.split_once("run: ").map_or("", |(_, rest)| rest);
+            self.add(parse(counts, ',', "ignored"));
+        }
+    }
+}
+
+/// Reads `3 passed`, `1 failed`, ... between separators; nextest adds remarks in brackets.
+fn parse(counts: &str, separator: char, skipped: &str) -> Tally {
+    let mut tally = Tally::default();
+    for part in counts.split(separator) {
+        let mut words = part.split_whitespace();
+        let (Some(Ok(number)), Some(word)) = (words.next().map(str::parse::<u64>), words.next()) else {
+            continue;
+        };
+        match word {
+            "passed" => tally.passed += number,
+            "failed" | "timed" => tally.failed += number,
+            word if word == skipped => tally.skipped += number,
+            _ => {}
+        }
+    }
+    tally
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} passed, {} failed, {} skipped",
+            self.passed, self.failed, self.skipped
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> (u64, u64, u64) {
+        let mut tally = Tally::default();
+        tally.read(line);
+        (tally.passed, tally.failed, tally.skipped)
+    }
+
+    #[test]
+    fn cargos_runner() {
+        let line = "test result: FAILED. 12 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.2s";
+        assert_eq!(read(line), (12, 1, 2));
+    }
+
+    #[test]
+    fn nextest() {
+        assert_eq!(
+            read("     Summary [   0.012s] 3 tests run: 2 passed (1 slow), 1 failed, 0 skipped"),
+            (2, 1, 0)
+        );
+        assert_eq!(
+            read("     Summary [   0.012s] 1 test run: 1 passed, 40 skipped"),
+            (1, 0, 0)
+        );
+        assert_eq!(
+            read("Summary [ 60.0s] 2 tests run: 1 passed, 1 timed out, 0 skipped"),
+            (1, 1, 0)
+        );
+    }
+
+    #[test]
+    fn other_lines_count_nothing() {
+        assert_eq!(read("test it_works ... 3 passed"), (0, 0, 0));
+    }
+
+    #[test]
+    fn the_closing_line() {
+        let mut tally = Tally {
+            passed: 10,
+            failed: 0,
+            skipped: 1,
+        };
+        tally.move_to_skipped(2);
+        assert_eq!(tally.to_string(), "8 passed, 0 failed, 3 skipped");
+    }
+}
