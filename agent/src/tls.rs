@@ -195,6 +195,21 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether the two sides could not agree, rather than that something of ours is missing.
+    #[must_use]
+    pub fn is_handshake(&self) -> bool {
+        matches!(
+            self,
+            Self::Timeout { .. }
+                | Self::Io { .. }
+                | Self::ClientDistrust { .. }
+                | Self::UpstreamCertificate { .. }
+                | Self::Handshake { .. }
+        )
+    }
+}
+
 /// The one provider of both sides: aws-lc-rs, AES-128-GCM first (the cheapest per byte on hosts with AES
 /// instructions, and as safe), forward secrecy only.
 #[must_use]
