@@ -254,7 +254,7 @@ fn identity(args: &ExplainArgs, policy: &Policy) -> Result<Identity, InputError>
         user: if uid.is_some() { None } else { text(&args.user) },
         process: None,
         executable: args.exe.as_ref().map(|path| Executable {
-            path: path.clone(),
+            path: Some(path.clone()),
             device: 0,
             inode: 0,
             sha256: args.exe_sha256.map(|digest| digest.0),

@@ -33,7 +33,7 @@ fn caller() -> Identity {
             comm: "app".into(),
         }),
         executable: Some(Executable {
-            path: "/usr/bin/app".into(),
+            path: Some("/usr/bin/app".into()),
             device: 1,
             inode: 2,
             sha256: Some(Sha256([0xab; 32])),
