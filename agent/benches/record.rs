@@ -30,7 +30,7 @@ fn caller() -> Caller {
         user: Some("billing".into()),
         comm: Some("python3".into()),
         exe: Some(Exe {
-            path: "/usr/bin/python3.13".into(),
+            path: Some("/usr/bin/python3.13".into()),
             device: 65_025,
             inode: 991_122,
             sha256: None,
