@@ -94,7 +94,8 @@ impl HostName {
 /// number is never a DNS name (WHATWG URL, "ends in a number").
 fn is_address(name: &str) -> bool {
     let last = name.rsplit('.').next().unwrap_or(name);
-    let numeric = last.bytes().all(|b| b.is_ascii_digit())
+    let digits = !last.is_empty() && last.bytes().all(|b| b.is_ascii_digit());
+    let numeric = digits
         || last
             .strip_prefix("0x")
             .or_else(|| last.strip_prefix("0X"))

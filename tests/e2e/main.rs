@@ -3,5 +3,7 @@
 //! Run them with `cargo xtask test`, which builds the agent and says where it is. Each test makes a
 //! [`harness::World`] and is named as a sentence; what it expects of a call, it asks the audit records.
 
+/// The kernel side alone: each way to connect is caught and attributed, or refused.
+mod capture;
 /// The harness itself: the sandbox is one, the upstream tells callers apart, nothing is left behind.
 mod sandbox;
