@@ -174,3 +174,22 @@ fn check_records(report: &mut Report, world: &World) -> Result<()> {
     report.records(world.records()?);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use callgate::policy::{Policy, Source};
+
+    use super::*;
+
+    #[test]
+    fn the_policy_is_one() {
+        let programs = Programs {
+            curl: "/usr/bin/curl".into(),
+            python: "/usr/bin/python3".into(),
+            stranger: "/x".into(),
+        };
+        let text = policy(&programs, Path::new("/etc/callgate/secrets/payments"));
+        let compiled = Policy::compile(&[Source::new("demo.toml", &text)]).unwrap();
+        assert!(compiled.warnings().is_empty(), "{:?}", compiled.warnings());
+    }
+}

@@ -20,6 +20,8 @@ use crate::upstream::{Files, Server, Upstream};
 use crate::wait;
 use crate::workload::Client;
 
+const AUDIT_FILE: &str = "audit/calls.jsonl";
+
 /// Everything that one test set up. The fields are dropped in this order: processes, their cgroup, namespaces,
 /// files.
 #[derive(Debug)]
@@ -258,7 +260,7 @@ impl World {
     /// The file that the agent writes its records to.
     #[must_use]
     pub fn audit_file(&self) -> PathBuf {
-        self.path("audit").join("calls.jsonl")
+        self.path(AUDIT_FILE)
     }
 
     /// The cgroup directory of everything in this world; killing it ends every process.
@@ -278,23 +280,53 @@ impl World {
     }
 
     fn write_config(&self) -> Result<()> {
-        let mut text = String::new();
-        writeln!(text, "cgroup_parent = {:?}", self.workload_parent())?;
-        for (key, dir) in [
-            ("bpffs_dir", "bpf"),
-            ("state_dir", "state"),
-            ("runtime_dir", "run"),
-            ("policy_dir", "policy.d"),
-        ] {
-            writeln!(text, "{key} = {:?}", self.path(dir))?;
-        }
-        writeln!(
-            text,
-            "upstream_ca = [{:?}]\nworker_user = \"nobody\"",
-            self.ca.certificate()
+        let text = config(
+            self.dir(),
+            &self.workload_parent(),
+            self.ca.certificate(),
+            &self.settings,
         )?;
-        // Top-level keys of the test come before the first table.
-        writeln!(text, "{}\n[audit]\nfile = {:?}", self.settings, self.audit_file())?;
         fs::write(self.config(), text).context("can't write callgate.toml")
+    }
+}
+
+/// The agent's configuration: everything in the world's directory, and nothing of the host's.
+fn config(dir: &Path, cgroup_parent: &str, upstream_ca: &Path, settings: &str) -> Result<String> {
+    let mut text = String::new();
+    writeln!(text, "cgroup_parent = {cgroup_parent:?}")?;
+    for (key, name) in [
+        ("bpffs_dir", "bpf"),
+        ("state_dir", "state"),
+        ("runtime_dir", "run"),
+        ("policy_dir", "policy.d"),
+    ] {
+        writeln!(text, "{key} = {:?}", dir.join(name))?;
+    }
+    writeln!(text, "admin_socket = {:?}", dir.join("run/admin.sock"))?;
+    writeln!(text, "upstream_ca = [{upstream_ca:?}]\nworker_user = \"nobody\"")?;
+    // Top-level keys of the test come before the first table.
+    writeln!(text, "{settings}\n[audit]\nfile = {:?}", dir.join(AUDIT_FILE))?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use callgate::config::Config;
+    use callgate::policy::Source;
+
+    use super::*;
+
+    #[test]
+    fn the_configuration_is_one() {
+        let text = config(
+            Path::new("/tmp/w"),
+            "/a/workloads",
+            Path::new("/tmp/w/ca.pem"),
+            "threads = 2",
+        )
+        .unwrap();
+        let config = Config::parse(&Source::new("callgate.toml", &text)).unwrap();
+        assert_eq!(config.cgroup_parent, "a/workloads");
+        assert_eq!(config.threads, 2);
     }
 }

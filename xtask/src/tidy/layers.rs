@@ -53,6 +53,7 @@ const PURE: u8 = 1;
 /// The edges between modules of the IO layer that there are; each because the first is made of the second.
 const SIDEWAYS: &[(&str, &str)] = &[
     ("channel", "tls"),
+    ("config", "policy"),
     ("credential", "config"),
     ("enroll", "identity"),
     ("http", "net"),

@@ -15,6 +15,7 @@ const UNSAFE: &[&str] = &[
     "agent-ebpf/src/",
     "agent/src/audit/inflight.rs",
     "agent/src/ebpf/",
+    "tests/probe/",
 ];
 
 /// Crates that only one part of the agent may name.
