@@ -3,8 +3,12 @@
 //! A fact that could not be proven is `None`, and policy treats it as "no" in an allow and as "yes" in a
 //! deny. Nothing here reads the system; `identity::resolve` does.
 
+pub mod cgroup;
 pub mod executable;
+pub mod process;
 pub mod resolve;
+pub mod unit;
+pub mod users;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -47,6 +51,15 @@ impl WorkloadName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The name of the workload's slice, and of its cgroup directory: `callgate-NAME.slice`.
+    ///
+    /// systemd reads '-' in a slice's name as nesting, and workloads don't nest, so it is escaped as
+    /// systemd.unit(5) says (`\x2d`).
+    #[must_use]
+    pub fn slice(&self) -> String {
+        format!("callgate-{}.slice", self.0.replace('-', "\\x2d"))
+    }
 }
 
 impl fmt::Display for WorkloadName {
@@ -88,9 +101,11 @@ pub struct Identity {
     pub gid: u32,
     /// The user's name, if the host's user database has one.
     pub user: Option<Arc<str>>,
-    /// The process, if `/proc` and the kernel's origin agree on it.
+    /// The process as the kernel recorded it when it connected; `None` if its number means nothing in the
+    /// agent's pid namespace.
     pub process: Option<Process>,
-    /// The executable, if `/proc` and the kernel's origin agree on it.
+    /// The executable, if `/proc` and the kernel's origin agree on it while the process still runs. (Device
+    /// and inode that the kernel alone reported are in the claim, for the record.)
     pub executable: Option<Executable>,
     /// From the kernel: the caller's network namespace.
     pub netns_cookie: u64,
@@ -119,8 +134,9 @@ pub struct Process {
 /// The file that a process runs.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Executable {
-    /// Its path, as `/proc/PID/exe` shows it.
-    pub path: PathBuf,
+    /// Its path in the agent's mount namespace; `None` if the file was deleted or replaced, or if that path
+    /// leads the agent to another file (the process has mounts of its own: a container, a bind mount).
+    pub path: Option<PathBuf>,
     /// The file system's device number as stat(2) shows it.
     pub device: u64,
     /// The inode number.

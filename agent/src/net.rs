@@ -1,5 +1,6 @@
 //! Sockets.
 
+pub mod deadline;
 pub mod listener;
 pub mod peek;
 pub mod splice;

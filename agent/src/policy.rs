@@ -215,6 +215,34 @@ impl DenialReason {
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct CredentialName(Arc<str>);
 
+/// A text that can't name a credential.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("a credential's name is 1 to 64 of a-z, 0-9, '-' and '_', and starts with a letter or digit")]
+pub struct CredentialNameError;
+
+impl CredentialName {
+    /// Reads a credential's name.
+    ///
+    /// # Errors
+    /// If the text has another form than the type's definition.
+    pub fn parse(text: &str) -> Result<Self, CredentialNameError> {
+        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        let starts = text.bytes().next().is_some_and(plain);
+        let rest = text.bytes().all(|b| plain(b) || b == b'-' || b == b'_');
+        if starts && rest && text.len() <= 64 {
+            Ok(Self(text.into()))
+        } else {
+            Err(CredentialNameError)
+        }
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 impl fmt::Display for CredentialName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

@@ -1,1 +1,7 @@
-//! x
+//! The end-to-end tests: the real agent, real clients, the real kernel; one binary.
+//!
+//! Run them with `cargo xtask test`, which builds the agent and says where it is. Each test makes a
+//! [`harness::World`] and is named as a sentence; what it expects of a call, it asks the audit records.
+
+/// The harness itself: the sandbox is one, the upstream tells callers apart, nothing is left behind.
+mod sandbox;

@@ -1,1 +1,160 @@
 //! `callgate doctor`: what this host lacks, and the fix.
+//!
+//! Looks only; changes nothing. What the kernel's programs need is probed one by one where they are loaded,
+//! and handed in as further checks.
+
+mod probes;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use comfy_table::{Table, presets};
+use serde::Serialize;
+
+pub use probes::host_checks;
+
+/// What the command line gives.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Args {
+    /// Print one JSON document instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How one check went.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// As it should be.
+    Pass,
+    /// It works, with the loss that the text names.
+    Warn,
+    /// callgate can't run like this.
+    Fail,
+}
+
+/// One fact about this host.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Check {
+    /// What was looked at; stable.
+    pub name: &'static str,
+    /// How it went.
+    pub status: Status,
+    /// What was found.
+    pub found: String,
+    /// What to do about it; empty if nothing.
+    pub fix: String,
+}
+
+impl Check {
+    /// All is well.
+    #[must_use]
+    pub fn pass(name: &'static str, found: impl Into<String>) -> Self {
+        Self::new(name, Status::Pass, found, "")
+    }
+
+    /// It works, but not fully.
+    #[must_use]
+    pub fn warn(name: &'static str, found: impl Into<String>, fix: &str) -> Self {
+        Self::new(name, Status::Warn, found, fix)
+    }
+
+    /// It doesn't work.
+    #[must_use]
+    pub fn fail(name: &'static str, found: impl Into<String>, fix: &str) -> Self {
+        Self::new(name, Status::Fail, found, fix)
+    }
+
+    fn new(name: &'static str, status: Status, found: impl Into<String>, fix: &str) -> Self {
+        Self {
+            name,
+            status,
+            found: found.into(),
+            fix: fix.to_owned(),
+        }
+    }
+}
+
+/// Prints what [`host_checks`] and `kernel_checks` found. The code is 0 if callgate can run, 1 if it can with a
+/// loss, 3 if it can't.
+///
+/// # Errors
+/// If standard output can't be written.
+pub fn run(args: Args, kernel_checks: Vec<Check>) -> anyhow::Result<ExitCode> {
+    let mut checks = host_checks();
+    checks.extend(kernel_checks);
+    let text = if args.json { json(&checks)? } else { table(&checks) };
+    writeln!(io::stdout().lock(), "{text}").context("can't write to standard output")?;
+    Ok(ExitCode::from(code(&checks)))
+}
+
+fn code(checks: &[Check]) -> u8 {
+    match checks.iter().map(|check| check.status).max() {
+        None | Some(Status::Pass) => 0,
+        Some(Status::Warn) => 1,
+        Some(Status::Fail) => 3,
+    }
+}
+
+fn json(checks: &[Check]) -> anyhow::Result<String> {
+    let document = serde_json::json!({ "ok": code(checks) == 0, "checks": checks });
+    serde_json::to_string_pretty(&document).context("can't write JSON")
+}
+
+fn table(checks: &[Check]) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    for check in checks {
+        let status = match check.status {
+            Status::Pass => "ok",
+            Status::Warn => "warning",
+            Status::Fail => "MISSING",
+        };
+        table.add_row([status, check.name, &check.found]);
+        if !check.fix.is_empty() {
+            table.add_row(["", "", &format!("-> {}", check.fix)]);
+        }
+    }
+    let summary = match code(checks) {
+        0 => "callgate can run here.",
+        1 => "callgate can run here, with the warnings above.",
+        _ => "callgate can't run here until what is MISSING above is put right.",
+    };
+    format!("{table}\n\n{summary}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checks(worst: Check) -> Vec<Check> {
+        vec![Check::pass("kernel", "6.12"), worst]
+    }
+
+    #[test]
+    fn the_exit_code_is_that_of_the_worst_check() {
+        assert_eq!(code(&checks(Check::pass("btf", "there"))), 0);
+        assert_eq!(code(&checks(Check::warn("btf", "odd", "look"))), 1);
+        assert_eq!(code(&checks(Check::fail("btf", "none", "get one"))), 3);
+    }
+
+    #[test]
+    fn every_trouble_comes_with_its_fix() {
+        let text = table(&checks(Check::fail("btf", "none", "get one")));
+        assert!(text.contains("MISSING") && text.contains("-> get one"), "{text}");
+        for check in host_checks() {
+            assert_eq!(check.fix.is_empty(), check.status == Status::Pass, "{check:?}");
+            assert!(!check.found.is_empty(), "{check:?}");
+        }
+    }
+
+    #[test]
+    fn the_json_form_names_status_and_fix() {
+        let text = json(&checks(Check::warn("btf", "odd", "look"))).unwrap();
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(value["ok"], false);
+        assert_eq!(value["checks"][1]["status"], "warn");
+        assert_eq!(value["checks"][1]["fix"], "look");
+    }
+}

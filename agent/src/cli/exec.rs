@@ -1,1 +1,101 @@
 //! `callgate exec`: runs a command as a workload.
+//!
+//! This process asks the agent to move it into the workload's cgroup, waits for the answer, gives up what
+//! could lead around the agent, and becomes the command. So the command is captured from its first
+//! instruction, and its exit code is the command's own.
+
+mod confine;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, anyhow};
+
+use crate::identity::WorkloadName;
+
+/// The shell's code for "found, but can't be run".
+const CANNOT_RUN: u8 = 126;
+/// The shell's code for "not found".
+const NOT_FOUND: u8 = 127;
+
+/// What the command line gives.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// The workload whose rules apply
+    #[arg(long, short, value_name = "NAME", value_parser = parse_workload)]
+    pub workload: WorkloadName,
+    /// Run as this user (name or number); only root may
+    #[arg(long, short, value_name = "USER")]
+    pub user: Option<String>,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
+
+fn parse_workload(text: &str) -> Result<WorkloadName, crate::identity::WorkloadNameError> {
+    WorkloadName::parse(text)
+}
+
+/// The agent's answer once this process is in the workload's cgroup.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Enrolled {
+    /// Variables to set for the command: where the merged bundle of roots is.
+    pub env: Vec<(String, String)>,
+}
+
+/// Runs the command. `enrol` asks the agent to move this process and returns when it has.
+///
+/// Returns only if the command couldn't be started; 127 if it isn't there and 126 if it can't be run.
+///
+/// # Errors
+/// If the user is unknown, the agent refuses, or the kernel can't confine the process.
+pub fn run(
+    args: &Args,
+    enrol: impl FnOnce(&WorkloadName) -> anyhow::Result<Enrolled>,
+) -> anyhow::Result<ExitCode> {
+    let user = args.user.as_deref().map(confine::User::find).transpose()?;
+    let (program, arguments) = args
+        .command
+        .split_first()
+        .ok_or_else(|| anyhow!("no command was given"))?;
+    let enrolled = enrol(&args.workload)?;
+    confine::close_descriptors().context("can't close inherited descriptors")?;
+    let mut command = Command::new(program);
+    command.args(arguments).envs(enrolled.env);
+    match &user {
+        Some(user) => {
+            user.become_it()?;
+            command.envs(user.env());
+        }
+        None => warn_of_root()?,
+    }
+    confine::confine()?;
+    let error = command.exec();
+    say(&format!("{}: {error}", program.to_string_lossy()))?;
+    Ok(ExitCode::from(code_of(&error)))
+}
+
+fn code_of(error: &io::Error) -> u8 {
+    if error.kind() == io::ErrorKind::NotFound {
+        NOT_FOUND
+    } else {
+        CANNOT_RUN
+    }
+}
+
+/// Files of the cgroup file system belong to user 0: it can move itself out, whatever it gave up.
+fn warn_of_root() -> anyhow::Result<()> {
+    if nix::unistd::geteuid().is_root() {
+        say("the command runs as root, which can leave the workload's cgroup; use --user to prevent that")?;
+    }
+    Ok(())
+}
+
+fn say(text: &str) -> anyhow::Result<()> {
+    writeln!(io::stderr().lock(), "callgate exec: {text}").context("can't write to standard error")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,276 @@
-//! The executable of a process, and its digest.
+//! The executable of a held process: proven against what the kernel reported, and its digest.
+//!
+//! A process chooses its mounts (a bind mount, a container) and thereby the path that `/proc/PID/exe` shows.
+//! So device and inode are what is proven; the path counts only if it leads the agent to that same file.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use aws_lc_rs::digest;
+use nix::sys::stat::{FileStat, fstat, makedev, stat};
+use serde::{Deserialize, Serialize};
+
+use super::process::{HeldProcess, ProcessError};
+use super::{Executable, Sha256};
+
+/// Larger files have no digest, unless the configuration says otherwise: 256 MiB.
+pub const DEFAULT_MAX_DIGEST_BYTES: u64 = 256 << 20;
+/// More digests than this and the cache starts anew.
+const MAX_DIGESTS: usize = 1024;
+/// A file that changed less than this long ago may change again without its ctime showing it.
+const SETTLED_SECONDS: i64 = 2;
+
+/// File systems whose reads depend on nobody else (statfs(2)). On others (network, FUSE) a read can hang or
+/// answer differently each time, so there is no digest.
+const LOCAL_FILE_SYSTEMS: &[u32] = &[
+    0x0000_EF53, // ext2, ext3, ext4
+    0x5846_5342, // XFS
+    0x9123_683E, // Btrfs
+    0xF2F5_2010, // F2FS
+    0xCA45_1A4E, // bcachefs
+    0x2FC1_2FC1, // ZFS
+    0x794C_7630, // overlayfs
+    0x7371_7368, // SquashFS
+    0xE0F5_E1E2, // EROFS
+    0x0102_1994, // tmpfs
+    0x8584_58F6, // ramfs
+    0x0000_4D44, // FAT
+    0x0000_9660, // ISO 9660
+];
+
+/// A file as the kernel names it.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+pub struct FileId {
+    /// The device number in stat(2)'s form.
+    pub device: u64,
+    /// The inode number.
+    pub inode: u64,
+}
+
+/// Why the executable is not known.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecutableError {
+    /// The process ended or can't be read.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// The kernel reported no executable.
+    #[error("the kernel's record of process {pid} names no executable")]
+    NotReported {
+        /// Its number.
+        pid: u32,
+    },
+    /// The process runs another file than when it connected.
+    #[error("process {pid} runs another executable than when it connected")]
+    Changed {
+        /// Its number.
+        pid: u32,
+    },
+    /// The process left the cgroup that it connected from.
+    #[error("process {pid} is in another cgroup than when it connected")]
+    Moved {
+        /// Its number.
+        pid: u32,
+    },
+    /// The system refused to describe the file.
+    #[error("can't examine the executable of process {pid}: {source}")]
+    Stat {
+        /// The process.
+        pid: u32,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+}
+
+/// Looks at executables; keeps digests.
+#[derive(Debug)]
+pub struct Executables {
+    max_digest_bytes: u64,
+    digests: Mutex<HashMap<Version, Sha256>>,
+    /// One digest is computed at a time: a bound on the load that callers can make, and nobody computes what
+    /// another is just computing.
+    computing: Mutex<()>,
+}
+
+/// A file's content, as far as stat tells it apart.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+struct Version {
+    device: u64,
+    inode: u64,
+    changed: (i64, i64),
+    size: i64,
+}
+
+impl Executables {
+    /// Digests are made of files up to this size in bytes.
+    #[must_use]
+    pub fn new(max_digest_bytes: u64) -> Self {
+        Self {
+            max_digest_bytes,
+            digests: Mutex::default(),
+            computing: Mutex::default(),
+        }
+    }
+
+    /// The file that the process runs, which must be the one that the kernel reported.
+    ///
+    /// A digest that can't be had (too large, not local, changing) is absent.
+    ///
+    /// # Errors
+    /// If the process ended or runs another file.
+    pub fn inspect(
+        &self,
+        process: &HeldProcess,
+        reported: FileId,
+        want_digest: bool,
+    ) -> Result<Executable, ExecutableError> {
+        let pid = process.pid();
+        let file = process.executable()?;
+        let found = fstat(&file).map_err(|errno| ExecutableError::Stat {
+            pid,
+            source: errno.into(),
+        })?;
+        let same_device = found.st_dev == reported.device
+            || superblock_device(process, &file).is_some_and(|device| device == reported.device);
+        if found.st_ino != reported.inode || !same_device {
+            return Err(ExecutableError::Changed { pid });
+        }
+        Ok(Executable {
+            path: proven_path(&file, &found),
+            device: reported.device,
+            inode: reported.inode,
+            sha256: if want_digest {
+                self.digest(&file, &found)
+            } else {
+                None
+            },
+        })
+    }
+
+    fn digest(&self, file: &OwnedFd, found: &FileStat) -> Option<Sha256> {
+        let version = Version::of(found);
+        if let Some(known) = self.known(&version) {
+            return Some(known);
+        }
+        if !is_local(file) || u64::try_from(found.st_size).ok()? > self.max_digest_bytes {
+            return None;
+        }
+        let _one_at_a_time = self.computing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = self.known(&version) {
+            return Some(known);
+        }
+        // Not blocking: a lease that somebody holds on the file would stop the open for a minute.
+        let content = File::options()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+            .ok()?;
+        let sum = sha256(&content, self.max_digest_bytes)?;
+        let after = Version::of(&fstat(&content).ok()?);
+        if after != version {
+            return None;
+        }
+        if version.is_settled() {
+            let mut digests = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
+            if digests.len() >= MAX_DIGESTS {
+                digests.clear();
+            }
+            digests.insert(version, sum);
+        }
+        Some(sum)
+    }
+
+    fn known(&self, version: &Version) -> Option<Sha256> {
+        let digests = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
+        digests.get(version).copied()
+    }
+}
+
+impl Version {
+    fn of(stat: &FileStat) -> Self {
+        Self {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            changed: (stat.st_ctime, stat.st_ctime_nsec),
+            size: stat.st_size,
+        }
+    }
+
+    fn is_settled(&self) -> bool {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .ok()
+            .and_then(|now| i64::try_from(now.as_secs()).ok());
+        now.is_some_and(|now| now.saturating_sub(self.changed.0) > SETTLED_SECONDS)
+    }
+}
+
+/// The path that `/proc` shows, if it leads the agent to the same file. The link of the descriptor is read,
+/// not the process's: an exec in between can't mix two files.
+fn proven_path(file: &OwnedFd, found: &FileStat) -> Option<PathBuf> {
+    let shown = nix::fcntl::readlink(format!("/proc/self/fd/{}", file.as_raw_fd()).as_str()).ok()?;
+    let path = PathBuf::from(shown);
+    let there = path.is_absolute().then(|| stat(&path).ok()).flatten()?;
+    (there.st_dev == found.st_dev && there.st_ino == found.st_ino).then_some(path)
+}
+
+/// The device of the file system that the file lies on, as the kernel's own records have it. stat(2) shows
+/// another number on Btrfs (one for each subvolume) and on overlayfs (the layer's).
+fn superblock_device(process: &HeldProcess, file: &OwnedFd) -> Option<u64> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).ok()?;
+    let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim();
+    device_of_mount(&process.read("mountinfo").ok()?, mount)
+        .or_else(|| device_of_mount(&std::fs::read_to_string("/proc/self/mountinfo").ok()?, mount))
+}
+
+/// Fields one (mount id) and three (device) of proc_pid_mountinfo(5).
+fn device_of_mount(mountinfo: &str, mount: &str) -> Option<u64> {
+    mountinfo.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        if fields.next()? != mount {
+            return None;
+        }
+        let (major, minor) = fields.nth(1)?.split_once(':')?;
+        Some(makedev(major.parse().ok()?, minor.parse().ok()?))
+    })
+}
+
+fn is_local(file: &OwnedFd) -> bool {
+    nix::sys::statfs::fstatfs(file.as_fd()).is_ok_and(|found| {
+        // The magic numbers are 32 bits wide; the field's width and sign differ between architectures.
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "as just said"
+        )]
+        let magic = found.filesystem_type().0 as u32;
+        LOCAL_FILE_SYSTEMS.contains(&magic)
+    })
+}
+
+fn sha256(content: &File, max_bytes: u64) -> Option<Sha256> {
+    let mut context = digest::Context::new(&digest::SHA256);
+    let mut buffer = vec![0; 1 << 16];
+    let mut left = content.take(max_bytes.saturating_add(1));
+    let mut total = 0_u64;
+    loop {
+        let count = left.read(&mut buffer).ok()?;
+        if count == 0 {
+            break;
+        }
+        total += u64::try_from(count).ok()?;
+        context.update(buffer.get(..count)?);
+    }
+    if total > max_bytes {
+        return None;
+    }
+    context.finish().as_ref().try_into().ok().map(Sha256)
+}
+
+#[cfg(test)]
+mod tests;

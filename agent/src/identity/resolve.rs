@@ -1,1 +1,232 @@
-//! From the kernel's origin to an identity, checked against /proc.
+//! From the kernel's origin to an identity, checked against `/proc`.
+//!
+//! What the kernel recorded in the caller's own context (workload, cgroup id, user, process, network
+//! namespace) is true whatever became of the caller. What only `/proc` knows is taken while the process is
+//! held and agrees with that record in start time, cgroup and executable; otherwise it is absent. Everything
+//! here blocks: call it from a small pool of threads.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use serde::{Deserialize, Serialize};
+
+use super::cgroup::Cgroups;
+use super::executable::{ExecutableError, Executables, FileId};
+use super::process::{HeldProcess, in_initial_pid_namespace};
+use super::users::Users;
+use super::{Cgroup, Executable, Identity, Process, WorkloadName, unit};
+
+/// What the kernel recorded about one caller when it connected.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Claim {
+    /// The workload's number, as the supervisor gave it.
+    pub workload: u32,
+    /// The caller's cgroup.
+    pub cgroup_id: u64,
+    /// The caller's network namespace.
+    pub netns_cookie: u64,
+    /// The thread group (process) id in the initial pid namespace.
+    pub tgid: u32,
+    /// The thread id in the initial pid namespace.
+    pub tid: u32,
+    /// When the group leader started: nanoseconds of CLOCK_BOOTTIME. `None` where the kernel's type
+    /// information doesn't lead there.
+    pub start_time: Option<u64>,
+    /// How often the process has called execve; `None` as above.
+    pub exec_id: Option<u64>,
+    /// The file that it ran; `None` as above.
+    pub executable: Option<FileId>,
+    /// The calling thread's user.
+    pub uid: u32,
+    /// The calling thread's group.
+    pub gid: u32,
+    /// The calling thread's name; up to 15 bytes of any value, shown with replacements where not UTF-8.
+    pub comm: Arc<str>,
+    /// When it connected: nanoseconds of CLOCK_BOOTTIME.
+    pub stamp: u64,
+}
+
+/// How much to find out; each costs a little more.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Want {
+    /// The executable's path, device and inode.
+    pub exe: bool,
+    /// Its SHA-256; means `exe` too.
+    pub digest: bool,
+}
+
+/// Why there is no identity: the call is denied.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    /// The kernel named a workload that this process doesn't have (any more).
+    #[error("the kernel's record names workload number {number}, which is not in the policy")]
+    UnknownWorkload {
+        /// The number.
+        number: u32,
+    },
+}
+
+/// Makes identities. Shared by the threads of the pool.
+#[derive(Debug)]
+pub struct Resolver {
+    parent: String,
+    cgroups: Cgroups,
+    workloads: ArcSwap<HashMap<u32, Known>>,
+    executables: Executables,
+    users: Users,
+    pids_mean_something: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Known {
+    name: WorkloadName,
+    slice: Arc<str>,
+}
+
+impl Resolver {
+    /// For workloads (number and name) whose cgroups lie directly below `parent` (a path below the cgroup v2
+    /// `mount`, beginning with '/').
+    #[must_use]
+    pub fn new(
+        mount: &Path,
+        parent: &str,
+        workloads: impl IntoIterator<Item = (u32, WorkloadName)>,
+        max_digest_bytes: u64,
+    ) -> Self {
+        let resolver = Self {
+            parent: parent.trim_end_matches('/').to_owned(),
+            cgroups: Cgroups::new(mount),
+            workloads: ArcSwap::default(),
+            executables: Executables::new(max_digest_bytes),
+            users: Users::default(),
+            pids_mean_something: in_initial_pid_namespace(),
+        };
+        resolver.set_workloads(workloads);
+        resolver
+    }
+
+    /// Takes another set of workloads; connections resolved from now on are measured by it.
+    pub fn set_workloads(&self, workloads: impl IntoIterator<Item = (u32, WorkloadName)>) {
+        let known = workloads.into_iter().map(|(number, name)| {
+            let slice = format!("{}/{}", self.parent, name.slice()).into();
+            (number, Known { name, slice })
+        });
+        self.workloads.store(Arc::new(known.collect()));
+    }
+
+    /// Who made the connection.
+    ///
+    /// # Errors
+    /// If the workload is unknown. What else is unknown is absent from the identity.
+    pub fn resolve(&self, claim: &Claim, want: Want) -> Result<Identity, ResolveError> {
+        let Known { name, slice } = self.known(claim)?;
+        let held = self.hold(claim);
+        let shown = held.as_ref().and_then(|process| process.cgroup().ok().flatten());
+        let path = self.cgroups.path(&slice, claim.cgroup_id, shown.as_deref());
+        let place = self.place(&slice, path.as_deref(), claim.cgroup_id);
+        let executable = held
+            .filter(|_| want.exe || want.digest)
+            .and_then(|process| self.inspect(&process, claim, want.digest).ok());
+        Ok(Identity {
+            workload: name,
+            unit: place.unit,
+            invocation: place.invocation,
+            container: place.container,
+            cgroup: Cgroup {
+                id: claim.cgroup_id,
+                path,
+            },
+            uid: claim.uid,
+            gid: claim.gid,
+            user: self.users.name(claim.uid),
+            process: self.process(claim),
+            executable,
+            netns_cookie: claim.netns_cookie,
+        })
+    }
+
+    /// The executable of the connecting process again, for a request on a connection that was kept.
+    ///
+    /// It must still be the one that the kernel reported at connect: a process could otherwise write its
+    /// request and then become the allowed program.
+    ///
+    /// # Errors
+    /// If it isn't, or the process ended, or left its cgroup: a rule that asks for `exe` does not allow then.
+    pub fn recheck(&self, claim: &Claim, want: Want) -> Result<Executable, ExecutableError> {
+        let gone = || super::process::ProcessError::Gone { pid: claim.tgid };
+        let held = self.hold(claim).ok_or_else(gone)?;
+        self.inspect(&held, claim, want.digest)
+    }
+
+    fn known(&self, claim: &Claim) -> Result<Known, ResolveError> {
+        self.workloads
+            .load()
+            .get(&claim.workload)
+            .cloned()
+            .ok_or(ResolveError::UnknownWorkload {
+                number: claim.workload,
+            })
+    }
+
+    /// Without a start time nothing tells the caller from a later process of the same number.
+    fn hold(&self, claim: &Claim) -> Option<HeldProcess> {
+        let start_time = claim.start_time.filter(|_| self.pids_mean_something)?;
+        HeldProcess::open_started_at(claim.tgid, start_time).ok()
+    }
+
+    fn process(&self, claim: &Claim) -> Option<Process> {
+        let start_time = claim.start_time.filter(|_| self.pids_mean_something)?;
+        Some(Process {
+            pid: claim.tgid,
+            start_time,
+            comm: Arc::clone(&claim.comm),
+        })
+    }
+
+    fn inspect(
+        &self,
+        process: &HeldProcess,
+        claim: &Claim,
+        digest: bool,
+    ) -> Result<Executable, ExecutableError> {
+        let pid = claim.tgid;
+        let reported = claim.executable.ok_or(ExecutableError::NotReported { pid })?;
+        let executable = self.executables.inspect(process, reported, digest)?;
+        // Looked at last: a process that left while it was examined is not the caller that the policy means.
+        match process.cgroup()? {
+            Some(path) if self.cgroups.is(&path, claim.cgroup_id) => Ok(executable),
+            Some(_) | None => Err(ExecutableError::Moved { pid }),
+        }
+    }
+
+    fn place(&self, slice: &str, path: Option<&str>, id: u64) -> Place {
+        let Some(path) = path.filter(|_| self.cgroups.root_owned(slice)) else {
+            return Place::default();
+        };
+        let placement = unit::placement(slice, path);
+        let invocation = placement
+            .unit
+            .and_then(|_| unit::first_level(slice, path))
+            .and_then(|level| self.cgroups.invocation(level))
+            // The attribute was that of this unit's directory if the caller's cgroup still lies in it: a
+            // directory with children can't be removed and made again.
+            .filter(|_| self.cgroups.is(path, id));
+        Place {
+            unit: placement.unit.map(Arc::from),
+            container: placement.container.map(Arc::from),
+            invocation,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Place {
+    unit: Option<Arc<str>>,
+    container: Option<Arc<str>>,
+    invocation: Option<Arc<str>>,
+}
+
+#[cfg(test)]
+mod tests;

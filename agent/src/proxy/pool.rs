@@ -1,1 +1,266 @@
-//! Upstream connections of one data thread, keyed by everything that must not be shared.
+//! Upstream connections of one data thread, kept for reuse.
+//!
+//! The key holds everything that two calls must not share. Nothing here retries a request: a connection that
+//! turns out to be closed gives the request back unsent, or the call fails.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use crate::addr::Authority;
+use crate::identity::WorkloadName;
+use crate::policy::{CredentialName, Scheme};
+
+use super::body::UploadBody;
+
+/// What two calls must have in common to share an upstream connection.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(crate) struct Key {
+    /// One workload never sees another's connection state.
+    pub workload: WorkloadName,
+    /// Connections leave from the caller's network namespace.
+    pub netns_cookie: u64,
+    /// The verified name and the port.
+    pub authority: Authority,
+    /// TLS or plain.
+    pub scheme: Scheme,
+    /// A server may tie what it knows of a credential to the connection.
+    pub credential: Option<(CredentialName, u64)>,
+    /// Whether HTTP/2 may be spoken to the upstream.
+    pub multiplexed: bool,
+}
+
+/// How many idle connections are kept and for how long.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PoolLimits {
+    /// Idle HTTP/1.1 connections per key.
+    pub idle_per_key: usize,
+    /// How long a connection may wait for its next request.
+    pub idle: Duration,
+}
+
+/// The connections of one data thread.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    entries: RefCell<HashMap<Key, Rc<Entry>>>,
+    limits: PoolLimits,
+}
+
+#[derive(Debug)]
+struct Entry {
+    exclusive: RefCell<Vec<Idle>>,
+    shared: RefCell<Vec<SharedConnection>>,
+    /// One dial at a time where the result can be shared.
+    dialling: Semaphore,
+}
+
+impl Default for Entry {
+    fn default() -> Self {
+        Self {
+            exclusive: RefCell::default(),
+            shared: RefCell::default(),
+            dialling: Semaphore::new(1),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Idle {
+    sender: http1::SendRequest<UploadBody>,
+    since: Instant,
+}
+
+#[derive(Debug)]
+struct SharedConnection {
+    sender: http2::SendRequest<UploadBody>,
+    streams: Rc<Cell<usize>>,
+    used: Cell<Instant>,
+}
+
+/// A connection that has just been made.
+#[derive(Debug)]
+pub(crate) enum Dialled {
+    /// One request at a time.
+    Http1(http1::SendRequest<UploadBody>),
+    /// Many streams.
+    Http2(http2::SendRequest<UploadBody>),
+}
+
+impl Pool {
+    pub(crate) fn new(limits: PoolLimits) -> Self {
+        Self { entries: RefCell::default(), limits }
+    }
+
+    /// A connection for one request: a kept one, or what `dial` makes.
+    ///
+    /// # Errors
+    /// Whatever `dial` answers.
+    pub(crate) async fn lease<E>(&self, key: &Key, dial: impl AsyncFnOnce() -> Result<Dialled, E>) -> Result<Lease, E> {
+        let entry = self.entry(key);
+        if let Some(lease) = self.kept(&entry).await {
+            return Ok(lease);
+        }
+        if !key.multiplexed {
+            return Ok(Lease::fresh(&entry, dial().await?));
+        }
+        let turn = entry.dialling.acquire().await;
+        if let Some(lease) = self.kept(&entry).await {
+            return Ok(lease);
+        }
+        let dialled = dial().await?;
+        drop(turn);
+        Ok(Lease::fresh(&entry, dialled))
+    }
+
+    /// Lets go of connections that have waited too long, and of keys without any.
+    pub(crate) fn sweep(&self) {
+        let now = Instant::now();
+        let fresh = |since: Instant| now.duration_since(since) < self.limits.idle;
+        self.entries.borrow_mut().retain(|_, entry| {
+            entry.exclusive.borrow_mut().retain(|idle| fresh(idle.since) && !idle.sender.is_closed());
+            entry
+                .shared
+                .borrow_mut()
+                .retain(|kept| !kept.sender.is_closed() && (kept.streams.get() > 0 || fresh(kept.used.get())));
+            Rc::strong_count(entry) > 1 || !entry.exclusive.borrow().is_empty() || !entry.shared.borrow().is_empty()
+        });
+    }
+
+    fn entry(&self, key: &Key) -> Rc<Entry> {
+        let mut entries = self.entries.borrow_mut();
+        if let Some(entry) = entries.get(key) {
+            return Rc::clone(entry);
+        }
+        Rc::clone(entries.entry(key.clone()).or_default())
+    }
+
+    async fn kept(&self, entry: &Rc<Entry>) -> Option<Lease> {
+        if let Some(lease) = entry.shared_lease() {
+            return Some(lease);
+        }
+        loop {
+            let mut idle = entry.exclusive.borrow_mut().pop()?;
+            let fresh = idle.since.elapsed() < self.limits.idle;
+            // The connection's own task may still have to note that the last answer is complete.
+            if fresh && !idle.sender.is_closed() && idle.sender.ready().await.is_ok() {
+                return Some(Lease { entry: Rc::clone(entry), sender: Sender::Http1(idle.sender), reused: true });
+            }
+        }
+    }
+}
+
+impl Entry {
+    fn shared_lease(self: &Rc<Self>) -> Option<Lease> {
+        let mut shared = self.shared.borrow_mut();
+        shared.retain(|kept| !kept.sender.is_closed());
+        let kept = shared.iter().find(|kept| kept.streams.get() < kept.sender.current_max_send_streams().max(1))?;
+        kept.used.set(Instant::now());
+        Some(Lease {
+            entry: Rc::clone(self),
+            sender: Sender::Http2(kept.sender.clone(), Stream::new(&kept.streams)),
+            reused: true,
+        })
+    }
+}
+
+/// A connection held for one request. Give it back with [`Lease::give_back`] once request and answer are
+/// complete; dropping it instead closes an HTTP/1.1 connection.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    entry: Rc<Entry>,
+    sender: Sender,
+    reused: bool,
+}
+
+#[derive(Debug)]
+enum Sender {
+    Http1(http1::SendRequest<UploadBody>),
+    Http2(http2::SendRequest<UploadBody>, #[expect(dead_code, reason = "counts the stream until it is dropped")] Stream),
+}
+
+/// One stream under way on a shared connection.
+#[derive(Debug)]
+struct Stream(Rc<Cell<usize>>);
+
+impl Stream {
+    fn new(count: &Rc<Cell<usize>>) -> Self {
+        count.set(count.get() + 1);
+        Self(Rc::clone(count))
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// A request that could not be answered.
+#[derive(Debug)]
+pub(crate) enum SendError {
+    /// The connection was closed before a byte of the request left; it may go out on another.
+    Unsent(Box<Request<UploadBody>>),
+    /// Some of it may have been sent: it must not be sent again.
+    Failed(hyper::Error),
+}
+
+impl Lease {
+    fn fresh(entry: &Rc<Entry>, dialled: Dialled) -> Self {
+        let sender = match dialled {
+            Dialled::Http1(sender) => Sender::Http1(sender),
+            Dialled::Http2(sender) => {
+                let streams = Rc::new(Cell::new(0));
+                let stream = Stream::new(&streams);
+                entry.shared.borrow_mut().push(SharedConnection {
+                    sender: sender.clone(),
+                    streams,
+                    used: Cell::new(Instant::now()),
+                });
+                Sender::Http2(sender, stream)
+            }
+        };
+        Self { entry: Rc::clone(entry), sender, reused: false }
+    }
+
+    /// Whether the request is spoken in HTTP/2.
+    pub(crate) fn is_http2(&self) -> bool {
+        matches!(self.sender, Sender::Http2(..))
+    }
+
+    /// Whether the connection has carried a request before.
+    pub(crate) fn reused(&self) -> bool {
+        self.reused
+    }
+
+    /// Sends one request.
+    ///
+    /// # Errors
+    /// See [`SendError`].
+    pub(crate) async fn send(&mut self, request: Request<UploadBody>) -> Result<Response<Incoming>, SendError> {
+        let outcome = match &mut self.sender {
+            Sender::Http1(sender) => sender.try_send_request(request).await,
+            Sender::Http2(sender, _) => sender.try_send_request(request).await,
+        };
+        outcome.map_err(|mut error| match error.take_message() {
+            Some(request) => SendError::Unsent(Box::new(request)),
+            None => SendError::Failed(error.into_error()),
+        })
+    }
+
+    /// Keeps the connection for another request.
+    pub(crate) fn give_back(self, idle_per_key: usize) {
+        if let Sender::Http1(sender) = self.sender {
+            let mut idle = self.entry.exclusive.borrow_mut();
+            if !sender.is_closed() && idle.len() < idle_per_key {
+                idle.push(Idle { sender, since: Instant::now() });
+            }
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Names and sizes of maps and programs, as both sides use them.
+
+/// Pinned maps, each at `BPFFS_DIR/maps/NAME`.
+pub const MAPS: [&str; 12] = [
+    WORKLOADS,
+    LISTENERS,
+    DIAL_PORTS,
+    DIRECT,
+    LISTEN_PORTS,
+    LIVENESS,
+    SOCKETS,
+    ORIGINS,
+    LISTENER_MARKS,
+    FLOWS,
+    EVENTS,
+    COUNTERS,
+];
+
+/// Cgroup id to workload number; the agent writes.
+pub const WORKLOADS: &str = "WORKLOADS";
+/// Network namespace and workload to listener ports; the agent writes.
+pub const LISTENERS: &str = "LISTENERS";
+/// Workload and port that some rule names; the agent writes.
+pub const DIAL_PORTS: &str = "DIAL_PORTS";
+/// Destinations that pass in the kernel, by prefix; the agent writes.
+pub const DIRECT: &str = "DIRECT";
+/// Workload and port that it may listen on; the agent writes.
+pub const LISTEN_PORTS: &str = "LISTEN_PORTS";
+/// One word: CLOCK_MONOTONIC in ns of the worker's last sign of life; the worker writes.
+pub const LIVENESS: &str = "LIVENESS";
+/// Socket storage: which workload made the socket and where it was turned to; the kernel writes.
+pub const SOCKETS: &str = "SOCKETS";
+/// Socket storage: the caller's facts, on the client's and then on the accepted socket; the kernel writes.
+pub const ORIGINS: &str = "ORIGINS";
+/// Socket storage: this is a listener of the agent's; the agent writes.
+pub const LISTENER_MARKS: &str = "LISTENER_MARKS";
+/// Connections between the client's and the server's end of the handshake; the kernel writes.
+pub const FLOWS: &str = "FLOWS";
+/// Ring buffer of [`crate::Event`]; the kernel writes.
+pub const EVENTS: &str = "EVENTS";
+/// Per CPU, one counter for each [`crate::Reason`]; the kernel writes.
+pub const COUNTERS: &str = "COUNTERS";
+/// Event budget of each workload; the agent creates, the kernel counts. Not pinned: it holds one second.
+pub const EVENT_BUDGETS: &str = "EVENT_BUDGETS";
+/// The read-only block that the loader fills.
+pub const CONFIG: &str = "CONFIG";
+
+/// Workloads that one host can have.
+pub const MAX_WORKLOADS: usize = 4096;
+/// Workload and namespace pairs.
+pub const MAX_LISTENERS: usize = 8192;
+/// Workload and port pairs.
+pub const MAX_PORTS: usize = 65_536;
+/// Direct destinations.
+pub const MAX_DIRECT: usize = 65_536;
+/// Handshakes under way at once; one entry lives for the length of half a handshake.
+pub const MAX_FLOWS: usize = 16_384;
+/// Bytes of the ring buffer.
+pub const EVENT_BYTES: usize = 1 << 20;
+/// Events that one workload gets through in one second.
+pub const EVENTS_PER_SECOND: u32 = 64;

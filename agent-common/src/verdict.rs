@@ -1,0 +1,71 @@
+//! Why the kernel refused: numbers on the wire, an enum in the agent.
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $name:ident = $number:literal, $text:literal;)+) => {
+        /// Why a kernel program refused (or, for `Direct`, let pass); the number is the index in `COUNTERS`.
+        #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+        #[repr(u32)]
+        pub enum Reason {
+            $($(#[doc = $doc])+ $name = $number,)+
+        }
+
+        impl Reason {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$name),+];
+
+            /// The stable name, as records have it.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text),+ }
+            }
+
+            /// The reason with this number.
+            #[must_use]
+            pub const fn from_number(number: u32) -> Option<Self> {
+                match number { $($number => Some(Self::$name),)+ _ => None }
+            }
+        }
+    };
+}
+
+/// Slots in `COUNTERS`.
+pub const COUNTERS: usize = 32;
+
+reasons! {
+    /// Passed in the kernel by a direct rule.
+    Direct = 0, "direct";
+    /// Turned to the agent's listener (counted, no event).
+    Redirected = 1, "redirected";
+    /// The socket carries no mark: made outside the workload, accepted, or older than its enrolment.
+    UnmarkedSocket = 2, "unmarked_socket";
+    /// The caller's workload is not the one that made the socket.
+    ForeignSocket = 3, "foreign_socket";
+    /// The agent has shown no sign of life for too long.
+    AgentSilent = 4, "agent_silent";
+    /// No rule of the workload names the port.
+    PortNotNamed = 5, "port_not_named";
+    /// The workload has no listener in this network namespace, or none for this address family.
+    NoListener = 6, "no_listener";
+    /// The agent's port is not held by the agent.
+    ListenerNotOurs = 7, "listener_not_ours";
+    /// The socket is bound to a device and could not be moved to the loopback one.
+    DeviceBound = 8, "device_bound";
+    /// A kernel map is full, or memory is short.
+    MapFull = 9, "map_full";
+    /// UDP that is not DNS to the agent's stub.
+    UdpNotAllowed = 10, "udp_not_allowed";
+    /// A socket type other than TCP and UDP.
+    SocketType = 11, "socket_type";
+    /// A packet to a place that is neither loopback nor a direct rule's.
+    Egress = 12, "egress";
+    /// A packet that is no answer, to a port that the workload may not listen on.
+    Ingress = 13, "ingress";
+    /// The established connection could not be handed to the listener's side: the agent will refuse it.
+    FlowLost = 14, "flow_lost";
+    /// The ring buffer was full (counted, no event).
+    EventLost = 15, "event_lost";
+    /// The workload sent more events than its budget (counted; the next event says how many).
+    EventSuppressed = 16, "event_suppressed";
+    /// The accepted socket had no room for its origin.
+    OriginLost = 17, "origin_lost";
+}

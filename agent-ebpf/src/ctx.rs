@@ -1,0 +1,511 @@
+//! The only raw access to contexts and helpers; everything above works on plain values.
+#![expect(
+    unsafe_code,
+    reason = "context fields and helper calls are raw pointers by nature"
+)]
+
+use core::ffi::c_void;
+use core::mem::size_of_val;
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{__sk_buff, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_addr, bpf_sock_tuple};
+use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::helpers::generated as helpers;
+use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockOpsContext};
+use callgate_common::{Origin, SocketMark};
+
+/// `::ffff:0:0/96`: an IPv4 address in its 16 byte form.
+const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+const LOOPBACK6: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+/// Ethernet protocol number of IPv4.
+const ETH_IPV4: u16 = 0x0800;
+/// Ethernet protocol number of IPv6.
+const ETH_IPV6: u16 = 0x86dd;
+
+/// Which of a pair of hooks this is: known when the program is compiled.
+#[derive(Clone, Copy, Eq, PartialEq)]
+pub(crate) enum Family {
+    /// The hook for IPv4 addresses.
+    V4,
+    /// The hook for IPv6 addresses, v4-mapped ones included.
+    V6,
+}
+
+/// The 16 byte form of an IPv4 address.
+#[inline(always)]
+pub(crate) fn mapped(v4: [u8; 4]) -> [u8; 16] {
+    let mut addr = [0; 16];
+    addr[..12].copy_from_slice(&MAPPED);
+    addr[12..].copy_from_slice(&v4);
+    addr
+}
+
+/// Whether the address is an IPv4 one.
+#[inline(always)]
+pub(crate) fn is_v4(addr: &[u8; 16]) -> bool {
+    let (high, low, tag) = (word(addr, 0), word(addr, 4), word(addr, 8));
+    high == 0 && low == 0 && tag == u32::from_ne_bytes([0, 0, 0xff, 0xff])
+}
+
+/// 127.0.0.0/8 or ::1.
+#[inline(always)]
+pub(crate) fn is_loopback(addr: &[u8; 16]) -> bool {
+    if is_v4(addr) {
+        return addr[12] == 127;
+    }
+    word(addr, 0) == 0
+        && word(addr, 4) == 0
+        && word(addr, 8) == 0
+        && word(addr, 12) == u32::from_ne_bytes([0, 0, 0, 1])
+}
+
+#[inline(always)]
+fn word(addr: &[u8; 16], at: usize) -> u32 {
+    u32::from_ne_bytes([addr[at], addr[at + 1], addr[at + 2], addr[at + 3]])
+}
+
+#[inline(always)]
+fn from_words(words: [u32; 4]) -> [u8; 16] {
+    let mut addr = [0; 16];
+    addr[..4].copy_from_slice(&words[0].to_ne_bytes());
+    addr[4..8].copy_from_slice(&words[1].to_ne_bytes());
+    addr[8..12].copy_from_slice(&words[2].to_ne_bytes());
+    addr[12..].copy_from_slice(&words[3].to_ne_bytes());
+    addr
+}
+
+/// The context of the connect, sendmsg, recvmsg and getpeername hooks.
+pub(crate) struct SockAddr {
+    raw: *mut bpf_sock_addr,
+    family: Family,
+}
+
+impl SockAddr {
+    /// Wraps the hook's context.
+    #[inline(always)]
+    pub(crate) fn new(ctx: SockAddrContext, family: Family) -> Self {
+        Self {
+            raw: ctx.sock_addr,
+            family,
+        }
+    }
+
+    /// The hook's family.
+    #[inline(always)]
+    pub(crate) fn family(&self) -> Family {
+        self.family
+    }
+
+    /// The socket.
+    #[inline(always)]
+    pub(crate) fn sk(&self) -> *mut c_void {
+        // SAFETY: `raw` is the context; the kernel rewrites this read into one of its own.
+        let sk = unsafe { core::ptr::read_volatile(&raw const (*self.raw).__bindgen_anon_1) };
+        // SAFETY: the union has one member.
+        unsafe { sk.sk }.cast()
+    }
+
+    /// The address in its 16 byte form.
+    #[inline(always)]
+    pub(crate) fn addr(&self) -> [u8; 16] {
+        match self.family {
+            // SAFETY: a context field.
+            Family::V4 => {
+                mapped(unsafe { core::ptr::read_volatile(&raw const (*self.raw).user_ip4) }.to_ne_bytes())
+            }
+            Family::V6 => from_words([self.word6(0), self.word6(1), self.word6(2), self.word6(3)]),
+        }
+    }
+
+    #[inline(always)]
+    fn word6(&self, index: usize) -> u32 {
+        // SAFETY: a context field; every caller's index is below 4. Volatile, so that no two reads are merged.
+        unsafe { core::ptr::read_volatile(&raw const (*self.raw).user_ip6[index]) }
+    }
+
+    /// The port, in host order.
+    #[inline(always)]
+    pub(crate) fn port(&self) -> u16 {
+        // SAFETY: a context field.
+        let port = unsafe { core::ptr::read_volatile(&raw const (*self.raw).user_port) };
+        u16::from_be(port as u16)
+    }
+
+    /// The socket's protocol.
+    #[inline(always)]
+    pub(crate) fn protocol(&self) -> u32 {
+        // SAFETY: a context field.
+        unsafe { core::ptr::read_volatile(&raw const (*self.raw).protocol) }
+    }
+
+    /// Replaces address and port. The v4 hook takes the last four bytes only.
+    #[inline(always)]
+    pub(crate) fn set(&self, addr: &[u8; 16], port: u16) {
+        match self.family {
+            Family::V4 => {
+                // SAFETY: a context field that the hook may write.
+                unsafe { core::ptr::write_volatile(&raw mut (*self.raw).user_ip4, word(addr, 12)) };
+            }
+            Family::V6 => {
+                self.set_word6(0, word(addr, 0));
+                self.set_word6(1, word(addr, 4));
+                self.set_word6(2, word(addr, 8));
+                self.set_word6(3, word(addr, 12));
+            }
+        }
+        // SAFETY: a context field that the hook may write.
+        unsafe { core::ptr::write_volatile(&raw mut (*self.raw).user_port, u32::from(port.to_be())) };
+    }
+
+    #[inline(always)]
+    fn set_word6(&self, index: usize, value: u32) {
+        // SAFETY: a context field that the hook may write; every caller's index is below 4.
+        unsafe { core::ptr::write_volatile(&raw mut (*self.raw).user_ip6[index], value) };
+    }
+
+    /// The device that the socket is bound to; 0 is none.
+    #[inline(always)]
+    pub(crate) fn device(&self) -> u32 {
+        let sk: *mut bpf_sock = self.sk().cast();
+        // SAFETY: the verifier knows `sk` as a socket and checks the offset.
+        unsafe { core::ptr::read_volatile(&raw const (*sk).bound_dev_if) }
+    }
+
+    /// Moves the socket to the loopback device.
+    #[inline(always)]
+    pub(crate) fn bind_to_loopback(&self) -> bool {
+        const SOL_SOCKET: i32 = 1;
+        const SO_BINDTODEVICE: i32 = 25;
+        let mut name = *b"lo\0\0";
+        // SAFETY: the context and a buffer of the stated length.
+        unsafe {
+            helpers::bpf_setsockopt(
+                self.raw.cast(),
+                SOL_SOCKET,
+                SO_BINDTODEVICE,
+                name.as_mut_ptr().cast(),
+                3,
+            ) == 0
+        }
+    }
+
+    /// Cookie of the network namespace.
+    #[inline(always)]
+    pub(crate) fn netns(&self) -> u64 {
+        // SAFETY: the context.
+        unsafe { helpers::bpf_get_netns_cookie(self.raw.cast()) }
+    }
+
+    /// Cookie of the socket.
+    #[inline(always)]
+    pub(crate) fn cookie(&self) -> u64 {
+        // SAFETY: the context.
+        unsafe { helpers::bpf_get_socket_cookie(self.raw.cast()) }
+    }
+
+    /// Whether the agent's own listener for this workload holds the loopback port.
+    #[inline(always)]
+    pub(crate) fn is_ours(&self, v4: bool, udp: bool, port: u16, workload: u32) -> bool {
+        let sk = if v4 {
+            self.lookup4(udp, port)
+        } else {
+            self.lookup6(udp, port)
+        };
+        if sk.is_null() {
+            return false;
+        }
+        let mark = storage(&crate::maps::LISTENER_MARKS, sk.cast());
+        // SAFETY: not null; a live storage value while the reference is held.
+        let ours = !mark.is_null() && unsafe { (*mark).workload } == workload;
+        // SAFETY: the reference that the lookup took.
+        unsafe { helpers::bpf_sk_release(sk.cast()) };
+        ours
+    }
+
+    #[inline(always)]
+    fn lookup4(&self, udp: bool, port: u16) -> *mut bpf_sock {
+        let mut tuple = Tuple4 {
+            saddr: 0,
+            daddr: u32::from_ne_bytes([127, 0, 0, 1]),
+            sport: 0,
+            dport: port.to_be(),
+        };
+        self.lookup(udp, (&raw mut tuple).cast(), size_of_val(&tuple) as u32)
+    }
+
+    #[inline(always)]
+    fn lookup6(&self, udp: bool, port: u16) -> *mut bpf_sock {
+        let mut tuple = Tuple6 {
+            saddr: [0; 16],
+            daddr: LOOPBACK6,
+            sport: 0,
+            dport: port.to_be(),
+        };
+        self.lookup(udp, (&raw mut tuple).cast(), size_of_val(&tuple) as u32)
+    }
+
+    #[inline(always)]
+    fn lookup(&self, udp: bool, tuple: *mut bpf_sock_tuple, size: u32) -> *mut bpf_sock {
+        /// `BPF_F_CURRENT_NETNS`: the socket's own.
+        const OWN_NETNS: u64 = u64::MAX;
+        if udp {
+            // SAFETY: the context and a tuple of the stated size.
+            unsafe { helpers::bpf_sk_lookup_udp(self.raw.cast(), tuple, size, OWN_NETNS, 0) }
+        } else {
+            // SAFETY: the context and a tuple of the stated size.
+            unsafe { helpers::bpf_sk_lookup_tcp(self.raw.cast(), tuple, size, OWN_NETNS, 0) }
+        }
+    }
+}
+
+/// The kernel's `bpf_sock_tuple.ipv4`, without the union.
+#[repr(C)]
+struct Tuple4 {
+    saddr: u32,
+    daddr: u32,
+    sport: u16,
+    dport: u16,
+}
+
+/// The kernel's `bpf_sock_tuple.ipv6`, without the union.
+#[repr(C, align(4))]
+struct Tuple6 {
+    saddr: [u8; 16],
+    daddr: [u8; 16],
+    sport: u16,
+    dport: u16,
+}
+
+/// The socket's value in a storage map, or null.
+#[inline(always)]
+pub(crate) fn storage<T>(map: &'static SkStorage<T>, sk: *mut c_void) -> *mut T {
+    let map = core::ptr::from_ref(map).cast_mut().cast();
+    // SAFETY: a storage map and a socket (or the context of a sock hook).
+    unsafe { helpers::bpf_sk_storage_get(map, sk, core::ptr::null_mut(), 0) }.cast()
+}
+
+/// The socket's value in a storage map, made from `initial` (or zeroed, if null) when there is none; null
+/// when memory is short. `initial` must be stack or map memory of a whole `T`.
+#[inline(always)]
+pub(crate) fn make_storage<T>(map: &'static SkStorage<T>, sk: *mut c_void, initial: *const T) -> *mut T {
+    let map = core::ptr::from_ref(map).cast_mut().cast();
+    // SAFETY: a storage map, a socket (or the context of a sock hook), and null or a whole value.
+    unsafe {
+        helpers::bpf_sk_storage_get(
+            map,
+            sk,
+            initial.cast_mut().cast(),
+            u64::from(BPF_SK_STORAGE_GET_F_CREATE),
+        )
+    }
+    .cast()
+}
+
+/// The error number that the system call returns when the program refuses.
+#[inline(always)]
+pub(crate) fn set_retval(errno: i32) {
+    // SAFETY: no pointers.
+    unsafe { helpers::bpf_set_retval(errno) };
+}
+
+/// The workload of the calling task.
+#[inline(always)]
+pub(crate) fn caller_workload() -> Option<u32> {
+    // SAFETY: no pointers.
+    find_workload(|level| unsafe { helpers::bpf_get_current_ancestor_cgroup_id(level) })
+}
+
+/// The first ancestor that is a workload, at the known level or by search.
+#[inline(always)]
+fn find_workload(ancestor: impl Fn(i32) -> u64) -> Option<u32> {
+    /// Deeper parents than this are refused by the loader.
+    const DEEPEST: i32 = 16;
+    let level = crate::config::workload_level() as i32;
+    if level != 0 {
+        return crate::maps::workload(ancestor(level));
+    }
+    for level in 1..=DEEPEST {
+        let id = ancestor(level);
+        if id == 0 {
+            return None;
+        }
+        if let Some(workload) = crate::maps::workload(id) {
+            return Some(workload);
+        }
+    }
+    None
+}
+
+/// CLOCK_MONOTONIC in ns.
+#[inline(always)]
+pub(crate) fn monotonic() -> u64 {
+    // SAFETY: no pointers.
+    unsafe { helpers::bpf_ktime_get_ns() }
+}
+
+/// The facts of a sock_ops event.
+pub(crate) struct Handshake {
+    /// The socket.
+    pub(crate) sk: *mut c_void,
+    /// Network namespace cookie.
+    pub(crate) netns: u64,
+    /// Own address.
+    pub(crate) local: [u8; 16],
+    /// Own port, host order.
+    pub(crate) local_port: u16,
+    /// Peer's address.
+    pub(crate) remote: [u8; 16],
+    /// Peer's port, host order.
+    pub(crate) remote_port: u16,
+}
+
+impl Handshake {
+    /// Reads all fields first and selects after: the verifier refuses context reads behind a merged pointer.
+    #[inline(always)]
+    pub(crate) fn read(ctx: &SockOpsContext) -> Option<Self> {
+        const AF_INET: u32 = 2;
+        let (local4, remote4) = (ctx.local_ip4(), ctx.remote_ip4());
+        let (local6, remote6) = (read6(ctx, false), read6(ctx, true));
+        let v4 = ctx.family() == AF_INET;
+        // SAFETY: a context field.
+        let sk = unsafe { core::ptr::read_volatile(&raw const (*ctx.ops).__bindgen_anon_2) };
+        // SAFETY: the union has one member.
+        let sk: *mut c_void = unsafe { sk.sk }.cast();
+        if sk.is_null() {
+            return None;
+        }
+        Some(Self {
+            sk,
+            // SAFETY: the context.
+            netns: unsafe { helpers::bpf_get_netns_cookie(ctx.as_ptr()) },
+            local: if v4 { mapped(local4.to_ne_bytes()) } else { local6 },
+            local_port: ctx.local_port() as u16,
+            remote: if v4 {
+                mapped(remote4.to_ne_bytes())
+            } else {
+                remote6
+            },
+            remote_port: u32::from_be(ctx.remote_port()) as u16,
+        })
+    }
+}
+
+#[inline(always)]
+fn read6(ctx: &SockOpsContext, remote: bool) -> [u8; 16] {
+    from_words([
+        word_of(ctx, remote, 0),
+        word_of(ctx, remote, 1),
+        word_of(ctx, remote, 2),
+        word_of(ctx, remote, 3),
+    ])
+}
+
+#[inline(always)]
+fn word_of(ctx: &SockOpsContext, remote: bool, index: usize) -> u32 {
+    if remote {
+        // SAFETY: a context field; every caller's index is below 4.
+        unsafe { core::ptr::read_volatile(&raw const (*ctx.ops).remote_ip6[index]) }
+    } else {
+        // SAFETY: a context field; every caller's index is below 4.
+        unsafe { core::ptr::read_volatile(&raw const (*ctx.ops).local_ip6[index]) }
+    }
+}
+
+/// A packet of a managed socket, seen from its IP header on.
+pub(crate) struct Packet {
+    ctx: SkBuffContext,
+}
+
+impl Packet {
+    /// Wraps the hook's context.
+    #[inline(always)]
+    pub(crate) fn new(ctx: SkBuffContext) -> Self {
+        Self { ctx }
+    }
+
+    #[inline(always)]
+    fn raw(&self) -> *mut __sk_buff {
+        self.ctx.skb.skb
+    }
+
+    /// A value at an offset from the IP header; `None` past the end.
+    #[inline(always)]
+    pub(crate) fn load<T>(&self, offset: usize) -> Option<T> {
+        self.ctx.load(offset).ok()
+    }
+
+    /// Whether it goes out of (or came in by) the loopback device.
+    #[inline(always)]
+    pub(crate) fn on_loopback(&self) -> bool {
+        /// Every network namespace's `lo` has this index (drivers/net/loopback.c).
+        const LO: u32 = 1;
+        // SAFETY: a context field.
+        unsafe { core::ptr::read_volatile(&raw const (*self.raw()).ifindex) == LO }
+    }
+
+    /// The IP version, if it is one.
+    #[inline(always)]
+    pub(crate) fn family(&self) -> Option<Family> {
+        match u16::from_be(self.ctx.skb.protocol() as u16) {
+            ETH_IPV4 => Some(Family::V4),
+            ETH_IPV6 => Some(Family::V6),
+            _ => None,
+        }
+    }
+
+    /// The workload of the packet's socket.
+    #[inline(always)]
+    pub(crate) fn workload(&self) -> Option<u32> {
+        // SAFETY: the context.
+        find_workload(|level| unsafe { helpers::bpf_skb_ancestor_cgroup_id(self.raw(), level) })
+    }
+
+    /// The cgroup of the packet's socket.
+    #[inline(always)]
+    pub(crate) fn cgroup(&self) -> u64 {
+        // SAFETY: the context.
+        unsafe { helpers::bpf_skb_cgroup_id(self.raw()) }
+    }
+}
+
+/// Type and protocol of a socket being made.
+#[inline(always)]
+pub(crate) fn socket_kind(ctx: &aya_ebpf::programs::SockContext) -> (u32, u32) {
+    // SAFETY: a context field.
+    let kind = unsafe { core::ptr::read_volatile(&raw const (*ctx.sock).type_) };
+    // SAFETY: a context field.
+    let protocol = unsafe { core::ptr::read_volatile(&raw const (*ctx.sock).protocol) };
+    (kind, protocol)
+}
+
+/// The workload in a mark that is not null.
+#[inline(always)]
+pub(crate) fn marked_workload(mark: *mut SocketMark) -> u32 {
+    // SAFETY: callers checked for null; the value lives as long as its socket.
+    unsafe { (*mark).workload }
+}
+
+/// Writes into a mark that is not null where its socket was turned to; zeros for "nowhere".
+#[inline(always)]
+pub(crate) fn note_turn(mark: *mut SocketMark, addr: &[u8; 16], port: u16, turned_to: u16) {
+    // SAFETY: callers checked for null; the value lives as long as its socket.
+    let mark = unsafe { &mut *mark };
+    mark.dst_addr = *addr;
+    mark.dst_port = port;
+    mark.turned_to = turned_to;
+}
+
+/// What [`note_turn`] wrote into a mark that is not null.
+#[inline(always)]
+pub(crate) fn read_turn(mark: *mut SocketMark) -> ([u8; 16], u16, u16) {
+    // SAFETY: callers checked for null; the value lives as long as its socket.
+    let mark = unsafe { &*mark };
+    (mark.dst_addr, mark.dst_port, mark.turned_to)
+}
+
+/// A storage value that is not null, as a reference for a map's insert.
+#[inline(always)]
+pub(crate) fn whole(origin: *mut Origin) -> &'static Origin {
+    // SAFETY: callers checked for null; used within the program's run, while its socket lives.
+    unsafe { &*origin }
+}

@@ -1,0 +1,95 @@
+//! Tells the agent what was refused; every refusal is counted, and a flood is cut and said to be cut.
+#![expect(unsafe_code, reason = "ring buffer samples are filled in place")]
+
+use callgate_common::names::EVENTS_PER_SECOND;
+use callgate_common::{Event, Origin, Reason};
+
+use crate::ctx::{self, Packet, SockAddr};
+use crate::verdict::Verdict;
+use crate::{maps, origin};
+
+const SECOND_NS: u64 = 1_000_000_000;
+
+/// Counts and reports a refused call.
+#[inline(always)]
+pub(crate) fn refused(ctx: &SockAddr, workload: u32, reason: Reason) -> Verdict {
+    send(workload, reason, |to| origin::fill(to, ctx, workload));
+    Verdict::Refuse(reason)
+}
+
+/// Counts and reports a connection that passes in the kernel.
+#[inline(always)]
+pub(crate) fn direct(ctx: &SockAddr, workload: u32) {
+    send(workload, Reason::Direct, |to| origin::fill(to, ctx, workload));
+}
+
+/// Counts and reports a socket that was not made.
+#[inline(always)]
+pub(crate) fn refused_socket(workload: u32, protocol: u8) {
+    send(workload, Reason::SocketType, |to| {
+        // SAFETY: a whole sample.
+        unsafe { to.write(Origin::EMPTY) };
+        // SAFETY: just written, and no other reference to it.
+        let to = unsafe { &mut *to };
+        to.workload = workload;
+        to.protocol = protocol;
+        origin::caller(to);
+    });
+}
+
+/// Counts and reports a dropped packet. Its caller is unknown: the kernel may be sending on its own.
+#[inline(always)]
+pub(crate) fn dropped(packet: &Packet, workload: u32, to_whom: ([u8; 16], u16, u8), reason: Reason) {
+    let cgroup = packet.cgroup();
+    send(workload, reason, |to| {
+        // SAFETY: a whole sample.
+        unsafe { to.write(Origin::EMPTY) };
+        // SAFETY: just written, and no other reference to it.
+        let to = unsafe { &mut *to };
+        to.workload = workload;
+        to.cgroup_id = cgroup;
+        to.dst_addr = to_whom.0;
+        to.dst_port = to_whom.1;
+        to.protocol = to_whom.2;
+    });
+}
+
+#[inline(always)]
+fn send(workload: u32, reason: Reason, fill: impl FnOnce(*mut Origin)) {
+    maps::count(reason);
+    let Some(suppressed) = spend(workload) else {
+        maps::count(Reason::EventSuppressed);
+        return;
+    };
+    let Some(mut entry) = maps::reserve_event() else {
+        maps::count(Reason::EventLost);
+        return;
+    };
+    let sample: *mut Event = entry.as_mut_ptr();
+    // SAFETY: a reserved sample of a whole Event.
+    fill(unsafe { &raw mut (*sample).origin });
+    // SAFETY: as above.
+    unsafe { (&raw mut (*sample).reason).write(reason as u32) };
+    // SAFETY: as above.
+    unsafe { (&raw mut (*sample).suppressed).write(suppressed) };
+    entry.submit(0);
+}
+
+/// Takes one event from the workload's budget; says how many were suppressed before it.
+#[inline(always)]
+fn spend(workload: u32) -> Option<u32> {
+    let Some(budget) = maps::budget(workload) else {
+        return Some(0);
+    };
+    let now = ctx::monotonic();
+    if now.saturating_sub(budget.window) > SECOND_NS {
+        budget.window = now;
+        budget.sent = 0;
+    }
+    if budget.sent >= EVENTS_PER_SECOND {
+        budget.suppressed = budget.suppressed.saturating_add(1);
+        return None;
+    }
+    budget.sent += 1;
+    Some(core::mem::take(&mut budget.suppressed))
+}

@@ -1,0 +1,165 @@
+//! Every map, who writes it, and safe accessors; no other file declares one.
+#![expect(unsafe_code, reason = "aya's map attributes, and references into map values")]
+
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage, lpm_trie::Key};
+use aya_ebpf::macros::btf_map;
+use callgate_common::flow::EventBudget;
+use callgate_common::names::{EVENT_BYTES, MAX_DIRECT, MAX_FLOWS, MAX_LISTENERS, MAX_PORTS, MAX_WORKLOADS};
+use callgate_common::verdict::COUNTERS as SLOTS;
+use callgate_common::{
+    DialKey, DirectKey, Event, FlowKey, Listener, ListenerKey, ListenerMark, Origin, Reason, SocketMark,
+};
+
+/// Entries are made as needed: the large tables stay small on a quiet host.
+const NO_PREALLOC: usize = 1;
+
+/// Cgroup id to workload number. Written by the agent.
+#[btf_map]
+static WORKLOADS: HashMap<u64, u32, MAX_WORKLOADS> = HashMap::new();
+/// The agent's ports. Written by the agent.
+#[btf_map]
+static LISTENERS: HashMap<ListenerKey, Listener, MAX_LISTENERS, NO_PREALLOC> = HashMap::new();
+/// Ports that rules name. Written by the agent.
+#[btf_map]
+static DIAL_PORTS: HashMap<DialKey, u8, MAX_PORTS, NO_PREALLOC> = HashMap::new();
+/// Direct destinations. Written by the agent.
+#[btf_map]
+static DIRECT: LpmTrie<DirectKey, u8, MAX_DIRECT> = LpmTrie::new();
+/// Ports to listen on. Written by the agent.
+#[btf_map]
+static LISTEN_PORTS: HashMap<DialKey, u8, MAX_PORTS, NO_PREALLOC> = HashMap::new();
+/// The agent's last sign of life. Written by the worker.
+#[btf_map]
+static LIVENESS: Array<u64, 1> = Array::new();
+/// Mark of each managed socket. Written here.
+#[btf_map]
+pub(crate) static SOCKETS: SkStorage<SocketMark> = SkStorage::new();
+/// The caller's facts. Written here.
+#[btf_map]
+pub(crate) static ORIGINS: SkStorage<Origin> = SkStorage::new();
+/// The agent's listeners. Written by the agent.
+#[btf_map]
+pub(crate) static LISTENER_MARKS: SkStorage<ListenerMark> = SkStorage::new();
+/// Handshakes between their two ends. Written here; an entry is never evicted for another's sake.
+#[btf_map]
+static FLOWS: HashMap<FlowKey, Origin, MAX_FLOWS, NO_PREALLOC> = HashMap::new();
+/// To the agent. Written here.
+#[btf_map]
+static EVENTS: RingBuf<Event, EVENT_BYTES> = RingBuf::new();
+/// Event budgets. Made by the agent, counted here.
+#[btf_map]
+static EVENT_BUDGETS: HashMap<u32, EventBudget, MAX_WORKLOADS> = HashMap::new();
+/// One count for each reason. Written here.
+#[btf_map]
+static COUNTERS: PerCpuArray<u64, SLOTS> = PerCpuArray::new();
+
+/// The workload whose slice has this cgroup id.
+#[inline(always)]
+pub(crate) fn workload(cgroup_id: u64) -> Option<u32> {
+    // SAFETY: a u32 that is read at once; the agent replaces entries whole.
+    unsafe { WORKLOADS.get(cgroup_id) }.copied()
+}
+
+/// The agent's ports for a workload in a network namespace.
+#[inline(always)]
+pub(crate) fn listener(netns: u64, workload: u32) -> Option<Listener> {
+    let key = ListenerKey {
+        netns,
+        workload,
+        pad: 0,
+    };
+    // SAFETY: eight bytes that are read at once; the agent replaces entries whole.
+    unsafe { LISTENERS.get(key) }.copied()
+}
+
+/// Whether some rule of the workload names the port.
+#[inline(always)]
+pub(crate) fn may_dial(workload: u32, port: u16) -> bool {
+    DIAL_PORTS
+        .get_ptr(DialKey {
+            workload,
+            port,
+            pad: 0,
+        })
+        .is_some()
+}
+
+/// Whether the workload may accept connections on the port.
+#[inline(always)]
+pub(crate) fn may_listen(workload: u32, port: u16) -> bool {
+    LISTEN_PORTS
+        .get_ptr(DialKey {
+            workload,
+            port,
+            pad: 0,
+        })
+        .is_some()
+}
+
+/// Whether a direct rule covers the destination, for this port or for all.
+#[inline(always)]
+pub(crate) fn is_direct(workload: u32, port: u16, protocol: u8, addr: [u8; 16]) -> bool {
+    let mut key = Key::new(
+        DirectKey::BITS,
+        DirectKey {
+            workload,
+            port,
+            protocol,
+            pad: 0,
+            addr,
+        },
+    );
+    if DIRECT.get(&key).is_some() {
+        return true;
+    }
+    key.data.port = 0;
+    DIRECT.get(&key).is_some()
+}
+
+/// CLOCK_MONOTONIC of the agent's last sign of life, in ns.
+#[inline(always)]
+pub(crate) fn last_beat() -> u64 {
+    LIVENESS.get(0).copied().unwrap_or(0)
+}
+
+/// Adds one to a reason's counter on this CPU.
+#[inline(always)]
+pub(crate) fn count(reason: Reason) {
+    if let Some(slot) = COUNTERS.get_ptr_mut(reason as u32) {
+        // SAFETY: this CPU's own slot, valid for the length of the program.
+        unsafe { *slot += 1 };
+    }
+}
+
+/// The workload's event budget.
+#[inline(always)]
+pub(crate) fn budget(workload: u32) -> Option<&'static mut EventBudget> {
+    let budget = EVENT_BUDGETS.get_ptr_mut(workload)?;
+    // SAFETY: a live map value; racing CPUs can only miscount by a few.
+    Some(unsafe { &mut *budget })
+}
+
+/// Room for one event.
+#[inline(always)]
+pub(crate) fn reserve_event() -> Option<aya_ebpf::maps::ring_buf::RingBufEntry<Event>> {
+    EVENTS.reserve(0)
+}
+
+/// Keeps a connection until the listener's side sees it.
+#[inline(always)]
+pub(crate) fn put_flow(key: &FlowKey, origin: &Origin) -> Result<(), i32> {
+    FLOWS.insert(key, origin, 0)
+}
+
+/// The connection that the listener's side just established.
+#[inline(always)]
+pub(crate) fn flow(key: &FlowKey) -> Option<*const Origin> {
+    FLOWS.get_ptr(key)
+}
+
+/// Forgets a connection.
+#[inline(always)]
+pub(crate) fn forget_flow(key: &FlowKey) {
+    // A missing entry is what is wanted.
+    FLOWS.remove(key).unwrap_or(());
+}

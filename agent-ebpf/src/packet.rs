@@ -1,0 +1,150 @@
+//! The perimeter behind the connect hooks: what may leave, and what may arrive.
+//!
+//! Source routing, raw packets, sockets connected before enrolment and device-bound leaks get past connect();
+//! they end here.
+
+use callgate_common::{Reason, flow};
+
+use crate::ctx::{self, Family, Packet};
+use crate::{event, maps};
+
+const PASS: i32 = 1;
+const DROP: i32 = 0;
+const SYN: u8 = 0x02;
+const ACK: u8 = 0x10;
+
+/// The headers that the perimeter looks at.
+struct Headers {
+    source: [u8; 16],
+    destination: [u8; 16],
+    source_port: u16,
+    destination_port: u16,
+    protocol: u8,
+    flags: u8,
+}
+
+/// A packet that leaves.
+#[inline(always)]
+pub(crate) fn egress(packet: &Packet) -> i32 {
+    let Some(workload) = packet.workload() else {
+        return PASS;
+    };
+    let Some(headers) = read(packet) else {
+        return drop_packet(packet, workload, None, Reason::Egress);
+    };
+    if packet.on_loopback() && ctx::is_loopback(&headers.destination) {
+        return PASS;
+    }
+    if maps::is_direct(
+        workload,
+        headers.destination_port,
+        headers.protocol,
+        headers.destination,
+    ) {
+        return PASS;
+    }
+    if is_tcp_answer(&headers) && maps::may_listen(workload, headers.source_port) {
+        return PASS;
+    }
+    drop_packet(packet, workload, Some(&headers), Reason::Egress)
+}
+
+/// A packet that arrives.
+#[inline(always)]
+pub(crate) fn ingress(packet: &Packet) -> i32 {
+    let Some(workload) = packet.workload() else {
+        return PASS;
+    };
+    let Some(headers) = read(packet) else {
+        return drop_packet(packet, workload, None, Reason::Ingress);
+    };
+    if is_tcp_answer(&headers) {
+        return PASS;
+    }
+    if headers.protocol == flow::TCP && maps::may_listen(workload, headers.destination_port) {
+        return PASS;
+    }
+    if headers.protocol == flow::UDP && is_udp_answer(packet, workload, &headers) {
+        return PASS;
+    }
+    drop_packet(packet, workload, Some(&headers), Reason::Ingress)
+}
+
+/// Anything but the first packet of a connection.
+#[inline(always)]
+fn is_tcp_answer(headers: &Headers) -> bool {
+    headers.protocol == flow::TCP && headers.flags & (SYN | ACK) != SYN
+}
+
+/// From the stub, or from a direct rule's place.
+#[inline(always)]
+fn is_udp_answer(packet: &Packet, workload: u32, headers: &Headers) -> bool {
+    (packet.on_loopback() && ctx::is_loopback(&headers.source))
+        || maps::is_direct(workload, headers.source_port, flow::UDP, headers.source)
+}
+
+#[inline(always)]
+fn drop_packet(packet: &Packet, workload: u32, headers: Option<&Headers>, reason: Reason) -> i32 {
+    let (addr, port, protocol) = match headers {
+        Some(headers) => (headers.destination, headers.destination_port, headers.protocol),
+        None => ([0; 16], 0, 0),
+    };
+    event::dropped(packet, workload, (addr, port, protocol), reason);
+    DROP
+}
+
+/// `None` for all that is neither plain TCP nor plain UDP: IP options, extension headers, ICMP, cut packets.
+#[inline(always)]
+fn read(packet: &Packet) -> Option<Headers> {
+    match packet.family()? {
+        Family::V4 => read4(packet),
+        Family::V6 => read6(packet),
+    }
+}
+
+#[inline(always)]
+fn read4(packet: &Packet) -> Option<Headers> {
+    const HEADER: usize = 20;
+    /// Version 4, five words: no options, hence no source route.
+    const PLAIN: u8 = 0x45;
+    if packet.load::<u8>(0)? != PLAIN {
+        return None;
+    }
+    let protocol = packet.load::<u8>(9)?;
+    let source = ctx::mapped(packet.load::<[u8; 4]>(12)?);
+    let destination = ctx::mapped(packet.load::<[u8; 4]>(16)?);
+    transport(packet, HEADER, protocol, source, destination)
+}
+
+#[inline(always)]
+fn read6(packet: &Packet) -> Option<Headers> {
+    const HEADER: usize = 40;
+    let protocol = packet.load::<u8>(6)?;
+    let source = packet.load::<[u8; 16]>(8)?;
+    let destination = packet.load::<[u8; 16]>(24)?;
+    transport(packet, HEADER, protocol, source, destination)
+}
+
+#[inline(always)]
+fn transport(
+    packet: &Packet,
+    at: usize,
+    protocol: u8,
+    source: [u8; 16],
+    destination: [u8; 16],
+) -> Option<Headers> {
+    const FLAGS: usize = 13;
+    let flags = match protocol {
+        flow::TCP => packet.load::<u8>(at + FLAGS)?,
+        flow::UDP => 0,
+        _ => return None,
+    };
+    Some(Headers {
+        source,
+        destination,
+        source_port: u16::from_be(packet.load::<u16>(at)?),
+        destination_port: u16::from_be(packet.load::<u16>(at + 2)?),
+        protocol,
+        flags,
+    })
+}

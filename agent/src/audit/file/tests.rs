@@ -1,0 +1,1 @@
+//! The file under full disks, kills, rotation and several writers.

@@ -1,0 +1,213 @@
+//! The checks that need nothing but to look: kernel, rights, cgroups, bpffs, BTF, lockdown, clocks, users.
+
+use std::fs;
+use std::path::Path;
+
+use caps::{CapSet, Capability};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use nix::time::{ClockId, clock_gettime};
+
+use super::Check;
+use crate::enroll::{Layout, Mount};
+use crate::identity::process::in_initial_pid_namespace;
+
+/// The oldest kernel that is tested.
+const OLDEST_KERNEL: (u32, u32) = (6, 1);
+/// Before this day (2025-01-01) the wall clock is surely wrong; nothing valid would be signed.
+const EARLIEST_TIME: i64 = 1_735_689_600;
+
+/// What the supervisor can't do without, and what for.
+const CAPABILITIES: &[(Capability, &str)] = &[
+    (Capability::CAP_BPF, "load programs"),
+    (Capability::CAP_NET_ADMIN, "attach programs and close sockets"),
+    (Capability::CAP_PERFMON, "read kernel structures"),
+    (Capability::CAP_SYS_ADMIN, "enter network namespaces"),
+    (Capability::CAP_SYS_PTRACE, "read /proc of other users"),
+    (Capability::CAP_DAC_READ_SEARCH, "read executables"),
+    (Capability::CAP_SETUID, "start the worker as another user"),
+    (Capability::CAP_SETGID, "start the worker as another user"),
+];
+
+/// All of them, in the order in which one would mend things.
+#[must_use]
+pub fn host_checks() -> Vec<Check> {
+    vec![
+        kernel(),
+        privileges(),
+        cgroups(),
+        bpffs(),
+        btf(),
+        lockdown(),
+        pid_namespace(),
+        clock(),
+        swap(),
+    ]
+}
+
+fn kernel() -> Check {
+    const NAME: &str = "kernel";
+    let release = match nix::sys::utsname::uname() {
+        Ok(names) => names.release().to_string_lossy().into_owned(),
+        Err(errno) => return Check::fail(NAME, format!("uname: {errno}"), "run on Linux 6.1 or later"),
+    };
+    match version(&release) {
+        Some(found) if found >= OLDEST_KERNEL => Check::pass(NAME, format!("Linux {release}")),
+        Some(_) => Check::warn(
+            NAME,
+            format!("Linux {release} is older than any that is tested"),
+            "use Linux 6.1 or later",
+        ),
+        None => Check::warn(
+            NAME,
+            format!("Linux {release:?} has no known form"),
+            "use Linux 6.1 or later",
+        ),
+    }
+}
+
+/// "6.12.3-cloud" -> (6, 12).
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+fn privileges() -> Check {
+    const NAME: &str = "privileges";
+    let missing: Vec<String> = CAPABILITIES
+        .iter()
+        .filter(|(capability, _)| !caps::has_cap(None, CapSet::Effective, *capability).unwrap_or(false))
+        .map(|(capability, purpose)| format!("{capability} (to {purpose})"))
+        .collect();
+    if missing.is_empty() {
+        Check::pass(NAME, "all capabilities that the supervisor needs")
+    } else {
+        Check::fail(
+            NAME,
+            format!("missing: {}", missing.join(", ")),
+            "run as root, or as callgate.service",
+        )
+    }
+}
+
+fn cgroups() -> Check {
+    const NAME: &str = "cgroup v2";
+    match Mount::find() {
+        Ok(mount) => {
+            let place = mount.path().display();
+            let layout = match mount.layout() {
+                Layout::Unified => "unified",
+                Layout::Hybrid => "hybrid, v1 controllers beside it",
+            };
+            let writable = nix::unistd::access(mount.path(), nix::unistd::AccessFlags::W_OK).is_ok();
+            if writable {
+                Check::pass(NAME, format!("{place} ({layout})"))
+            } else {
+                Check::fail(
+                    NAME,
+                    format!("{place} ({layout}) can't be written"),
+                    "run as root, with the file system mounted read-write",
+                )
+            }
+        }
+        Err(error) => Check::fail(
+            NAME,
+            error.to_string(),
+            "mount it: mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified",
+        ),
+    }
+}
+
+fn bpffs() -> Check {
+    const NAME: &str = "bpffs";
+    const FIX: &str = "mount it: mount -t bpf bpf /sys/fs/bpf";
+    match statfs("/sys/fs/bpf") {
+        Ok(found) if found.filesystem_type() == BPF_FS_MAGIC => Check::pass(NAME, "/sys/fs/bpf"),
+        Ok(_) => Check::fail(NAME, "/sys/fs/bpf is no BPF file system", FIX),
+        Err(errno) => Check::fail(NAME, format!("/sys/fs/bpf: {errno}"), FIX),
+    }
+}
+
+fn btf() -> Check {
+    const NAME: &str = "kernel types";
+    const FILE: &str = "/sys/kernel/btf/vmlinux";
+    match fs::File::open(FILE) {
+        Ok(_) => Check::pass(NAME, FILE),
+        Err(error) => Check::fail(
+            NAME,
+            format!("{FILE}: {error}"),
+            "use a kernel built with CONFIG_DEBUG_INFO_BTF=y (all of Debian's, Ubuntu's and Fedora's are)",
+        ),
+    }
+}
+
+/// Reading kernel memory from a program is what "confidentiality" forbids.
+fn lockdown() -> Check {
+    const NAME: &str = "lockdown";
+    let text = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
+    let mode = text.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
+    match mode.map(|(mode, _)| mode) {
+        Some("confidentiality") => Check::fail(
+            NAME,
+            "confidentiality: programs may not read who is calling",
+            "boot with lockdown=integrity",
+        ),
+        Some(mode) => Check::pass(NAME, mode),
+        None => Check::pass(NAME, "not in this kernel"),
+    }
+}
+
+fn pid_namespace() -> Check {
+    const NAME: &str = "pid namespace";
+    if in_initial_pid_namespace() {
+        Check::pass(NAME, "the host's")
+    } else {
+        Check::warn(
+            NAME,
+            "not the host's: processes and executables of callers are unknown, rules with `exe` deny",
+            "run the agent on the host, or in a container with --pid=host",
+        )
+    }
+}
+
+fn clock() -> Check {
+    const NAME: &str = "clock";
+    const FIX: &str = "set the clock and keep it so (systemd-timesyncd, chrony)";
+    match clock_gettime(ClockId::CLOCK_REALTIME) {
+        Ok(now) if now.tv_sec() >= EARLIEST_TIME => Check::pass(NAME, "set"),
+        Ok(now) => Check::fail(
+            NAME,
+            format!("{} seconds since 1970 is in the past", now.tv_sec()),
+            FIX,
+        ),
+        Err(errno) => Check::fail(NAME, errno.to_string(), FIX),
+    }
+}
+
+/// The agent forbids cores of itself; pages that are swapped out could still hold a secret.
+fn swap() -> Check {
+    const NAME: &str = "swap";
+    let swaps = fs::read_to_string(Path::new("/proc/swaps")).unwrap_or_default();
+    // The first line is a heading.
+    if swaps.lines().count() <= 1 {
+        Check::pass(NAME, "none")
+    } else {
+        Check::warn(
+            NAME,
+            "on: credentials in memory may be written to disk",
+            "encrypt the swap device, or switch swap off",
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read_from_releases_of_all_kinds() {
+        assert_eq!(version("6.18.44-fc-v669"), Some((6, 18)));
+        assert_eq!(version("7.3.4+deb14-amd64"), Some((7, 3)));
+        assert_eq!(version("6.1"), Some((6, 1)));
+        assert_eq!(version("next"), None);
+    }
+}

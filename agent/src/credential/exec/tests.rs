@@ -1,0 +1,1 @@
+//! Helpers that succeed, fail, hang, flood and leave children behind.

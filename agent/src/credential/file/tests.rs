@@ -1,0 +1,1 @@
+//! Files that may be read as secrets, and those that may not.

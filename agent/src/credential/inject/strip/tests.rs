@@ -1,0 +1,1 @@
+//! Stripping takes what it names and nothing else.

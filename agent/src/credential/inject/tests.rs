@@ -1,0 +1,1 @@
+//! What leaves on a request, and what never does.

@@ -1,0 +1,1 @@
+//! Sources that change, fail and come back.

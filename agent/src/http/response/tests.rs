@@ -1,0 +1,82 @@
+//! Tests of `http::response`.
+
+use http::Version;
+use http_body_util::BodyExt;
+
+use super::*;
+
+const HTTP: Client = Client { grpc: false, http1: true };
+const GRPC: Client = Client { grpc: true, http1: false };
+
+fn denial(reason: DenialReason) -> Refusal {
+    Refusal::Denied(Denial { reason, rule: Some("charges \"a\"\n100% é".into()) })
+}
+
+async fn body(response: Response<Full<Bytes>>) -> serde_json::Value {
+    serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap()
+}
+
+#[tokio::test]
+async fn a_denial_is_a_problem_that_names_rule_reason_and_record() {
+    let response = refuse(&denial(DenialReason::CallNotAllowed), "0193-id", HTTP);
+    assert_eq!(response.status(), 403);
+    assert_eq!(response.headers()["content-type"], "application/problem+json");
+    assert_eq!(response.headers()[REQUEST_ID], "0193-id");
+    assert_eq!(response.headers()["cache-control"], "no-store");
+    let problem = body(response).await;
+    assert_eq!(problem["status"], 403);
+    assert_eq!(problem["reason"], "call_not_allowed");
+    assert_eq!(problem["type"], "urn:callgate:denied:call_not_allowed");
+    assert_eq!(problem["request_id"], "0193-id");
+    assert_eq!(problem["rule"], "charges \"a\"\n100% é");
+}
+
+#[test]
+fn a_denial_an_upstream_fault_and_a_lack_of_ours_are_told_apart() {
+    for (refusal, status, grpc_status) in [
+        (denial(DenialReason::NameMismatch), 421, "7"),
+        (denial(DenialReason::MalformedRequest), 400, "7"),
+        (denial(DenialReason::Limit), 429, "8"),
+        (Refusal::Upstream(UpstreamFault::Connect), 502, "14"),
+        (Refusal::Upstream(UpstreamFault::Certificate), 502, "14"),
+        (Refusal::Upstream(UpstreamFault::Timeout), 504, "4"),
+        (Refusal::Unavailable(Unavailable::Audit), 503, "14"),
+        (Refusal::Unavailable(Unavailable::Internal), 500, "13"),
+    ] {
+        assert_eq!(refuse(&refusal, "id", HTTP).status(), status);
+        let grpc = refuse(&refusal, "id", GRPC);
+        assert_eq!(grpc.status(), 200);
+        assert_eq!(grpc.headers()["grpc-status"], grpc_status);
+        assert_eq!(grpc.headers()["content-type"], "application/grpc");
+    }
+}
+
+#[test]
+fn a_grpc_message_is_one_line_of_ascii() {
+    let response = refuse(&denial(DenialReason::DenyRule), "id", GRPC);
+    let message = response.headers()["grpc-message"].to_str().unwrap().to_owned();
+    assert!(message.contains("rule charges \"a\"%0A100%25 %C3%A9, request id"), "{message}");
+}
+
+#[test]
+fn only_grpc_content_types_make_a_grpc_client() {
+    for (kind, grpc) in [
+        ("application/grpc", true),
+        ("application/grpc+proto", true),
+        ("Application/gRPC; x", true),
+        ("application/grpc-web", false),
+        ("application/json", false),
+        ("", false),
+    ] {
+        let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]);
+        assert_eq!(Client::of(Version::HTTP_2, &headers), Client { grpc, http1: false }, "{kind}");
+    }
+}
+
+#[test]
+fn the_connection_closes_only_after_a_malformed_http1_request() {
+    let malformed = denial(DenialReason::MalformedRequest);
+    assert_eq!(refuse(&malformed, "id", HTTP).headers()["connection"], "close");
+    assert!(!refuse(&malformed, "id", Client { http1: false, ..HTTP }).headers().contains_key("connection"));
+    assert!(!refuse(&denial(DenialReason::DenyRule), "id", HTTP).headers().contains_key("connection"));
+}

@@ -1,0 +1,163 @@
+//! The oracle: the audit records that the agent wrote, and what a test expects of them.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use serde_json::Value;
+
+/// One audit record.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct Record(Value);
+
+/// A field that a record must have: its dotted name and its value.
+pub type Expected<'a> = (&'a str, Value);
+
+impl Record {
+    /// The value of a field, `null` and absent alike: `record.field("exe.path")`.
+    #[must_use]
+    pub fn field(&self, name: &str) -> &Value {
+        let nested = name.split('.').try_fold(&self.0, |value, part| value.get(part));
+        nested.or_else(|| self.0.get(name)).unwrap_or(&Value::Null)
+    }
+
+    /// The field as a person reads it: text without quotes, `-` for nothing.
+    #[must_use]
+    pub fn text(&self, name: &str) -> String {
+        let value = self.field(name);
+        if value.is_null() {
+            return "-".to_owned();
+        }
+        value
+            .as_str()
+            .map_or_else(|| value.to_string(), ToOwned::to_owned)
+    }
+
+    fn differences<'a>(&self, expected: &'a [Expected<'a>]) -> Vec<&'a Expected<'a>> {
+        expected
+            .iter()
+            .filter(|(name, value)| self.field(name) != value)
+            .collect()
+    }
+}
+
+/// Reads all records of a file of JSON lines; a last line that is still being written is left out.
+///
+/// # Errors
+/// If the file can't be read or a line is no JSON. No file is no records.
+pub fn read(file: &Path) -> Result<Vec<Record>> {
+    let text = match fs::read_to_string(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.with_context(|| format!("can't read the audit file {}", file.display()))?,
+    };
+    let whole = text.rsplit_once('\n').map_or("", |(lines, _)| lines);
+    let parse = |line| {
+        serde_json::from_str(line)
+            .map(Record)
+            .with_context(|| format!("not a record: {line}"))
+    };
+    whole.lines().map(parse).collect()
+}
+
+/// The records that have all these fields.
+#[must_use]
+pub fn matching<'a>(records: &'a [Record], expected: &[Expected<'_>]) -> Vec<&'a Record> {
+    records
+        .iter()
+        .filter(|record| record.differences(expected).is_empty())
+        .collect()
+}
+
+/// Says why none fits: the nearest records first, each with the fields that differ.
+#[must_use]
+pub fn closest_misses(records: &[Record], expected: &[Expected<'_>]) -> String {
+    let mut misses: Vec<_> = records
+        .iter()
+        .map(|record| (record.differences(expected), record))
+        .collect();
+    misses.sort_by_key(|(differences, _)| differences.len());
+    let mut text = format!("none of {} records has", records.len());
+    for (name, value) in expected {
+        write!(text, " {name}={value}").unwrap_or_default();
+    }
+    for (differences, record) in misses.iter().take(5) {
+        text.push_str("\n  nearest:");
+        for (name, value) in differences {
+            write!(text, " {name}={} (not {value})", record.field(name)).unwrap_or_default();
+        }
+        write!(text, "\n           {}", record.0).unwrap_or_default();
+    }
+    text
+}
+
+/// Waits for exactly one record with these fields and gives it: `assert_record!(world, "status" = 200)`. Fails
+/// with the nearest records, field by field.
+#[macro_export]
+macro_rules! assert_record {
+    ($world:expr, $($name:literal = $value:expr),+ $(,)?) => {{
+        let expected = [$(($name, $crate::audit::to_value($value))),+];
+        match $world.expect_record(&expected) {
+            Ok(record) => record,
+            Err(misses) => panic!("{misses:#}"),
+        }
+    }};
+}
+
+/// The JSON form of an expected value.
+#[must_use]
+pub fn to_value(value: impl Into<Value>) -> Value {
+    value.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn records() -> Vec<Record> {
+        vec![
+            Record(json!({"workload": "billing", "status": 200, "exe": {"path": "/usr/bin/curl"}})),
+            Record(json!({"workload": "billing", "status": 403, "exe": null})),
+        ]
+    }
+
+    #[test]
+    fn fields_are_found_by_dotted_name() {
+        assert_eq!(records()[0].text("exe.path"), "/usr/bin/curl");
+        assert_eq!(records()[1].text("exe.path"), "-");
+    }
+
+    #[test]
+    fn all_expected_fields_must_agree() {
+        let found = records();
+        assert_eq!(matching(&found, &[("workload", "billing".into())]).len(), 2);
+        assert_eq!(
+            matching(&found, &[("workload", "billing".into()), ("status", 403.into())]).len(),
+            1
+        );
+    }
+
+    #[test]
+    fn the_nearest_record_comes_first_with_its_difference() {
+        let text = closest_misses(
+            &records(),
+            &[("status", 201.into()), ("exe.path", "/usr/bin/curl".into())],
+        );
+        let nearest = text.lines().nth(1).unwrap();
+        assert_eq!(nearest, "  nearest: status=200 (not 201)");
+    }
+
+    #[test]
+    fn an_unfinished_last_line_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("audit");
+        fs::write(&file, "{\"a\":1}\n{\"b\":").unwrap();
+        assert_eq!(read(&file).unwrap().len(), 1);
+        assert!(read(&dir.path().join("none")).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,93 @@
+//! What a test needs of the machine, and what happens where it is missing: the test says so and is counted as
+//! skipped, and where `CALLGATE_TEST_STRICT=1` (CI) it fails unless the skip is in [`EXPECTED_SKIPS`].
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{agent, cgroup};
+
+/// Something that not every machine has.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Feature {
+    /// Root, with the right to make namespaces and mounts.
+    Root,
+    /// A cgroup v2 mount.
+    CgroupV2,
+    /// A kernel with its own type information, which the agent's programs need.
+    Btf,
+    /// The agent's binary, named by `CALLGATE_BIN`.
+    Agent,
+    /// io_uring, which some kernels and sandboxes switch off.
+    IoUring,
+}
+
+/// What CI's machine is known to lack; a skip for anything else fails there.
+pub const EXPECTED_SKIPS: &[Feature] = &[];
+
+impl Feature {
+    /// Why the machine does not have it; `None` if it does.
+    #[must_use]
+    pub fn missing(self) -> Option<String> {
+        match self {
+            Self::Root => {
+                let uid = fs::metadata("/proc/thread-self").map_or(u32::MAX, |meta| meta.uid());
+                (uid != 0).then(|| "needs root".to_owned())
+            }
+            Self::CgroupV2 => cgroup::mount_point().err().map(|error| error.to_string()),
+            Self::Btf => {
+                let file = "/sys/kernel/btf/vmlinux";
+                (!Path::new(file).exists()).then(|| format!("the kernel has no {file}"))
+            }
+            Self::Agent => agent::binary().err().map(|error| error.to_string()),
+            Self::IoUring => {
+                let off = fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
+                (off.trim() == "2").then(|| "io_uring is switched off (kernel.io_uring_disabled)".to_owned())
+            }
+        }
+    }
+}
+
+/// Ends the test as skipped where one of the features is missing: `require!(Root, Agent)`, first line of a test
+/// that returns `anyhow::Result<()>`.
+#[macro_export]
+macro_rules! require {
+    ($($feature:ident),+ $(,)?) => {
+        if $crate::kernel::skip(&[$($crate::Feature::$feature),+])? {
+            return Ok(());
+        }
+    };
+}
+
+/// Whether to skip; notes the skip in the file that `CALLGATE_SKIP_FILE` names, which the test runner counts.
+///
+/// # Errors
+/// In strict mode, if the skip is not an expected one.
+pub fn skip(needed: &[Feature]) -> Result<bool> {
+    let Some((feature, reason)) = needed.iter().find_map(|f| f.missing().map(|reason| (*f, reason))) else {
+        return Ok(false);
+    };
+    let strict = std::env::var_os("CALLGATE_TEST_STRICT").is_some_and(|value| value == "1");
+    if strict && !EXPECTED_SKIPS.contains(&feature) {
+        bail!("skipped for {feature:?} ({reason}), which is not in the table of expected skips");
+    }
+    let test = std::thread::current().name().unwrap_or("?").to_owned();
+    if let Some(file) = std::env::var_os("CALLGATE_SKIP_FILE") {
+        let mut file = File::options()
+            .append(true)
+            .create(true)
+            .open(file)
+            .context("can't note a skip")?;
+        // One write, so that lines of tests that run side by side don't mix.
+        file.write_all(format!("{test}: {reason}\n").as_bytes())
+            .context("can't note a skip")?;
+    }
+    #[expect(clippy::print_stderr, reason = "a skip must be seen")]
+    {
+        eprintln!("skipped: {test}: {reason}");
+    }
+    Ok(true)
+}

@@ -1,0 +1,300 @@
+//! One test's world: sandbox, upstreams, agent and clients under one name, gone when it is dropped.
+
+use std::fmt::Write as _;
+use std::fs::{self, Permissions};
+use std::io::Write as _;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
+
+use crate::agent::Agent;
+use crate::audit::{self, Expected, Record};
+use crate::ca::Ca;
+use crate::cgroup::Cgroup;
+use crate::launch::Place;
+use crate::sandbox::Sandbox;
+use crate::upstream::{Files, Server, Upstream};
+use crate::wait;
+use crate::workload::Client;
+
+/// Everything that one test set up. The fields are dropped in this order: processes, their cgroup, namespaces,
+/// files.
+#[derive(Debug)]
+pub struct World {
+    agent: Option<Agent>,
+    upstreams: Vec<Server>,
+    cgroup: Cgroup,
+    sandbox: Sandbox,
+    ca: Ca,
+    settings: String,
+    dir: TempDir,
+}
+
+impl World {
+    /// Makes the sandbox and moves the calling thread into it. `name` is the test's.
+    ///
+    /// # Errors
+    /// Without root or cgroup v2; see [`crate::require!`].
+    pub fn new(name: &str) -> Result<Self> {
+        let dir = tempfile::Builder::new()
+            .prefix("callgate-")
+            .tempdir()
+            .context("can't make a directory")?;
+        // Managed processes of other users read the trust bundle below it.
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o755))
+            .context("can't open the directory up")?;
+        for part in ["policy.d", "secrets", "state", "run", "audit", "upstream"] {
+            fs::create_dir(dir.path().join(part)).with_context(|| format!("can't make {part}"))?;
+        }
+        let ca = Ca::new(&dir.path().join("upstream"))?;
+        let cgroup = Cgroup::new(name)?;
+        for child in ["workloads", "agent", "outside", "clients"] {
+            cgroup.child(child)?;
+        }
+        let mut sandbox = Sandbox::enter(dir.path())?;
+        sandbox.trust(ca.certificate())?;
+        sandbox.mount_bpffs(&dir.path().join("bpf"))?;
+        Ok(Self {
+            agent: None,
+            upstreams: Vec::new(),
+            cgroup,
+            sandbox,
+            ca,
+            settings: String::new(),
+            dir,
+        })
+    }
+
+    /// The world's directory: configuration, policy, secrets, logs.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Starts an upstream at addresses of its own and makes its name known in the sandbox.
+    ///
+    /// # Errors
+    /// If nginx does not start; with what it says.
+    pub fn upstream(&mut self, what: Upstream) -> Result<&Server> {
+        let serial = u8::try_from(self.upstreams.len()).context("too many upstreams")?;
+        let addresses = self.sandbox.outside_address(serial)?;
+        self.sandbox.add_host(what.host(), addresses.0, addresses.1)?;
+        let dir = self.path("upstream").join(what.host());
+        fs::create_dir(&dir).context("can't make the upstream's directory (two for one host?)")?;
+        let files = Files {
+            dir,
+            leaf: self.ca.issue(what.host())?,
+        };
+        let server = Server::start(&what, &files, &self.outside()?, addresses)?;
+        self.upstreams.push(server);
+        self.server(what.host())
+    }
+
+    /// The upstream of this name.
+    ///
+    /// # Errors
+    /// If none was started.
+    pub fn server(&self, host: &str) -> Result<&Server> {
+        let found = self.upstreams.iter().find(|server| server.host() == host);
+        found.with_context(|| format!("no upstream {host}"))
+    }
+
+    /// Where to start other processes outside, beside the upstreams.
+    ///
+    /// # Errors
+    /// If the cgroup can't be made.
+    pub fn outside(&self) -> Result<Place> {
+        Ok(Place::in_cgroup(self.cgroup.child("outside")?).in_netns(self.sandbox.outside()))
+    }
+
+    /// A UDP socket outside, to see whether a packet gets there. Non-blocking.
+    ///
+    /// # Errors
+    /// If it can't be bound.
+    pub fn outside_udp(&self, address: SocketAddr) -> Result<UdpSocket> {
+        self.sandbox.outside_udp(address)
+    }
+
+    /// Writes a secret file, 0600, and returns its path.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub fn secret(&self, name: &str, value: &str) -> Result<PathBuf> {
+        let path = self.path("secrets").join(name);
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&path)?;
+        file.write_all(value.as_bytes())
+            .with_context(|| format!("can't write {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// Writes a policy file; [`World::reload`] makes a running agent see it.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub fn policy(&self, file: &str, text: &str) -> Result<()> {
+        let path = self.path("policy.d").join(file);
+        fs::write(&path, text).with_context(|| format!("can't write {}", path.display()))
+    }
+
+    /// Top-level settings or tables to append to the agent's configuration, for the next start or reload.
+    pub fn settings(&mut self, toml: &str) {
+        self.settings.push_str(toml);
+        self.settings.push('\n');
+    }
+
+    /// Starts the agent and waits until it is ready.
+    ///
+    /// # Errors
+    /// If it doesn't become ready; with its log.
+    pub fn start_agent(&mut self) -> Result<()> {
+        if self.agent.is_some() {
+            bail!("the agent runs already");
+        }
+        self.write_config()?;
+        let place = Place::in_cgroup(self.cgroup.child("agent")?);
+        self.agent = Some(Agent::start(&place, &self.config(), self.dir())?);
+        Ok(())
+    }
+
+    /// The running agent.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn agent(&self) -> Result<&Agent> {
+        self.agent.as_ref().context("the agent has not been started")
+    }
+
+    /// Writes the configuration anew and asks the agent to read it and the policy.
+    ///
+    /// # Errors
+    /// If the agent refuses, with its reason.
+    pub fn reload(&self) -> Result<()> {
+        self.write_config()?;
+        self.agent()?.reload()
+    }
+
+    /// Stops the agent gently.
+    ///
+    /// # Errors
+    /// If there is none or it doesn't end well.
+    pub fn stop_agent(&mut self) -> Result<()> {
+        self.agent
+            .take()
+            .context("the agent has not been started")?
+            .stop()
+    }
+
+    /// Kills the supervisor.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn kill_agent(&mut self) -> Result<()> {
+        self.agent
+            .take()
+            .context("the agent has not been started")?
+            .kill()
+    }
+
+    /// Clients under this workload.
+    ///
+    /// # Errors
+    /// If the agent's binary is not known.
+    pub fn workload(&self, name: &str) -> Result<Client> {
+        Client::managed(
+            Place::in_cgroup(self.cgroup.child("clients")?),
+            &self.config(),
+            name,
+        )
+    }
+
+    /// Clients that no workload has.
+    ///
+    /// # Errors
+    /// If the cgroup can't be made.
+    pub fn unmanaged(&self) -> Result<Client> {
+        Ok(Client::unmanaged(Place::in_cgroup(self.cgroup.child("clients")?)))
+    }
+
+    /// All audit records so far.
+    ///
+    /// # Errors
+    /// If the file can't be read or holds something else.
+    pub fn records(&self) -> Result<Vec<Record>> {
+        audit::read(&self.audit_file())
+    }
+
+    /// Waits until there is a record with these fields. See [`crate::assert_record!`].
+    ///
+    /// # Errors
+    /// If there is none in time, with the closest misses; or if there are several.
+    pub fn expect_record(&self, expected: &[Expected<'_>]) -> Result<Record> {
+        let mut last = Vec::new();
+        let found = wait::until("a record", wait::PATIENCE, || {
+            last = self.records().ok()?;
+            let all = audit::matching(&last, expected);
+            (!all.is_empty()).then(|| all.into_iter().cloned().collect::<Vec<_>>())
+        });
+        match found.as_deref() {
+            Ok([one]) => Ok(one.clone()),
+            Ok(several) => bail!("{} records where one was expected: {several:?}", several.len()),
+            Err(_) => bail!("{}", audit::closest_misses(&last, expected)),
+        }
+    }
+
+    /// The agent's configuration file.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.path("callgate.toml")
+    }
+
+    /// The file that the agent writes its records to.
+    #[must_use]
+    pub fn audit_file(&self) -> PathBuf {
+        self.path("audit").join("calls.jsonl")
+    }
+
+    /// The cgroup directory of everything in this world; killing it ends every process.
+    #[must_use]
+    pub fn cgroup(&self) -> &Path {
+        self.cgroup.dir()
+    }
+
+    /// The cgroup that the workloads' cgroups are made below, as the kernel names it.
+    #[must_use]
+    pub fn workload_parent(&self) -> String {
+        self.cgroup.kernel_path("workloads")
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn write_config(&self) -> Result<()> {
+        let mut text = String::new();
+        writeln!(text, "cgroup_parent = {:?}", self.workload_parent())?;
+        for (key, dir) in [
+            ("bpffs_dir", "bpf"),
+            ("state_dir", "state"),
+            ("runtime_dir", "run"),
+            ("policy_dir", "policy.d"),
+        ] {
+            writeln!(text, "{key} = {:?}", self.path(dir))?;
+        }
+        writeln!(
+            text,
+            "upstream_ca = [{:?}]\nworker_user = \"nobody\"",
+            self.ca.certificate()
+        )?;
+        // Top-level keys of the test come before the first table.
+        writeln!(text, "{}\n[audit]\nfile = {:?}", self.settings, self.audit_file())?;
+        fs::write(self.config(), text).context("can't write callgate.toml")
+    }
+}
