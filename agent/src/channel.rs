@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::addr::HostName;
+pub use crate::tls::ca::Intermediate;
 use crate::identity::{Executable, Identity, WorkloadName};
 
 pub use frame::FrameError;
@@ -149,6 +150,10 @@ pub struct Start {
     pub resolvers: Vec<SocketAddr>,
     /// Resolver search is off: names go out as written. Entries of the hosts file that the supervisor read.
     pub hosts: Vec<HostEntry>,
+    /// Whether records keep query values.
+    pub query_values: bool,
+    /// Calls that one workload may have under way.
+    pub slots_per_workload: u32,
 }
 
 /// A line of the host's own host table.
@@ -291,15 +296,6 @@ impl std::fmt::Debug for SecretBytes {
     }
 }
 
-/// A CA that can sign for one name only.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-pub struct Intermediate {
-    /// The certificate, DER, signed by the root.
-    pub cert_der: Vec<u8>,
-    /// Its key, PKCS #8 DER.
-    pub key_pkcs8: SecretBytes,
-}
-
 /// Why the supervisor did not answer a question; shown in records.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, thiserror::Error)]
 #[error("{reason}")]
@@ -344,10 +340,6 @@ pub struct WorkloadFigures {
     pub workload: WorkloadName,
     /// Open connections, now.
     pub connections: u64,
-    /// Calls, of all outcomes.
-    pub calls: u64,
-    /// Calls and connections refused.
-    pub denied: u64,
 }
 
 #[cfg(test)]

@@ -3,11 +3,16 @@
 //! Pure: no IO, no clock, no globals. Only this tree can make a [`Permit`]; connecting to an upstream and
 //! injecting a credential demand one, so forgetting to ask does not compile.
 
+mod compile;
+pub mod diagnostic;
 pub mod engine;
 pub mod explain;
+mod index;
 pub mod matcher;
+pub mod model;
 pub mod parse;
 pub mod path;
+pub mod reader;
 pub mod store;
 
 use std::fmt;
@@ -16,6 +21,9 @@ use std::sync::Arc;
 use crate::addr::{Authority, HostName};
 use crate::identity::WorkloadName;
 
+pub use diagnostic::{Diagnostic, Severity, Source, Span};
+pub use engine::{decide, route};
+pub use model::{Direct, ExecBy, Mode, Policy, Rule, RuleKind, Workload};
 pub use path::NormalPath;
 
 /// What one connection wants, as far as it is known before any HTTP is read.
@@ -184,6 +192,8 @@ pub enum DenialReason {
     MalformedRequest,
     /// A limit was reached.
     Limit,
+    /// It was allowed when it began; a newer policy no longer allows it.
+    Revoked,
 }
 
 impl DenialReason {
@@ -207,6 +217,7 @@ impl DenialReason {
             Self::ForbiddenForm => "forbidden_form",
             Self::MalformedRequest => "malformed_request",
             Self::Limit => "limit",
+            Self::Revoked => "revoked",
         }
     }
 }
@@ -248,3 +259,6 @@ impl fmt::Display for CredentialName {
         f.write_str(&self.0)
     }
 }
+
+#[cfg(test)]
+mod tests;

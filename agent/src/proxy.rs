@@ -1,8 +1,153 @@
 //! The path of a call: accept, identify, detect, decide, inject, forward, record.
+//!
+//! [`connection`] takes an accepted connection through the first three; [`request`] takes each request
+//! through the rest. Everything that can refuse does so before a byte leaves the host. Only this module knows
+//! the order.
+//!
+//! One data thread is one core: its runtime, its upstream pool, its live calls. What the threads share is
+//! immutable and swapped whole.
 
+pub(crate) mod body;
 pub mod connection;
-pub mod intercept;
-pub mod pool;
-pub mod request;
-pub mod tracker;
-pub mod tunnel;
+mod failure;
+mod figures;
+mod finish;
+mod in_force;
+mod intercept;
+mod limits;
+mod pool;
+mod request;
+mod tracker;
+mod tunnel;
+mod upgrade;
+mod upstream;
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::audit;
+use crate::channel;
+use crate::credential;
+use crate::dns;
+use crate::ebpf;
+use crate::identity::WorkloadName;
+use crate::tls;
+
+pub use figures::Figures;
+pub use in_force::{Enforced, InForce};
+pub use limits::Limits;
+use pool::{Pool, PoolLimits};
+use tracker::Tracker;
+
+/// What all data threads share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The current policy.
+    pub policy: InForce,
+    /// The current value of each credential.
+    pub credentials: credential::store::Store,
+    /// Where each call is recorded.
+    pub audit: audit::Log,
+    /// Leaves for downstream handshakes.
+    pub leaves: tls::leaf::Leaves,
+    /// The downstream side of TLS.
+    pub acceptor: tls::downstream::Acceptor,
+    /// What upstreams are verified with.
+    pub roots: tls::upstream::Roots,
+    /// The kernel's record of each accepted connection.
+    pub origins: ebpf::maps::Origins,
+    /// The supervisor, for what only it may look at.
+    pub supervisor: channel::worker::Client,
+    /// Names to addresses, for plain HTTP and tunnels.
+    pub resolver: dns::resolver::Resolver,
+    /// How much of everything.
+    pub limits: Limits,
+}
+
+/// One core's share of the work.
+#[derive(Debug)]
+pub struct DataThread {
+    shared: Arc<Shared>,
+    pool: Pool,
+    tracker: Rc<Tracker>,
+    figures: Arc<Figures>,
+    draining: CancellationToken,
+    connectors: RefCell<HashMap<WorkloadName, tls::upstream::Connector>>,
+}
+
+/// How often [`DataThread::sweep`] should be called.
+pub const SWEEP: Duration = Duration::from_secs(5);
+
+impl DataThread {
+    /// An idle thread.
+    #[must_use]
+    pub fn new(shared: Arc<Shared>, figures: Arc<Figures>) -> Rc<Self> {
+        let limits = PoolLimits { idle_per_key: 64, idle: Duration::from_secs(50) };
+        Rc::new(Self {
+            shared,
+            pool: Pool::new(limits),
+            tracker: Rc::default(),
+            figures,
+            draining: CancellationToken::new(),
+            connectors: RefCell::default(),
+        })
+    }
+
+    /// Puts every live call to the current policy.
+    pub fn redecide(&self) {
+        self.tracker.redecide();
+    }
+
+    /// Ends every live call.
+    pub fn revoke_all(&self) {
+        self.tracker.revoke_all();
+    }
+
+    /// How many calls are under way.
+    #[must_use]
+    pub fn live_calls(&self) -> usize {
+        self.tracker.len()
+    }
+
+    /// Lets go of upstream connections that have been idle for too long.
+    pub fn sweep(&self) {
+        self.pool.sweep();
+    }
+
+    /// Closes client connections as soon as they are idle.
+    pub fn drain(&self) {
+        self.draining.cancel();
+    }
+
+    /// TLS towards the world with the workload's own session store: an upstream must not be able to link two
+    /// workloads by a resumed session.
+    fn connector(&self, workload: &WorkloadName) -> Result<tls::upstream::Connector, tls::Error> {
+        let mut connectors = self.connectors.borrow_mut();
+        if let Some(connector) = connectors.get(workload) {
+            return Ok(connector.clone());
+        }
+        let connector = tls::upstream::Connector::new(&self.shared.roots)?;
+        connectors.insert(workload.clone(), connector.clone());
+        Ok(connector)
+    }
+}
+
+/// Runs a hyper task on its own data thread.
+#[derive(Clone, Copy, Debug)]
+struct Local;
+
+impl<F> hyper::rt::Executor<F> for Local
+where
+    F: Future + 'static,
+    F::Output: 'static,
+{
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
+}

@@ -208,14 +208,22 @@ pub fn provider() -> Arc<CryptoProvider> {
 }
 
 /// Stable sort: within a rank the provider's own order stays.
-fn rank(suite: &SupportedCipherSuite) -> u8 {
-    match suite.suite() {
-        CipherSuite::TLS13_AES_128_GCM_SHA256 => 0,
-        CipherSuite::TLS13_AES_256_GCM_SHA384 | CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => 1,
-        CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
-        | CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 => 2,
-        _ => 3,
-    }
+fn rank(suite: &SupportedCipherSuite) -> usize {
+    let order = [
+        [CipherSuite::TLS13_AES_128_GCM_SHA256; 2],
+        [
+            CipherSuite::TLS13_AES_256_GCM_SHA384,
+            CipherSuite::TLS13_CHACHA20_POLY1305_SHA256,
+        ],
+        [
+            CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+            CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+        ],
+    ];
+    order
+        .iter()
+        .position(|rank| rank.contains(&suite.suite()))
+        .unwrap_or(order.len())
 }
 
 /// The TLS error that tokio-rustls wraps into an IO error, if it is one.

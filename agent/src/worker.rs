@@ -1,1 +1,268 @@
 //! The unprivileged process: gives up everything, then runs one runtime per core.
+//!
+//! This thread is the control side: it takes what the supervisor pushes, accepts connections and hands them to
+//! the data threads in turn ([`data`]). It also feeds the kernel's liveness word, and only with the oldest sign
+//! of life of all data threads: a worker that hangs stops being fed, and the kernel then refuses connections.
+
+mod data;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::audit::{self, Log, Writer};
+use crate::channel::worker::{AskError, Channel, Client, Event, StartDescriptors};
+use crate::channel::{self, CredentialState, FrameError, ListenerInfo, PolicySource, WorkloadFigures};
+use crate::credential::secret::Secret;
+use crate::credential::source::{Update, Value};
+use crate::credential::store::Store as Credentials;
+use crate::dns::resolver::Resolver;
+use crate::ebpf::maps::{Liveness, Origins};
+use crate::identity::WorkloadName;
+use crate::net::listener::{self, Quota};
+use crate::policy::{CredentialName, Policy, Source};
+use crate::proxy::{InForce, Limits, Shared};
+use crate::tls;
+
+use data::DataThreads;
+
+/// How often the kernel's liveness word is fed; it counts as stale after two seconds.
+const BEAT: Duration = Duration::from_millis(250);
+/// How long the audit writer may take to write what is owed when the worker ends.
+const LAST_RECORDS: Duration = Duration::from_secs(5);
+
+/// Why the worker can't go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The channel to the supervisor broke.
+    #[error("the channel to the supervisor broke: {0}")]
+    Channel(#[from] FrameError),
+    /// The supervisor is gone.
+    #[error("the supervisor can't be told: {0}")]
+    Ask(#[from] AskError),
+    /// The first message was not the settings.
+    #[error("the supervisor began with something else than the settings")]
+    NoStart,
+    /// A thread, a runtime or a timer could not be made.
+    #[error("the worker can't be set up: {0}")]
+    Setup(#[from] std::io::Error),
+    /// TLS can't be set up.
+    #[error("TLS can't be set up: {0}")]
+    Tls(#[from] tls::Error),
+    /// The kernel's maps can't be used.
+    #[error("the kernel's maps can't be used: {0}")]
+    Kernel(#[from] crate::ebpf::Error),
+    /// The in-flight table can't be used.
+    #[error("the in-flight table can't be used: {0}")]
+    InFlight(#[from] audit::inflight::Error),
+}
+
+/// Runs until the supervisor says drain, or is gone. The caller has entered the sandbox before.
+///
+/// # Errors
+/// If the worker can't be set up or the channel breaks. Open calls end as *aborted* then.
+pub fn run(socket: OwnedFd) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(control(socket))
+}
+
+async fn control(socket: OwnedFd) -> Result<(), Error> {
+    let (mut channel, client) = Channel::open(socket)?;
+    let Some(Event::Start(start, descriptors)) = channel.next().await? else {
+        return Err(Error::NoStart);
+    };
+    let (mut worker, writer) = Worker::set_up(&start, descriptors, client)?;
+    let mut ready = false;
+    let mut beat = tokio::time::interval(BEAT);
+    let deadline = loop {
+        let event = tokio::select! {
+            event = channel.next() => event?,
+            _ = beat.tick() => {
+                worker.feed();
+                continue;
+            }
+        };
+        let Some(event) = event else { break Duration::ZERO };
+        if let Some(deadline) = worker.handle(event).await? {
+            break deadline;
+        }
+        if !ready && worker.shared.policy.current().version.generation > 0 {
+            worker.client.ready().await?;
+            ready = true;
+        }
+    };
+    worker.drain(deadline).await;
+    if !writer.close(LAST_RECORDS) {
+        tracing::error!("not every record could be written; the next start writes them as aborted");
+    }
+    // A supervisor that is gone needs no word of it.
+    if let Err(error) = worker.client.drained().await {
+        tracing::debug!(%error, "drained without a supervisor");
+    }
+    // The message leaves with the task that owns the socket.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    Ok(())
+}
+
+/// The control side's state.
+struct Worker {
+    shared: Arc<Shared>,
+    client: Client,
+    threads: DataThreads,
+    liveness: Liveness,
+    listeners: HashMap<WorkloadName, Listening>,
+}
+
+/// A workload's listeners while they are served.
+struct Listening {
+    quota: Quota,
+    stop: CancellationToken,
+}
+
+impl Worker {
+    fn set_up(
+        start: &channel::Start,
+        descriptors: StartDescriptors,
+        client: Client,
+    ) -> Result<(Self, Writer), Error> {
+        let table = audit::inflight::Table::map(&File::from(descriptors.inflight))?;
+        let sink = audit::file::FileSink::new(File::from(descriptors.audit), audit::file::Sync::default());
+        let settings = audit::Settings {
+            queries: if start.query_values { audit::Queries::Verbatim } else { audit::Queries::Keys },
+            slots_per_workload: start.slots_per_workload,
+        };
+        let (log, writer) = Log::start(Box::new(sink), table, settings)?;
+        let shared = Arc::new(Shared {
+            policy: InForce::nothing(),
+            credentials: Credentials::new(),
+            audit: log,
+            leaves: tls::leaf::Leaves::new(LEAVES)?,
+            acceptor: tls::downstream::Acceptor::new()?,
+            roots: tls::upstream::Roots::from_der(&start.upstream_roots)?,
+            origins: Origins::new(descriptors.origins)?,
+            supervisor: client.clone(),
+            resolver: Resolver::new(&start.resolvers, &start.hosts),
+            limits: Limits::from(start.limits.clone()),
+        });
+        let threads = DataThreads::start(usize::from(start.threads.max(1)), &shared)?;
+        let worker = Self {
+            shared,
+            client,
+            threads,
+            liveness: Liveness::new(descriptors.liveness)?,
+            listeners: HashMap::new(),
+        };
+        Ok((worker, writer))
+    }
+
+    /// Takes one event in; answers with the drain's deadline when it is time to end.
+    async fn handle(&mut self, event: Event) -> Result<Option<Duration>, Error> {
+        match event {
+            Event::Start(..) => return Err(Error::NoStart),
+            Event::Policy { generation, sources } => self.set_policy(generation, sources).await?,
+            Event::Credential { name, state } => self.set_credential(&name, state),
+            Event::Listener(info, socket) => self.listen(info, socket)?,
+            Event::Unlisten { workload } => {
+                if let Some(listening) = self.listeners.remove(&workload) {
+                    listening.stop.cancel();
+                }
+            }
+            Event::Intermediate { intermediate, .. } => {
+                self.shared.leaves.add_intermediate(intermediate.as_ref().clone())?;
+            }
+            Event::AuditFile(file) => self.shared.audit.reopen(File::from(file)),
+            Event::Drain { deadline } => return Ok(Some(deadline)),
+            Event::Status { request } => self.client.status(request, self.figures()).await?,
+        }
+        Ok(None)
+    }
+
+    /// The supervisor has compiled the same texts with the same code before it sent them; if they don't compile
+    /// here all the same, the last policy stays.
+    async fn set_policy(&mut self, generation: u64, sources: Vec<PolicySource>) -> Result<(), Error> {
+        let sources: Vec<Source> =
+            sources.into_iter().map(|source| Source { name: source.name, text: source.text }).collect();
+        match Policy::compile(&sources) {
+            Ok(policy) => {
+                self.shared.credentials.configure(policy.credentials().cloned());
+                self.shared.policy.replace(policy, generation);
+                self.threads.redecide();
+                self.client.policy_applied(generation).await?;
+            }
+            Err(diagnostics) => {
+                let message = format!("policy {generation} does not compile ({} errors)", diagnostics.len());
+                tracing::error!(message, "the last policy stays");
+                self.client.fault(message).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn set_credential(&self, name: &str, state: CredentialState) {
+        let Ok(name) = CredentialName::parse(name) else {
+            tracing::error!(name, "the supervisor sent a credential with a name that can't be");
+            return;
+        };
+        let value = match state {
+            CredentialState::Available { value, version } => match Secret::new(value.into_inner()) {
+                Ok(secret) => Value::Ready { secret, version },
+                Err(error) => Value::Unavailable { reason: error.to_string().into() },
+            },
+            CredentialState::Unavailable { reason } => Value::Unavailable { reason: reason.into() },
+        };
+        self.shared.credentials.update(Update { name, value });
+    }
+
+    fn listen(&mut self, info: ListenerInfo, socket: std::net::TcpListener) -> Result<(), Error> {
+        let socket = tokio::net::TcpListener::from_std(socket)?;
+        let limit = self.shared.limits.connections();
+        let listening = self
+            .listeners
+            .entry(info.workload.clone())
+            .or_insert_with(|| Listening { quota: Quota::new(limit), stop: CancellationToken::new() });
+        let stop = listening.stop.clone().cancelled_owned();
+        let hand_out = self.threads.hand_out(info.workload);
+        tokio::spawn(listener::accept(socket, listening.quota.clone(), stop, hand_out));
+        Ok(())
+    }
+
+    fn feed(&mut self) {
+        if let Err(error) = self.liveness.beat(self.threads.oldest_sign_of_life()) {
+            tracing::error!(%error, "the kernel's liveness word can't be written; connections will be refused");
+        }
+    }
+
+    fn figures(&self) -> channel::Figures {
+        let workloads = self.listeners.iter().map(|(workload, listening)| WorkloadFigures {
+            workload: workload.clone(),
+            connections: listening.quota.held() as u64,
+        });
+        let workloads: Vec<WorkloadFigures> = workloads.collect();
+        channel::Figures {
+            generation: self.shared.policy.current().version.generation,
+            connections: workloads.iter().map(|figures| figures.connections).sum(),
+            calls: self.threads.sum(crate::proxy::Figures::calls),
+            denied: self.threads.sum(crate::proxy::Figures::denied),
+            failed: self.threads.sum(crate::proxy::Figures::failed),
+            audit_ok: self.shared.audit.failure().is_none(),
+            workloads,
+        }
+    }
+
+    /// Accepts nothing more, lets calls under way end, cuts off what still runs at the deadline.
+    ///
+    /// The liveness word is not fed any more from here on: when this is a replacement the new worker does it.
+    async fn drain(&mut self, deadline: Duration) {
+        for listening in self.listeners.values() {
+            listening.stop.cancel();
+        }
+        self.threads.drain(deadline).await;
+    }
+}
+
+/// Hosts whose intermediate and leaf are kept.
+const LEAVES: usize = 8192;

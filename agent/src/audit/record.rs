@@ -218,8 +218,10 @@ pub struct Caller {
 /// The file that the caller runs.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Exe {
-    /// Its path; a byte that is no UTF-8 stands as `\xNN`.
-    pub path: Arc<str>,
+    /// Its path; a byte that is no UTF-8 stands as `\xNN`. Absent if the file was deleted or replaced, or is
+    /// another one where the agent looks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<Arc<str>>,
     /// The file system's device number.
     pub device: u64,
     /// The inode number.
@@ -245,7 +247,7 @@ impl From<&Identity> for Caller {
             user: identity.user.clone(),
             comm: process.map(|p| Arc::clone(&p.comm)),
             exe: identity.executable.as_ref().map(|exe| Exe {
-                path: text::path(&exe.path).into(),
+                path: exe.path.as_deref().map(|path| text::path(path).into()),
                 device: exe.device,
                 inode: exe.inode,
                 sha256: exe.sha256.map(|digest| digest.to_string().into()),

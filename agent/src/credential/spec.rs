@@ -53,7 +53,12 @@ impl HostScope {
 
 impl fmt::Display for HostScope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.authority, self.path_prefix.as_deref().unwrap_or(""))
+        write!(
+            f,
+            "{}{}",
+            self.authority,
+            self.path_prefix.as_deref().unwrap_or("")
+        )
     }
 }
 

@@ -41,7 +41,9 @@ pub fn settle(
     port: u16,
 ) -> Result<Authority, DenialReason> {
     let default = default_port(scheme);
-    let in_target = in_target(&parts.uri, scheme, parts.version)?.map(|text| parse(text, default)).transpose()?;
+    let in_target = in_target(&parts.uri, scheme, parts.version)?
+        .map(|text| parse(text, default))
+        .transpose()?;
     let in_header = in_header(parts)?.map(|text| parse(text, default)).transpose()?;
     // RFC 9112 section 3.2: Host is required, beside an absolute target too.
     if in_header.is_none() && parts.version < Version::HTTP_2 {
@@ -105,7 +107,10 @@ fn in_header(parts: &Parts) -> Result<Option<&str>, DenialReason> {
     if values.next().is_some() {
         return Err(DenialReason::MalformedRequest);
     }
-    first.to_str().map(Some).map_err(|_not_ascii| DenialReason::MalformedRequest)
+    first
+        .to_str()
+        .map(Some)
+        .map_err(|_not_ascii| DenialReason::MalformedRequest)
 }
 
 /// Reads `host` or `host:port`.
@@ -136,8 +141,8 @@ fn parse_port(text: &str) -> Option<u16> {
 }
 
 fn rewrite(parts: &mut Parts, authority: &Authority, scheme: Scheme) -> Result<(), DenialReason> {
-    let host = HeaderValue::try_from(field(authority, scheme))
-        .map_err(|_invalid| DenialReason::MalformedRequest)?;
+    let host =
+        HeaderValue::try_from(field(authority, scheme)).map_err(|_invalid| DenialReason::MalformedRequest)?;
     parts.headers.insert(HOST, host);
     if parts.uri.authority().is_some() {
         let path = parts.uri.path_and_query().cloned();

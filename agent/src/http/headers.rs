@@ -133,7 +133,10 @@ pub fn form(parts: &Parts) -> Result<Form, DenialReason> {
     }
     check_framing(parts)?;
     for option in connection_options(&parts.headers) {
-        if NEVER_IN_CONNECTION.iter().any(|name| option.eq_ignore_ascii_case(name.as_str().as_bytes())) {
+        if NEVER_IN_CONNECTION
+            .iter()
+            .any(|name| option.eq_ignore_ascii_case(name.as_str().as_bytes()))
+        {
             return Err(DenialReason::MalformedRequest);
         }
     }
@@ -177,7 +180,10 @@ fn is_number(value: &HeaderValue) -> bool {
 ///
 /// To be called before policy looks at the headers.
 pub fn clean_request(headers: &mut HeaderMap, form: &Form) {
-    let trailers = headers.get_all(TE).iter().any(|value| has_token(value, b"trailers"));
+    let trailers = headers
+        .get_all(TE)
+        .iter()
+        .any(|value| has_token(value, b"trailers"));
     remove_hop_by_hop(headers);
     remove_overrides(headers);
     headers.remove(PROXY_AUTHORIZATION);
@@ -230,7 +236,11 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
 }
 
 fn remove_overrides(headers: &mut HeaderMap) {
-    let found: Vec<HeaderName> = headers.keys().filter(|name| is_override(name.as_str())).cloned().collect();
+    let found: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| is_override(name.as_str()))
+        .cloned()
+        .collect();
     for name in found {
         headers.remove(name);
     }
@@ -242,9 +252,10 @@ fn is_override(name: &str) -> bool {
     name.starts_with('x')
         && OVERRIDES.iter().any(|listed| {
             listed.len() == name.len()
-                && listed.bytes().zip(name.bytes()).all(|(listed, byte)| {
-                    listed == byte || (listed == b'-' && byte == b'_')
-                })
+                && listed
+                    .bytes()
+                    .zip(name.bytes())
+                    .all(|(listed, byte)| listed == byte || (listed == b'-' && byte == b'_'))
         })
 }
 
@@ -255,7 +266,11 @@ fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
 
 /// The members of a comma-separated list, without blanks; empty ones don't count (RFC 9110 section 5.6.1).
 fn tokens(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
-    value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
+    value
+        .as_bytes()
+        .split(|byte| *byte == b',')
+        .map(<[u8]>::trim_ascii)
+        .filter(|token| !token.is_empty())
 }
 
 fn has_token(value: &HeaderValue, token: &[u8]) -> bool {

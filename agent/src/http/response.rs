@@ -69,13 +69,17 @@ impl Client {
     /// Told from the request's version and content type (`application/grpc`, `application/grpc+proto`, ...).
     #[must_use]
     pub fn of(version: http::Version, headers: &HeaderMap) -> Self {
-        let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-        let grpc = kind
-            .split_at_checked(16)
-            .is_some_and(|(start, rest)| {
-                start.eq_ignore_ascii_case(b"application/grpc") && matches!(rest, [] | [b'+' | b';' | b' ', ..])
-            });
-        Self { grpc, http1: version < http::Version::HTTP_2 }
+        let kind = headers
+            .get(CONTENT_TYPE)
+            .map(HeaderValue::as_bytes)
+            .unwrap_or_default();
+        let grpc = kind.split_at_checked(16).is_some_and(|(start, rest)| {
+            start.eq_ignore_ascii_case(b"application/grpc") && matches!(rest, [] | [b'+' | b';' | b' ', ..])
+        });
+        Self {
+            grpc,
+            http1: version < http::Version::HTTP_2,
+        }
     }
 }
 
@@ -130,38 +134,67 @@ fn denied(reason: DenialReason) -> Wording {
         DenialReason::NoOrigin
         | DenialReason::UnknownWorkload
         | DenialReason::NotThisWorkload
-        | DenialReason::CallerNotAllowed => {
-            (StatusCode::FORBIDDEN, "The calling process is not one that may make this call.")
-        }
-        DenialReason::HostNotAllowed => (StatusCode::FORBIDDEN, "No rule of this workload names this host and port."),
-        DenialReason::CallNotAllowed => {
-            (StatusCode::FORBIDDEN, "Rules of this workload name this host, but none allows this call.")
-        }
-        DenialReason::DenyRule => (StatusCode::FORBIDDEN, "A deny rule of this workload forbids this call."),
-        DenialReason::AmbiguousPath => {
-            (StatusCode::FORBIDDEN, "The path could be read in several ways, so no rule can allow it.")
-        }
+        | DenialReason::CallerNotAllowed => (
+            StatusCode::FORBIDDEN,
+            "The calling process is not one that may make this call.",
+        ),
+        DenialReason::HostNotAllowed => (
+            StatusCode::FORBIDDEN,
+            "No rule of this workload names this host and port.",
+        ),
+        DenialReason::CallNotAllowed => (
+            StatusCode::FORBIDDEN,
+            "Rules of this workload name this host, but none allows this call.",
+        ),
+        DenialReason::DenyRule => (
+            StatusCode::FORBIDDEN,
+            "A deny rule of this workload forbids this call.",
+        ),
+        DenialReason::AmbiguousPath => (
+            StatusCode::FORBIDDEN,
+            "The path could be read in several ways, so no rule can allow it.",
+        ),
         DenialReason::NameMismatch => (
             StatusCode::MISDIRECTED_REQUEST,
             "The TLS server name, the request's host and the dialled port do not agree.",
         ),
-        DenialReason::NoName => {
-            (StatusCode::BAD_REQUEST, "The request names no host (an address is not enough).")
-        }
-        DenialReason::PrivateAddress => {
-            (StatusCode::FORBIDDEN, "The address is private, and the rule does not allow private addresses.")
-        }
-        DenialReason::PlainHttp => (StatusCode::FORBIDDEN, "No rule allows this host over plain HTTP; use https."),
+        DenialReason::NoName => (
+            StatusCode::BAD_REQUEST,
+            "The request names no host (an address is not enough).",
+        ),
+        DenialReason::PrivateAddress => (
+            StatusCode::FORBIDDEN,
+            "The address is private, and the rule does not allow private addresses.",
+        ),
+        DenialReason::PlainHttp => (
+            StatusCode::FORBIDDEN,
+            "No rule allows this host over plain HTTP; use https.",
+        ),
         DenialReason::UnknownProtocol => (StatusCode::FORBIDDEN, "The connection is neither TLS nor HTTP."),
-        DenialReason::ForbiddenForm => {
-            (StatusCode::FORBIDDEN, "This method or protocol upgrade is never passed on.")
-        }
+        DenialReason::ForbiddenForm => (
+            StatusCode::FORBIDDEN,
+            "This method or protocol upgrade is never passed on.",
+        ),
         DenialReason::MalformedRequest => (StatusCode::BAD_REQUEST, "The request is not well-formed HTTP."),
-        DenialReason::Limit => (StatusCode::TOO_MANY_REQUESTS, "A limit of this workload was reached."),
+        DenialReason::Revoked => (StatusCode::FORBIDDEN, "The policy has changed and no longer allows this call."),
+        DenialReason::Limit => (
+            StatusCode::TOO_MANY_REQUESTS,
+            "A limit of this workload was reached.",
+        ),
     };
-    let grpc_status =
-        if reason == DenialReason::Limit { RESOURCE_EXHAUSTED } else { PERMISSION_DENIED };
-    Wording { status, grpc_status, kind: "denied", code: reason.code(), title: "Refused by callgate", detail }
+    let grpc_status = if reason == DenialReason::Limit {
+        RESOURCE_EXHAUSTED
+    } else {
+        PERMISSION_DENIED
+    };
+    Wording {
+        status,
+        grpc_status,
+        kind: "denied",
+        code: reason.code(),
+        title: "Refused by callgate",
+        detail,
+    }
 }
 
 fn upstream(fault: UpstreamFault) -> Wording {
@@ -170,10 +203,16 @@ fn upstream(fault: UpstreamFault) -> Wording {
         UpstreamFault::Resolve => (gateway, "upstream_resolve", "The host's name has no address."),
         UpstreamFault::Connect => (gateway, "upstream_connect", "The host could not be connected to."),
         UpstreamFault::Tls => (gateway, "upstream_tls", "The TLS handshake with the host failed."),
-        UpstreamFault::Certificate => {
-            (gateway, "upstream_certificate", "The host's certificate could not be verified.")
-        }
-        UpstreamFault::Protocol => (gateway, "upstream_protocol", "The host's answer broke the protocol."),
+        UpstreamFault::Certificate => (
+            gateway,
+            "upstream_certificate",
+            "The host's certificate could not be verified.",
+        ),
+        UpstreamFault::Protocol => (
+            gateway,
+            "upstream_protocol",
+            "The host's answer broke the protocol.",
+        ),
         UpstreamFault::Timeout => (
             (StatusCode::GATEWAY_TIMEOUT, DEADLINE_EXCEEDED),
             "upstream_timeout",
@@ -181,22 +220,44 @@ fn upstream(fault: UpstreamFault) -> Wording {
         ),
     };
     let title = "The call was allowed, but the host could not be reached";
-    Wording { status, grpc_status, kind: "upstream", code, title, detail }
+    Wording {
+        status,
+        grpc_status,
+        kind: "upstream",
+        code,
+        title,
+        detail,
+    }
 }
 
 fn unavailable(lack: Unavailable) -> Wording {
     let wait = (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE);
     let ((status, grpc_status), code, detail) = match lack {
-        Unavailable::Audit => (wait, "audit_unavailable", "The call can't be recorded, so it is not made."),
-        Unavailable::Credential => {
-            (wait, "credential_unavailable", "The credential for this call can't be had at the moment.")
-        }
+        Unavailable::Audit => (
+            wait,
+            "audit_unavailable",
+            "The call can't be recorded, so it is not made.",
+        ),
+        Unavailable::Credential => (
+            wait,
+            "credential_unavailable",
+            "The credential for this call can't be had at the moment.",
+        ),
         Unavailable::Draining => (wait, "draining", "The agent is stopping; try again."),
-        Unavailable::Internal => {
-            ((StatusCode::INTERNAL_SERVER_ERROR, INTERNAL), "internal", "The agent has a fault.")
-        }
+        Unavailable::Internal => (
+            (StatusCode::INTERNAL_SERVER_ERROR, INTERNAL),
+            "internal",
+            "The agent has a fault.",
+        ),
     };
-    Wording { status, grpc_status, kind: "unavailable", code, title: "callgate can't make this call", detail }
+    Wording {
+        status,
+        grpc_status,
+        kind: "unavailable",
+        code,
+        title: "callgate can't make this call",
+        detail,
+    }
 }
 
 /// The answer to a client whose call is not made. `request_id` finds the record.
@@ -234,13 +295,17 @@ fn problem(wording: &Wording, rule: Option<&str>, request_id: &str) -> Response<
     }
     let mut response = Response::new(Full::from(format!("{problem}\n")));
     *response.status_mut() = wording.status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
     response
 }
 
 fn grpc(wording: &Wording, rule: Option<&str>, request_id: &str) -> Response<Full<Bytes>> {
     let rule = rule.map(|rule| format!("rule {rule}, ")).unwrap_or_default();
-    let Wording { title, detail, code, .. } = wording;
+    let Wording {
+        title, detail, code, ..
+    } = wording;
     let message = format!("{title}: {detail} ({code}, {rule}request {request_id})");
     let message = percent_encoding::utf8_percent_encode(&message, GRPC_MESSAGE).to_string();
     let mut response = Response::new(Full::default());

@@ -59,12 +59,9 @@ pub enum ExecutableError {
     /// The process ended or can't be read.
     #[error(transparent)]
     Process(#[from] ProcessError),
-    /// The kernel reported no executable.
-    #[error("the kernel's record of process {pid} names no executable")]
-    NotReported {
-        /// Its number.
-        pid: u32,
-    },
+    /// The kernel reported no process (in the agent's pid namespace), start time or executable.
+    #[error("the kernel's record lacks the process, its start time or its executable; see `callgate doctor`")]
+    NotReported,
     /// The process runs another file than when it connected.
     #[error("process {pid} runs another executable than when it connected")]
     Changed {

@@ -10,11 +10,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use callgate_common::Origin;
 use serde::{Deserialize, Serialize};
 
 use super::cgroup::Cgroups;
 use super::executable::{ExecutableError, Executables, FileId};
-use super::process::{HeldProcess, in_initial_pid_namespace};
+use super::process::HeldProcess;
 use super::users::Users;
 use super::{Cgroup, Executable, Identity, Process, WorkloadName, unit};
 
@@ -27,10 +28,10 @@ pub struct Claim {
     pub cgroup_id: u64,
     /// The caller's network namespace.
     pub netns_cookie: u64,
-    /// The thread group (process) id in the initial pid namespace.
-    pub tgid: u32,
-    /// The thread id in the initial pid namespace.
-    pub tid: u32,
+    /// The thread group (process) id in the agent's pid namespace; `None` if it has none there.
+    pub tgid: Option<u32>,
+    /// The thread id, likewise.
+    pub tid: Option<u32>,
     /// When the group leader started: nanoseconds of CLOCK_BOOTTIME. `None` where the kernel's type
     /// information doesn't lead there.
     pub start_time: Option<u64>,
@@ -46,6 +47,28 @@ pub struct Claim {
     pub comm: Arc<str>,
     /// When it connected: nanoseconds of CLOCK_BOOTTIME.
     pub stamp: u64,
+}
+
+impl From<&Origin> for Claim {
+    fn from(origin: &Origin) -> Self {
+        let comm = origin.comm();
+        let end = comm.iter().position(|byte| *byte == 0).unwrap_or(comm.len());
+        let comm = String::from_utf8_lossy(comm.get(..end).unwrap_or_default());
+        Self {
+            workload: origin.workload(),
+            cgroup_id: origin.cgroup_id(),
+            netns_cookie: origin.netns_cookie(),
+            tgid: origin.tgid(),
+            tid: origin.tid(),
+            start_time: origin.start_time(),
+            exec_id: origin.exec_id(),
+            executable: origin.exe().map(|(device, inode)| FileId { device, inode }),
+            uid: origin.uid(),
+            gid: origin.gid(),
+            comm: comm.into(),
+            stamp: origin.stamp(),
+        }
+    }
 }
 
 /// How much to find out; each costs a little more.
@@ -76,7 +99,6 @@ pub struct Resolver {
     workloads: ArcSwap<HashMap<u32, Known>>,
     executables: Executables,
     users: Users,
-    pids_mean_something: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -101,7 +123,6 @@ impl Resolver {
             workloads: ArcSwap::default(),
             executables: Executables::new(max_digest_bytes),
             users: Users::default(),
-            pids_mean_something: in_initial_pid_namespace(),
         };
         resolver.set_workloads(workloads);
         resolver
@@ -122,7 +143,7 @@ impl Resolver {
     /// If the workload is unknown. What else is unknown is absent from the identity.
     pub fn resolve(&self, claim: &Claim, want: Want) -> Result<Identity, ResolveError> {
         let Known { name, slice } = self.known(claim)?;
-        let held = self.hold(claim);
+        let held = hold(claim).ok();
         let shown = held.as_ref().and_then(|process| process.cgroup().ok().flatten());
         let path = self.cgroups.path(&slice, claim.cgroup_id, shown.as_deref());
         let place = self.place(&slice, path.as_deref(), claim.cgroup_id);
@@ -141,7 +162,7 @@ impl Resolver {
             uid: claim.uid,
             gid: claim.gid,
             user: self.users.name(claim.uid),
-            process: self.process(claim),
+            process: process(claim),
             executable,
             netns_cookie: claim.netns_cookie,
         })
@@ -155,9 +176,7 @@ impl Resolver {
     /// # Errors
     /// If it isn't, or the process ended, or left its cgroup: a rule that asks for `exe` does not allow then.
     pub fn recheck(&self, claim: &Claim, want: Want) -> Result<Executable, ExecutableError> {
-        let gone = || super::process::ProcessError::Gone { pid: claim.tgid };
-        let held = self.hold(claim).ok_or_else(gone)?;
-        self.inspect(&held, claim, want.digest)
+        self.inspect(&hold(claim)?, claim, want.digest)
     }
 
     fn known(&self, claim: &Claim) -> Result<Known, ResolveError> {
@@ -170,29 +189,14 @@ impl Resolver {
             })
     }
 
-    /// Without a start time nothing tells the caller from a later process of the same number.
-    fn hold(&self, claim: &Claim) -> Option<HeldProcess> {
-        let start_time = claim.start_time.filter(|_| self.pids_mean_something)?;
-        HeldProcess::open_started_at(claim.tgid, start_time).ok()
-    }
-
-    fn process(&self, claim: &Claim) -> Option<Process> {
-        let start_time = claim.start_time.filter(|_| self.pids_mean_something)?;
-        Some(Process {
-            pid: claim.tgid,
-            start_time,
-            comm: Arc::clone(&claim.comm),
-        })
-    }
-
     fn inspect(
         &self,
         process: &HeldProcess,
         claim: &Claim,
         digest: bool,
     ) -> Result<Executable, ExecutableError> {
-        let pid = claim.tgid;
-        let reported = claim.executable.ok_or(ExecutableError::NotReported { pid })?;
+        let pid = process.pid();
+        let reported = claim.executable.ok_or(ExecutableError::NotReported)?;
         let executable = self.executables.inspect(process, reported, digest)?;
         // Looked at last: a process that left while it was examined is not the caller that the policy means.
         match process.cgroup()? {
@@ -219,6 +223,22 @@ impl Resolver {
             invocation,
         }
     }
+}
+
+/// Without a start time nothing tells the caller from a later process of the same number.
+fn hold(claim: &Claim) -> Result<HeldProcess, ExecutableError> {
+    let (Some(pid), Some(start_time)) = (claim.tgid, claim.start_time) else {
+        return Err(ExecutableError::NotReported);
+    };
+    Ok(HeldProcess::open_started_at(pid, start_time)?)
+}
+
+fn process(claim: &Claim) -> Option<Process> {
+    Some(Process {
+        pid: claim.tgid?,
+        start_time: claim.start_time?,
+        comm: Arc::clone(&claim.comm),
+    })
 }
 
 #[derive(Default)]

@@ -111,7 +111,13 @@ where
             Err(_elapsed) => return Err(late(tls, limit, prefix.len())),
         }
         if let Some(detected) = judge(&prefix, &mut tls)? {
-            return Ok((detected, Replay { prefix: Some(prefix), stream }));
+            return Ok((
+                detected,
+                Replay {
+                    prefix: Some(prefix),
+                    stream,
+                },
+            ));
         }
         if prefix.len() >= limits.bytes {
             return Err(PeekError::TooLarge { limit: limits.bytes });
@@ -143,7 +149,9 @@ fn judge(prefix: &[u8], tls: &mut bool) -> Result<Option<Detected>, PeekError> {
         Hello::Found(hello) => Ok(Some(Detected::Tls(hello))),
         Hello::NeedMore => Ok(None),
         Hello::NotTls => Ok(Some(Detected::Unknown)),
-        Hello::TooLarge => Err(PeekError::TooLarge { limit: client_hello::MAX_BYTES }),
+        Hello::TooLarge => Err(PeekError::TooLarge {
+            limit: client_hello::MAX_BYTES,
+        }),
         Hello::Malformed => Err(PeekError::Malformed),
     }
 }

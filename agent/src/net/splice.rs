@@ -47,7 +47,10 @@ pub struct Patience {
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { idle: Duration::from_secs(300), stall: Duration::from_secs(60) }
+        Self {
+            idle: Duration::from_secs(300),
+            stall: Duration::from_secs(60),
+        }
     }
 }
 
@@ -122,12 +125,17 @@ fn poll_patience(
         for direction in directions {
             if direction.waits() && now >= direction.progress + patience.stall {
                 let [_, side] = direction.sides;
-                return Poll::Ready(Err(SpliceError::Stalled { side, seconds: patience.stall.as_secs() }));
+                return Poll::Ready(Err(SpliceError::Stalled {
+                    side,
+                    seconds: patience.stall.as_secs(),
+                }));
             }
         }
         let idle_end = up.progress.max(down.progress) + patience.idle;
         if now >= idle_end {
-            return Poll::Ready(Err(SpliceError::Idle { seconds: patience.idle.as_secs() }));
+            return Poll::Ready(Err(SpliceError::Idle {
+                seconds: patience.idle.as_secs(),
+            }));
         }
         let next = directions
             .iter()
@@ -235,7 +243,8 @@ impl<'a> Direction<'a> {
         self.start += written;
         self.unflushed = true;
         self.progress = Instant::now();
-        self.counter.fetch_add(u64::try_from(written).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.counter
+            .fetch_add(u64::try_from(written).unwrap_or(u64::MAX), Ordering::Relaxed);
         Poll::Ready(Ok(()))
     }
 }

@@ -1,5 +1,178 @@
 //! Paths: one normal form, templates over whole segments.
+//!
+//! What is matched is what is sent: the proxy sends [`NormalPath::as_str`] and nothing else. A path that
+//! two servers could read differently has no normal form and is refused ([`PathError`]).
 
-/// A request path in its one normal form.
+mod template;
+
+pub(crate) use template::{Segment, rank_of};
+pub use template::{Template, TemplateError};
+
+use std::borrow::Cow;
+use std::fmt;
+
+/// A request path in its one normal form: starts with `/`, no empty inner segment, no dot segment, no
+/// backslash, percent-encodings in upper case and never of an unreserved character (RFC 3986 section 2.3).
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct NormalPath(String);
+
+/// Why a path has no normal form.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum PathError {
+    /// Anything but origin form (`*`, absolute form, empty).
+    #[error("the path does not start with '/'")]
+    NotAbsolute,
+    /// Spaces, controls, non-ASCII bytes, `?` or `#`.
+    #[error("the path has a byte that no path has: a space, a control, '?', '#' or non-ASCII")]
+    ForbiddenByte,
+    /// `%` without two hex digits.
+    #[error("the path has a '%' without two hexadecimal digits")]
+    MalformedPercent,
+    /// `//`, which servers merge or keep.
+    #[error("the path has an empty segment ('//')")]
+    EmptySegment,
+    /// `.` or `..`, also encoded, twice encoded, or followed by `;parameters`.
+    #[error("the path has a '.' or '..' segment")]
+    DotSegment,
+    /// `\`, which servers read as `/` or keep.
+    #[error("the path has a backslash")]
+    Backslash,
+    /// An encoded `/`, `\` or control, once or twice encoded.
+    #[error("the path has an encoded slash, backslash or control")]
+    EncodedSeparator,
+    /// A segment that is nothing but `;parameters`.
+    #[error("the path has a segment of ';parameters' alone")]
+    BareParameters,
+}
+
+impl NormalPath {
+    /// Brings the path of a request (without `?query`) into normal form.
+    ///
+    /// # Errors
+    /// If two servers could read it differently.
+    pub fn parse(raw: &str) -> Result<Self, PathError> {
+        let Some(rest) = raw.strip_prefix('/') else {
+            return Err(PathError::NotAbsolute);
+        };
+        let mut out = String::with_capacity(raw.len());
+        out.push('/');
+        normalise_bytes(rest.as_bytes(), &mut out)?;
+        check_segments(&out)?;
+        Ok(Self(out))
+    }
+
+    /// The path as it is matched and sent.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The segments after the leading `/`; a trailing slash shows as a last empty one.
+    pub fn segments(&self) -> std::str::Split<'_, char> {
+        self.0.get(1..).unwrap_or("").split('/')
+    }
+}
+
+impl fmt::Display for NormalPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn normalise_bytes(bytes: &[u8], out: &mut String) -> Result<(), PathError> {
+    let mut rest = bytes;
+    while let Some((&byte, tail)) = rest.split_first() {
+        rest = tail;
+        match byte {
+            b'%' => rest = normalise_escape(tail, out)?,
+            b'\\' => return Err(PathError::Backslash),
+            b'?' | b'#' | 0..=b' ' | 0x7f.. => return Err(PathError::ForbiddenByte),
+            _ => out.push(char::from(byte)),
+        }
+    }
+    Ok(())
+}
+
+/// Takes the two digits after a `%`; what follows them is the rest.
+fn normalise_escape<'a>(tail: &'a [u8], out: &mut String) -> Result<&'a [u8], PathError> {
+    let (byte, rest) = decode_pair(tail).ok_or(PathError::MalformedPercent)?;
+    if is_separator(byte) {
+        return Err(PathError::EncodedSeparator);
+    }
+    if byte == b'%' && twice_encoded(rest) {
+        return Err(PathError::EncodedSeparator);
+    }
+    if is_unreserved(byte) {
+        out.push(char::from(byte));
+    } else {
+        const HEX: &[u8; 16] = b"0123456789ABCDEF";
+        out.push('%');
+        for nibble in [byte >> 4, byte & 15] {
+            out.push(char::from(HEX[usize::from(nibble)]));
+        }
+    }
+    Ok(rest)
+}
+
+/// `%252e` is a dot, and `%252f` a slash, to a server behind one that decodes once.
+fn twice_encoded(after_percent: &[u8]) -> bool {
+    match decode_pair(after_percent) {
+        Some((b'%', rest)) => twice_encoded(rest),
+        Some((byte, _)) => byte == b'.' || is_separator(byte),
+        None => false,
+    }
+}
+
+fn is_separator(byte: u8) -> bool {
+    matches!(byte, b'/' | b'\\' | 0x7f) || byte.is_ascii_control()
+}
+
+fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+}
+
+fn decode_pair(bytes: &[u8]) -> Option<(u8, &[u8])> {
+    let (&[high, low], rest) = bytes.split_first_chunk::<2>()?;
+    let digit = |b: u8| char::from(b).to_digit(16).and_then(|d| u8::try_from(d).ok());
+    Some((digit(high)? << 4 | digit(low)?, rest))
+}
+
+fn check_segments(path: &str) -> Result<(), PathError> {
+    let mut segments = path.split('/').skip(1).peekable();
+    while let Some(segment) = segments.next() {
+        if segment.is_empty() && segments.peek().is_some() {
+            return Err(PathError::EmptySegment);
+        }
+        // `/a/..;x/b` is `/b` to servers that drop parameters before they resolve dots.
+        match bare_segment(segment) {
+            "." | ".." => return Err(PathError::DotSegment),
+            "" if !segment.is_empty() => return Err(PathError::BareParameters),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The segment before its first `;`, which may be encoded.
+fn bare_segment(segment: &str) -> &str {
+    let plain = segment.split(';').next().unwrap_or(segment);
+    plain.split("%3B").next().unwrap_or(plain)
+}
+
+/// The form in which a deny compares a segment: decoded, without `;parameters`, in lower case. It equals
+/// itself for the usual segment, so this allocates only for unusual ones.
+#[must_use]
+pub(crate) fn folded_segment(segment: &str) -> Cow<'_, str> {
+    let plain = bare_segment(segment);
+    if plain
+        .bytes()
+        .all(|b| b != b'%' && b.is_ascii() && !b.is_ascii_uppercase())
+    {
+        return Cow::Borrowed(plain);
+    }
+    let decoded = percent_encoding::percent_decode_str(plain).decode_utf8_lossy();
+    Cow::Owned(decoded.to_lowercase())
+}
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,9 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
 
-use super::request::Finish;
+use crate::http::headers::clean_trailers;
+
+use super::finish::Finish;
 
 /// What has passed of a request's body.
 #[derive(Debug, Default)]
@@ -73,7 +75,7 @@ impl Body for UploadBody {
                 progress.complete.set(self.inner.is_end_stream());
             }
         }
-        polled
+        polled.map_ok(cleaned)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -82,6 +84,16 @@ impl Body for UploadBody {
 
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
+    }
+}
+
+fn cleaned(frame: Frame<Bytes>) -> Frame<Bytes> {
+    match frame.into_trailers() {
+        Ok(mut trailers) => {
+            clean_trailers(&mut trailers);
+            Frame::trailers(trailers)
+        }
+        Err(frame) => frame,
     }
 }
 
@@ -99,12 +111,11 @@ pub(crate) enum DownloadBody {
 pub(crate) struct Relay {
     inner: Incoming,
     finish: Option<Finish>,
-    strip_trailers: fn(&mut http::HeaderMap),
 }
 
 impl Relay {
-    pub(crate) fn new(inner: Incoming, finish: Finish, strip_trailers: fn(&mut http::HeaderMap)) -> Self {
-        Self { inner, finish: Some(finish), strip_trailers }
+    pub(crate) fn new(inner: Incoming, finish: Finish) -> Self {
+        Self { inner, finish: Some(finish) }
     }
 }
 
@@ -173,13 +184,7 @@ impl Relay {
     }
 
     fn pass(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
-        let frame = match frame.into_trailers() {
-            Ok(mut trailers) => {
-                (self.strip_trailers)(&mut trailers);
-                Frame::trailers(trailers)
-            }
-            Err(frame) => frame,
-        };
+        let frame = cleaned(frame);
         if let (Some(finish), Some(data)) = (&mut self.finish, frame.data_ref()) {
             finish.passed(data.len());
         }

@@ -1,1 +1,211 @@
-//! One accepted connection: the phases in order.
+//! One accepted connection: the phases up to its first request, in order.
+//!
+//! accept -> identify -> detect -> route, then [`intercept`](super::intercept) or
+//! [`tunnel`](super::tunnel). A connection that ends before it carries a call leaves a record of its own.
+
+use std::cell::{Ref, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use crate::addr::{ClientAddr, HostName, OrigDst};
+use crate::audit::record::Caller;
+use crate::audit::{self, Kind, Opening, Recorder};
+use crate::ebpf::maps::Origin;
+use crate::identity::{Identity, WorkloadName};
+use crate::net::deadline::Activity;
+use crate::net::listener::{Accepted, Slot};
+use crate::net::peek::{self, Detected, Replay};
+use crate::policy::{self, DenialReason, Flow, Route, Scheme};
+use crate::tls::client_hello::ClientHello;
+
+use super::DataThread;
+use super::failure::Failure;
+
+/// A client's stream, its first bytes still to be read.
+pub(super) type ClientStream = Replay<TcpStream>;
+
+/// What is known of one connection; its calls share it.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) thread: Rc<DataThread>,
+    pub(super) client: ClientAddr,
+    pub(super) origin: Origin,
+    pub(super) activity: Activity,
+    identity: RefCell<Rc<Identity>>,
+    log: RefCell<audit::Connection>,
+    _slot: Slot,
+}
+
+/// Takes one accepted connection through its life. `listener` is the workload whose listener took it.
+pub async fn serve(thread: Rc<DataThread>, listener: WorkloadName, accepted: Accepted) {
+    let caller = Caller { workload: Some(listener.clone()), ..Caller::default() };
+    let mut log = blank(&thread, caller);
+    match identify(&thread, &listener, accepted, &mut log).await {
+        Ok((connection, stream)) => {
+            if let Err(failure) = run(&connection, stream).await {
+                record(&thread, &connection.log(), failure);
+            }
+        }
+        Err(failure) => record(&thread, &log, failure),
+    }
+}
+
+fn blank(thread: &DataThread, caller: Caller) -> audit::Connection {
+    audit::Connection {
+        id: thread.shared.audit.connection_id(),
+        caller: Arc::new(caller),
+        original_destination: None,
+        sni: None,
+        identify: None,
+        detect: None,
+        handshake: None,
+    }
+}
+
+/// A connection that carried no call ends in a record of its own.
+fn record(thread: &DataThread, log: &audit::Connection, failure: Failure) {
+    let opening = Opening {
+        connection: log,
+        kind: Kind::Connection,
+        scheme: None,
+        protocol: None,
+        authority: None,
+        method: None,
+        path: None,
+        query: None,
+    };
+    match thread.shared.audit.begin(opening) {
+        Ok(mut recorder) => {
+            recorder.policy(&thread.shared.policy.current().version);
+            thread.figures.ended(failure.finish(recorder));
+        }
+        Err(unavailable) => tracing::error!(%unavailable, "a refused connection could not be recorded"),
+    }
+}
+
+/// Who is calling: the kernel's record of this very socket, and what the supervisor can prove about it.
+async fn identify(
+    thread: &Rc<DataThread>,
+    listener: &WorkloadName,
+    accepted: Accepted,
+    log: &mut audit::Connection,
+) -> Result<(Rc<Connection>, TcpStream), Failure> {
+    let start = Instant::now();
+    let slot = accepted.slot.ok_or_else(|| Failure::denied(DenialReason::Limit))?;
+    let stream = TcpStream::from_std(accepted.stream).map_err(|error| Failure::internal("socket", &error))?;
+    let origin = origin(thread, &stream)?;
+    log.original_destination = Some(origin.destination());
+    let enforced = thread.shared.policy.current();
+    let digest = enforced.policy.workload(listener).is_some_and(policy::Workload::needs_digest);
+    let identity = thread.shared.supervisor.identify(&origin.to_bytes(), digest).await.map_err(|error| {
+        tracing::warn!(client = %accepted.client, workload = %listener, %error, "a caller could not be identified");
+        Failure::denied(DenialReason::NoOrigin)
+    })?;
+    log.identify = Some(start.elapsed());
+    log.caller = Arc::new(Caller::from(&identity));
+    if identity.workload != *listener {
+        return Err(Failure::denied(DenialReason::NotThisWorkload));
+    }
+    let connection = Connection {
+        thread: Rc::clone(thread),
+        client: accepted.client,
+        origin,
+        activity: Activity::default(),
+        identity: RefCell::new(Rc::new(identity)),
+        log: RefCell::new(std::mem::replace(log, blank(thread, Caller::default()))),
+        _slot: slot,
+    };
+    Ok((Rc::new(connection), stream))
+}
+
+fn origin(thread: &DataThread, stream: &TcpStream) -> Result<Origin, Failure> {
+    match thread.shared.origins.of(stream) {
+        Ok(Some(origin)) => Ok(origin),
+        // Somebody who is not managed, or whose record the full map had no room for.
+        Ok(None) => Err(Failure::denied(DenialReason::NoOrigin)),
+        Err(error) => Err(Failure::internal("origin", &error)),
+    }
+}
+
+/// The phases from the first byte on. Whatever refuses here does so before a byte leaves the host.
+async fn run(connection: &Rc<Connection>, stream: TcpStream) -> Result<(), Failure> {
+    let (detected, stream) = detect(connection, stream).await?;
+    match detected {
+        Detected::Tls(hello) => tls(connection, hello, stream).await,
+        Detected::Http1 => {
+            super::intercept::plain(connection, stream).await;
+            Ok(())
+        }
+        Detected::Http2 => Err(Failure::denied(DenialReason::ForbiddenForm)),
+        Detected::Unknown => Err(Failure::denied(DenialReason::UnknownProtocol)),
+    }
+}
+
+/// What is spoken: the first bytes, bounded and timed.
+async fn detect(connection: &Connection, stream: TcpStream) -> Result<(Detected, ClientStream), Failure> {
+    let start = Instant::now();
+    let peeked = peek::peek(stream, connection.thread.shared.limits.peek()).await;
+    connection.log.borrow_mut().detect = Some(start.elapsed());
+    peeked.map_err(|error| Failure::from(&error))
+}
+
+/// Where a TLS connection goes: its requests are read, or it passes unread.
+async fn tls(connection: &Rc<Connection>, hello: ClientHello, stream: ClientStream) -> Result<(), Failure> {
+    let host = hello.sni.ok_or_else(|| Failure::denied(DenialReason::NoName))?;
+    connection.log.borrow_mut().sni = Some(host.as_str().into());
+    let enforced = connection.thread.shared.policy.current();
+    let flow = Flow { port: connection.original().0.port(), host: &host, scheme: Scheme::Https };
+    match policy::engine::route(&enforced.policy, &connection.identity(), &flow) {
+        Ok(Route::Intercept) => super::intercept::tls(connection, host, hello.alpn, stream).await,
+        Ok(Route::Tunnel(permit)) => {
+            super::tunnel::serve(connection, &permit, stream).await;
+            Ok(())
+        }
+        Err(denial) => Err(Failure::Denied(denial)),
+    }
+}
+
+impl Connection {
+    /// Where the client dialled.
+    pub(super) fn original(&self) -> OrigDst {
+        OrigDst(self.origin.destination())
+    }
+
+    /// The caller as last proven.
+    pub(super) fn identity(&self) -> Rc<Identity> {
+        Rc::clone(&self.identity.borrow())
+    }
+
+    /// The caller has become another program.
+    pub(super) fn reidentified(&self, identity: Identity) {
+        self.log.borrow_mut().caller = Arc::new(Caller::from(&identity));
+        *self.identity.borrow_mut() = Rc::new(identity);
+    }
+
+    /// Whether no call has come on this connection yet.
+    pub(super) fn is_new(&self) -> bool {
+        self.log.borrow().identify.is_some()
+    }
+
+    /// How long TLS with the client took.
+    pub(super) fn shook_hands(&self, took: Duration) {
+        self.log.borrow_mut().handshake = Some(took);
+    }
+
+    /// What the records of this connection's calls have in common.
+    pub(super) fn log(&self) -> Ref<'_, audit::Connection> {
+        self.log.borrow()
+    }
+
+    /// Begins a call's record. The first call's also tells how long the connection's own phases took.
+    pub(super) fn begin(&self, opening: impl FnOnce(&audit::Connection) -> Opening<'_>) -> Result<Recorder, audit::Unavailable> {
+        let recorder = self.thread.shared.audit.begin(opening(&self.log.borrow()));
+        let mut log = self.log.borrow_mut();
+        (log.identify, log.detect, log.handshake) = (None, None, None);
+        recorder
+    }
+}

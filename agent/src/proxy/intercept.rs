@@ -1,1 +1,142 @@
-//! A connection whose requests are read: TLS and HTTP service.
+//! A connection whose requests are read: TLS and HTTP service towards the client.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::SystemTime;
+
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+
+use crate::addr::HostName;
+use crate::net::deadline::Timed;
+use crate::policy::Scheme;
+use crate::tls::Offer;
+use crate::tls::client_hello::Alpn;
+
+use super::Local;
+use super::connection::{ClientStream, Connection};
+use super::failure::{self, Failure};
+use super::request::{self, Entry};
+
+/// Reads requests in the clear.
+pub(super) async fn plain(connection: &Rc<Connection>, stream: ClientStream) {
+    let connection = Rc::clone(connection);
+    let entry = Entry { connection, scheme: Scheme::Http, sni: None, http2: false };
+    http1(Rc::new(entry), stream).await;
+}
+
+/// Terminates TLS as `host` and reads requests.
+pub(super) async fn tls(
+    connection: &Rc<Connection>,
+    host: HostName,
+    alpn: Alpn,
+    stream: ClientStream,
+) -> Result<(), Failure> {
+    let start = Instant::now();
+    let shared = &connection.thread.shared;
+    let leaf = leaf(connection, &host).await?;
+    let offer = if alpn.http2 { Offer::Http2AndHttp1 } else { Offer::Http1 };
+    let (stream, session) = shared
+        .acceptor
+        .accept(stream, &leaf, offer, shared.limits.handshake())
+        .await
+        .map_err(|error| failure::of_client_tls(&error))?;
+    connection.shook_hands(start.elapsed());
+    let connection = Rc::clone(connection);
+    let entry = Rc::new(Entry { connection, scheme: Scheme::Https, sni: Some(host), http2: session.http2 });
+    if session.http2 { http2(entry, stream).await } else { http1(entry, stream).await }
+    Ok(())
+}
+
+/// The leaf for `host`; the supervisor signs an intermediate when there is none yet, or a new one in time.
+async fn leaf(connection: &Connection, host: &HostName) -> Result<std::sync::Arc<crate::tls::leaf::Leaf>, Failure> {
+    let shared = &connection.thread.shared;
+    let now = SystemTime::now();
+    if shared.leaves.needs(host, now) {
+        let intermediate = shared
+            .supervisor
+            .intermediate(host)
+            .await
+            .map_err(|refusal| Failure::internal("intermediate", &refusal))?;
+        shared
+            .leaves
+            .add_intermediate(intermediate)
+            .map_err(|error| Failure::internal("intermediate", &error))?;
+    }
+    shared.leaves.leaf(host, now).map_err(|error| Failure::internal("leaf", &error))
+}
+
+async fn http1<S>(entry: Rc<Entry>, stream: S)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let limits = &entry.connection.thread.shared.limits;
+    let stream = Timed::new(stream, limits.http1_deadlines(), entry.connection.activity.clone());
+    let mut builder = http1::Builder::new();
+    builder
+        // Timed keeps its own: hyper's would also end an idle connection after the limit of a head.
+        .header_read_timeout(None)
+        .timer(TokioTimer::new())
+        .half_close(true)
+        .max_buf_size(limits.http1_buffer())
+        .max_header_size(limits.header_bytes())
+        .max_headers(limits.header_fields())
+        .pipeline_flush(true);
+    let service = service_fn(|request| answer(&entry, request));
+    let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
+    let served = tokio::select! {
+        served = serving.as_mut() => served,
+        () = entry.connection.thread.draining.cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    ended(&entry, served);
+}
+
+async fn http2<S>(entry: Rc<Entry>, stream: S)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let limits = &entry.connection.thread.shared.limits;
+    let stream = Timed::new(stream, limits.http2_deadlines(), entry.connection.activity.clone());
+    let mut builder = http2::Builder::new(Local);
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.h2_streams())
+        .max_header_list_size(limits.header_bytes_u32())
+        .max_send_buf_size(limits.h2_send_buffer())
+        // Rapid reset (CVE-2023-44487): streams that are reset before they are served are counted too.
+        .max_pending_accept_reset_streams(limits.h2_pending_resets())
+        .max_local_error_reset_streams(limits.h2_local_resets());
+    let service = service_fn(|request| answer(&entry, request));
+    let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let served = tokio::select! {
+        served = serving.as_mut() => served,
+        () = entry.connection.thread.draining.cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    ended(&entry, served);
+}
+
+fn answer(
+    entry: &Rc<Entry>,
+    request: http::Request<Incoming>,
+) -> impl Future<Output = Result<http::Response<super::body::DownloadBody>, Infallible>> + 'static + use<> {
+    request::serve(Rc::clone(entry), request)
+}
+
+fn ended(entry: &Entry, served: Result<(), hyper::Error>) {
+    if let Err(error) = served {
+        let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+        tracing::debug!(client = %entry.connection.client, %error, cause, "a client connection broke off");
+    }
+}

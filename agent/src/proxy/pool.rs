@@ -6,6 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -32,7 +33,7 @@ pub(crate) struct Key {
     /// TLS or plain.
     pub scheme: Scheme,
     /// A server may tie what it knows of a credential to the connection.
-    pub credential: Option<(CredentialName, u64)>,
+    pub credential: Option<(CredentialName, Arc<str>)>,
     /// Whether HTTP/2 may be spoken to the upstream.
     pub multiplexed: bool,
 }
@@ -119,6 +120,16 @@ impl Pool {
         Ok(Lease::fresh(&entry, dialled))
     }
 
+    /// Keeps a connection for another request.
+    pub(crate) fn give_back(&self, lease: Lease) {
+        if let Sender::Http1(sender) = lease.sender {
+            let mut idle = lease.entry.exclusive.borrow_mut();
+            if !sender.is_closed() && idle.len() < self.limits.idle_per_key {
+                idle.push(Idle { sender, since: Instant::now() });
+            }
+        }
+    }
+
     /// Lets go of connections that have waited too long, and of keys without any.
     pub(crate) fn sweep(&self) {
         let now = Instant::now();
@@ -170,7 +181,7 @@ impl Entry {
     }
 }
 
-/// A connection held for one request. Give it back with [`Lease::give_back`] once request and answer are
+/// A connection held for one request. Give it back with [`Pool::give_back`] once request and answer are
 /// complete; dropping it instead closes an HTTP/1.1 connection.
 #[derive(Debug)]
 pub(crate) struct Lease {
@@ -252,15 +263,5 @@ impl Lease {
             Some(request) => SendError::Unsent(Box::new(request)),
             None => SendError::Failed(error.into_error()),
         })
-    }
-
-    /// Keeps the connection for another request.
-    pub(crate) fn give_back(self, idle_per_key: usize) {
-        if let Sender::Http1(sender) = self.sender {
-            let mut idle = self.entry.exclusive.borrow_mut();
-            if !sender.is_closed() && idle.len() < idle_per_key {
-                idle.push(Idle { sender, since: Instant::now() });
-            }
-        }
     }
 }

@@ -1,1 +1,91 @@
-//! TLS passed through unread.
+//! TLS passed through unread: for clients that pin certificates or bring their own.
+//!
+//! The address is one that the agent itself resolved for the name: the client's choice proves nothing here,
+//! since nobody checks the certificate for us. Never with a credential.
+
+use std::rc::Rc;
+
+use crate::addr::UpstreamAddr;
+use crate::audit::record::Protocol;
+use crate::audit::{Kind, Opening, Outcome, Recorder};
+use crate::net::splice::{self, Counts, SpliceError};
+use crate::policy::{self, DenialReason, Flow, Permit, Route, Scheme};
+
+use super::connection::{ClientStream, Connection};
+use super::failure::Failure;
+use super::tracker::StillAllowed;
+use super::upstream;
+
+/// Splices the client to the permit's host until both sides close, the policy changes its mind, or a limit.
+pub(super) async fn serve(connection: &Connection, permit: &Permit, stream: ClientStream) {
+    let begun = connection.begin(|log| Opening {
+        connection: log,
+        kind: Kind::Tunnel,
+        scheme: None,
+        protocol: Some(Protocol::Tls),
+        authority: Some(permit.authority()),
+        method: None,
+        path: None,
+        query: None,
+    });
+    let mut recorder = match begun {
+        Ok(recorder) => recorder,
+        Err(unavailable) => {
+            tracing::error!(%unavailable, "a tunnel was refused: it could not be recorded");
+            return;
+        }
+    };
+    recorder.policy(&connection.thread.shared.policy.current().version);
+    recorder.permitted(permit);
+    let counts = Counts::default();
+    let ended = pass(connection, permit, stream, &counts, &mut recorder).await;
+    recorder.add_up(counts.up());
+    recorder.add_down(counts.down());
+    let outcome = match ended {
+        Ok(()) => {
+            recorder.finish(Outcome::Completed);
+            Outcome::Completed
+        }
+        Err(failure) => failure.finish(recorder),
+    };
+    connection.thread.figures.ended(outcome);
+}
+
+async fn pass(
+    connection: &Connection,
+    permit: &Permit,
+    stream: ClientStream,
+    counts: &Counts,
+    recorder: &mut Recorder,
+) -> Result<(), Failure> {
+    let registration = connection.thread.tracker.register();
+    registration.decided(still_allowed(connection, permit));
+    let (upstream, UpstreamAddr(address)) = upstream::connect_resolved(&connection.thread, permit).await?;
+    recorder.upstream(address);
+    let patience = connection.thread.shared.limits.tunnel_patience();
+    tokio::select! {
+        spliced = splice::splice(stream, upstream, patience, counts) => spliced.map_err(|error| of_splice(&error)),
+        () = registration.revoked() => Err(Failure::denied(DenialReason::Revoked)),
+    }
+}
+
+fn still_allowed(connection: &Connection, permit: &Permit) -> StillAllowed {
+    let thread = Rc::clone(&connection.thread);
+    let identity = connection.identity();
+    let authority = permit.authority().clone();
+    Box::new(move || {
+        let flow = Flow { port: authority.port, host: &authority.host, scheme: Scheme::Https };
+        let enforced = thread.shared.policy.current();
+        matches!(policy::engine::route(&enforced.policy, &identity, &flow), Ok(Route::Tunnel(_)))
+    })
+}
+
+/// What the record says of a copy that did not end by itself.
+pub(super) fn of_splice(error: &SpliceError) -> Failure {
+    let kind = match error {
+        SpliceError::Idle { .. } => "idle",
+        SpliceError::Stalled { .. } => "stalled",
+        SpliceError::Io { .. } => "io",
+    };
+    Failure::Downstream { kind, message: error.to_string() }
+}

@@ -61,7 +61,10 @@ impl Root {
         // Another process may have been first: what lies there counts.
         match file::read(path)? {
             Some(pem) => Self::from_pem(path, &pem),
-            None => Err(Error::RootDamaged { path: path.into(), what: "it vanished after it was made".into() }),
+            None => Err(Error::RootDamaged {
+                path: path.into(),
+                what: "it vanished after it was made".into(),
+            }),
         }
     }
 
@@ -76,7 +79,10 @@ impl Root {
     /// # Errors
     /// If the crypto library fails.
     pub fn issue_intermediate(&self, host: &HostName, now: SystemTime) -> Result<Intermediate, Error> {
-        let mint = |source| Error::Mint { subject: host.to_string(), source };
+        let mint = |source| Error::Mint {
+            subject: host.to_string(),
+            source,
+        };
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(mint)?;
         let expires = now + INTERMEDIATE_LIFE;
         let certificate = intermediate_params(host, now, expires)?
@@ -91,7 +97,10 @@ impl Root {
     }
 
     fn from_pem(path: &Path, pem: &str) -> Result<Self, Error> {
-        let damaged = |what: String| Error::RootDamaged { path: path.into(), what };
+        let damaged = |what: String| Error::RootDamaged {
+            path: path.into(),
+            what,
+        };
         let certificate_pem = file::certificate_part(pem)
             .ok_or_else(|| damaged("it has no certificate".into()))?
             .to_owned();
@@ -102,7 +111,10 @@ impl Root {
         }
         let issuer = Issuer::from_ca_cert_pem(&certificate_pem, key)
             .map_err(|error| damaged(format!("its certificate: {error}")))?;
-        Ok(Self { issuer, certificate_pem })
+        Ok(Self {
+            issuer,
+            certificate_pem,
+        })
     }
 }
 
@@ -163,11 +175,17 @@ impl<'de> Deserialize<'de> for KeyBytes {
 
 /// A new root as PEM: certificate, then key.
 fn make_root(now: SystemTime) -> Result<Zeroizing<String>, Error> {
-    let mint = |source| Error::Mint { subject: "the root".into(), source };
+    let mint = |source| Error::Mint {
+        subject: "the root".into(),
+        source,
+    };
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(mint)?;
     let mut params = dated(now, now + ROOT_LIFE)?;
     // Two roots with one name but other keys confuse path building: the serial makes the name unique.
-    let tag: String = random_serial()?[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+    let tag: String = random_serial()?[..4]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     params.distinguished_name = named(&format!("callgate local CA {tag}"));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];

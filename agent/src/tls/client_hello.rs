@@ -93,9 +93,12 @@ fn message(bytes: &[u8]) -> Result<Cow<'_, [u8]>, Hello> {
     let mut rest = bytes;
     let mut joined = Cow::Borrowed([].as_slice());
     for nth in 0..MAX_RECORDS {
-        let (payload, whole) = record(&mut rest).map_err(|answer| match answer {
-            Hello::NotTls if nth > 0 => Hello::Malformed,
-            answer => answer,
+        let (payload, whole) = record(&mut rest).map_err(|answer| {
+            if nth > 0 && answer == Hello::NotTls {
+                Hello::Malformed
+            } else {
+                answer
+            }
         })?;
         if joined.is_empty() {
             joined = Cow::Borrowed(payload);
@@ -138,7 +141,10 @@ fn record<'a>(rest: &mut &'a [u8]) -> Result<(&'a [u8], bool), Hello> {
 
 /// The body's announced length, once the message's first four bytes are there.
 fn body_length(message: &[u8]) -> Result<Option<usize>, Hello> {
-    if message.first().is_some_and(|kind| *kind != HANDSHAKE_CLIENT_HELLO) {
+    if message
+        .first()
+        .is_some_and(|kind| *kind != HANDSHAKE_CLIENT_HELLO)
+    {
         return Err(Hello::Malformed);
     }
     let Some(&[_, high, middle, low]) = message.first_chunk() else {
@@ -166,7 +172,11 @@ fn client_hello(body: &[u8]) -> Option<ClientHello> {
     }
     // Clients from before TLS 1.2 may have no extensions at all.
     if body.0.is_empty() {
-        return Some(ClientHello { sni: None, alpn: Alpn::default(), ech: false });
+        return Some(ClientHello {
+            sni: None,
+            alpn: Alpn::default(),
+            ech: false,
+        });
     }
     let extensions = body.vector16()?;
     body.end()?;
@@ -189,7 +199,11 @@ fn read_extensions(mut extensions: Reader<'_>) -> Option<ClientHello> {
             return None;
         }
     }
-    Some(ClientHello { sni: sni.flatten(), alpn: alpn.unwrap_or_default(), ech: ech.is_some() })
+    Some(ClientHello {
+        sni: sni.flatten(),
+        alpn: alpn.unwrap_or_default(),
+        ech: ech.is_some(),
+    })
 }
 
 /// The outer `None` is a broken format, the inner one an IP address.

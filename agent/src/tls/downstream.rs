@@ -70,7 +70,10 @@ impl Acceptor {
             config.alpn_protocols = offer.protocols();
             Arc::new(config)
         });
-        Ok(Self { http1, http2_and_http1 })
+        Ok(Self {
+            http1,
+            http2_and_http1,
+        })
     }
 
     /// Does the handshake as the host of `leaf`, within `limit`.
@@ -89,17 +92,22 @@ impl Acceptor {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let mut config = ServerConfig::clone(self.config(offer));
-        config.cert_resolver =
-            Arc::new(Exact { host: leaf.host().clone(), key: Arc::clone(leaf.certified()) });
-        let handshake = TlsAcceptor::from(Arc::new(config))
-            .accept_with(stream, |connection| connection.set_buffer_limit(Some(BUFFER_LIMIT)));
+        config.cert_resolver = Arc::new(Exact {
+            host: leaf.host().clone(),
+            key: Arc::clone(leaf.certified()),
+        });
+        let handshake = TlsAcceptor::from(Arc::new(config)).accept_with(stream, |connection| {
+            connection.set_buffer_limit(Some(BUFFER_LIMIT))
+        });
         match tokio::time::timeout(limit, handshake).await {
             Ok(Ok(stream)) => {
                 let session = Session::of(stream.get_ref().1);
                 Ok((stream, session))
             }
             Ok(Err(error)) => Err(classify(error)),
-            Err(_elapsed) => Err(Error::Timeout { seconds: limit.as_secs() }),
+            Err(_elapsed) => Err(Error::Timeout {
+                seconds: limit.as_secs(),
+            }),
         }
     }
 
@@ -137,10 +145,12 @@ impl ResolvesServerCert for Nothing {
 
 fn classify(error: io::Error) -> Error {
     match super::tls_error(&error) {
-        Some(rustls::Error::AlertReceived(alert)) if is_distrust(*alert) => {
-            Error::ClientDistrust { alert: format!("{alert:?}") }
-        }
-        Some(source) => Error::Handshake { source: source.clone() },
+        Some(rustls::Error::AlertReceived(alert)) if is_distrust(*alert) => Error::ClientDistrust {
+            alert: format!("{alert:?}"),
+        },
+        Some(source) => Error::Handshake {
+            source: source.clone(),
+        },
         None => Error::Io { source: error },
     }
 }

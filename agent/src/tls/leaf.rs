@@ -16,8 +16,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwapOption;
 use rcgen::{
-    CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
-    SanType,
+    CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256, SanType,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::{CertifiedKey, SigningKey};
@@ -87,7 +87,9 @@ struct Host {
 
 impl fmt::Debug for Leaves {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Leaves").field("capacity", &self.capacity).finish_non_exhaustive()
+        f.debug_struct("Leaves")
+            .field("capacity", &self.capacity)
+            .finish_non_exhaustive()
     }
 }
 
@@ -97,11 +99,16 @@ impl Leaves {
     /// # Errors
     /// If the crypto library fails.
     pub fn new(capacity: usize) -> Result<Self, Error> {
-        let mint = |source| Error::Mint { subject: "leaf keys".into(), source };
+        let mint = |source| Error::Mint {
+            subject: "leaf keys".into(),
+            source,
+        };
         let leaf_key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(mint)?;
         let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(leaf_key.serialize_der()));
-        let signing_key =
-            provider().key_provider.load_private_key(der).map_err(|source| Error::Setup { source })?;
+        let signing_key = provider()
+            .key_provider
+            .load_private_key(der)
+            .map_err(|source| Error::Setup { source })?;
         Ok(Self {
             leaf_key,
             signing_key,
@@ -116,7 +123,8 @@ impl Leaves {
     /// In the second case [`Self::leaf`] still works, so the fetch may go on beside the call.
     #[must_use]
     pub fn needs(&self, host: &HostName, now: SystemTime) -> bool {
-        self.find(host).is_none_or(|found| found.expires < now + INTERMEDIATE_RENEW)
+        self.find(host)
+            .is_none_or(|found| found.expires < now + INTERMEDIATE_RENEW)
     }
 
     /// Takes an intermediate in; one that was there for the same host goes, with its leaf.
@@ -124,10 +132,12 @@ impl Leaves {
     /// # Errors
     /// If its key or certificate can't be read.
     pub fn add_intermediate(&self, intermediate: Intermediate) -> Result<(), Error> {
-        let mint = |source| Error::Mint { subject: intermediate.host.to_string(), source };
+        let mint = |source| Error::Mint {
+            subject: intermediate.host.to_string(),
+            source,
+        };
         let der = PrivatePkcs8KeyDer::from(intermediate.key_pkcs8.as_slice());
-        let key =
-            KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ECDSA_P256_SHA256).map_err(mint)?;
+        let key = KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ECDSA_P256_SHA256).map_err(mint)?;
         let certificate = CertificateDer::from(intermediate.certificate_der);
         let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(mint)?;
         let host = Host {
@@ -168,14 +178,21 @@ impl Leaves {
     }
 
     fn mint(&self, host: &HostName, from: &Host, now: SystemTime) -> Result<Leaf, Error> {
-        let mint = |source| Error::Mint { subject: host.to_string(), source };
+        let mint = |source| Error::Mint {
+            subject: host.to_string(),
+            source,
+        };
         let expires = from.expires.min(now + LEAF_LIFE);
         let certificate = leaf_params(host, now, expires)?
             .signed_by(&self.leaf_key, &from.issuer)
             .map_err(mint)?;
         let chain = vec![certificate.der().clone(), from.intermediate.clone()];
         let key = Arc::new(CertifiedKey::new(chain, Arc::clone(&self.signing_key)));
-        Ok(Leaf { host: host.clone(), key, expires })
+        Ok(Leaf {
+            host: host.clone(),
+            key,
+            expires,
+        })
     }
 
     fn find(&self, host: &HostName) -> Option<Arc<Host>> {
@@ -205,8 +222,10 @@ fn evict(hosts: &mut HashMap<HostName, Arc<Host>>) {
 }
 
 fn leaf_params(host: &HostName, now: SystemTime, expires: SystemTime) -> Result<CertificateParams, Error> {
-    let name = rcgen::string::Ia5String::try_from(host.as_str())
-        .map_err(|source| Error::Mint { subject: host.to_string(), source })?;
+    let name = rcgen::string::Ia5String::try_from(host.as_str()).map_err(|source| Error::Mint {
+        subject: host.to_string(),
+        source,
+    })?;
     let mut params = dated(now, expires)?;
     params.distinguished_name = named(&common_name("", host));
     params.subject_alt_names = vec![SanType::DnsName(name)];

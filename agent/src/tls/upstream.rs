@@ -56,7 +56,10 @@ impl Roots {
             add_file(&mut store, path)?;
         }
         if store.is_empty() {
-            let detail = native.errors.first().map_or_else(|| "none found".into(), ToString::to_string);
+            let detail = native
+                .errors
+                .first()
+                .map_or_else(|| "none found".into(), ToString::to_string);
             return Err(Error::NoRoots { detail });
         }
         Ok(Self(Arc::new(store)))
@@ -71,12 +74,17 @@ impl Roots {
 
 /// Every certificate in the file must be usable: a root that is silently left out is found out in production.
 fn add_file(store: &mut RootCertStore, path: &Path) -> Result<(), Error> {
-    let unusable = |what: String| Error::ExtraCa { path: path.into(), what };
+    let unusable = |what: String| Error::ExtraCa {
+        path: path.into(),
+        what,
+    };
     let certificates = CertificateDer::pem_file_iter(path).map_err(|error| unusable(error.to_string()))?;
     let before = store.len();
     for certificate in certificates {
         let certificate = certificate.map_err(|error| unusable(error.to_string()))?;
-        store.add(certificate).map_err(|error| unusable(error.to_string()))?;
+        store
+            .add(certificate)
+            .map_err(|error| unusable(error.to_string()))?;
     }
     if store.len() == before {
         return Err(unusable("it holds no certificate in PEM form".into()));
@@ -115,7 +123,10 @@ impl Connector {
             config.alpn_protocols = offer.protocols();
             Arc::new(config)
         });
-        Ok(Self { http1, http2_and_http1 })
+        Ok(Self {
+            http1,
+            http2_and_http1,
+        })
     }
 
     /// Does the handshake on an open connection, within `limit`; the upstream has to prove the permit's host.
@@ -133,7 +144,8 @@ impl Connector {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        self.handshake(&permit.authority().host, stream, offer, limit).await
+        self.handshake(&permit.authority().host, stream, offer, limit)
+            .await
     }
 
     async fn handshake<S>(
@@ -147,17 +159,24 @@ impl Connector {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let name = ServerName::try_from(host.as_str().to_owned()).map_err(|_no_dns_name| {
-            Error::UpstreamCertificate { host: host.clone(), fault: CertificateFault::WrongName }
+            Error::UpstreamCertificate {
+                host: host.clone(),
+                fault: CertificateFault::WrongName,
+            }
         })?;
-        let handshake = TlsConnector::from(Arc::clone(self.config(offer)))
-            .connect_with(name, stream, |connection| connection.set_buffer_limit(Some(BUFFER_LIMIT)));
+        let handshake =
+            TlsConnector::from(Arc::clone(self.config(offer))).connect_with(name, stream, |connection| {
+                connection.set_buffer_limit(Some(BUFFER_LIMIT))
+            });
         match tokio::time::timeout(limit, handshake).await {
             Ok(Ok(stream)) => {
                 let session = Session::of(stream.get_ref().1);
                 Ok((stream, session))
             }
             Ok(Err(error)) => Err(classify(host, error)),
-            Err(_elapsed) => Err(Error::Timeout { seconds: limit.as_secs() }),
+            Err(_elapsed) => Err(Error::Timeout {
+                seconds: limit.as_secs(),
+            }),
         }
     }
 
@@ -171,15 +190,22 @@ impl Connector {
 
 fn classify(host: &HostName, error: io::Error) -> Error {
     match super::tls_error(&error) {
-        Some(rustls::Error::InvalidCertificate(why)) => {
-            Error::UpstreamCertificate { host: host.clone(), fault: fault(why) }
-        }
-        Some(source) => Error::Handshake { source: source.clone() },
+        Some(rustls::Error::InvalidCertificate(why)) => Error::UpstreamCertificate {
+            host: host.clone(),
+            fault: fault(why),
+        },
+        Some(source) => Error::Handshake {
+            source: source.clone(),
+        },
         None => Error::Io { source: error },
     }
 }
 
-/// rustls' reasons (a list that may grow) in the operator's terms.
+/// rustls' reasons in the operator's terms.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "rustls' list may grow, and what has no name here means the same to the operator"
+)]
 fn fault(why: &CertificateError) -> CertificateFault {
     match why {
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => CertificateFault::Expired,

@@ -90,7 +90,7 @@ impl Human<'_> {
             ("rule", record.rule.as_deref()),
             ("credential", record.credential.as_ref().map(|credential| &*credential.name)),
             ("unit", record.caller.unit.as_deref()),
-            ("exe", record.caller.exe.as_ref().map(|exe| &*exe.path)),
+            ("exe", record.caller.exe.as_ref().and_then(|exe| exe.path.as_deref())),
             ("user", record.caller.user.as_deref()),
             ("error", error.filter(|_| record.reason.is_none()).map(|error| &*error.message)),
         ];

@@ -163,7 +163,7 @@ fn pid_namespace() -> Check {
     } else {
         Check::warn(
             NAME,
-            "not the host's: processes and executables of callers are unknown, rules with `exe` deny",
+            "not the host's: of callers outside it neither process nor executable is known, rules with `exe` deny them",
             "run the agent on the host, or in a container with --pid=host",
         )
     }

@@ -1,5 +1,10 @@
 //! Tests of `http::headers`: its own rules, and what hyper's server makes of hostile heads.
 
+#![expect(
+    clippy::unwrap_in_result,
+    reason = "helpers hand back the answer under test; what else fails is the test's own fault"
+)]
+
 use std::convert::Infallible;
 
 use bytes::Bytes;
@@ -29,7 +34,10 @@ fn cleaned(headers: &[(&str, &str)]) -> Vec<(String, String)> {
     let mut headers = parts("GET", Version::HTTP_11, headers).headers;
     clean_request(&mut headers, &Form::Plain);
     let text = |value: &HeaderValue| value.to_str().unwrap().to_owned();
-    headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect()
+    headers
+        .iter()
+        .map(|(name, value)| (name.to_string(), text(value)))
+        .collect()
 }
 
 const UPGRADE_REQUEST: [(&str, &str); 4] = [
@@ -44,8 +52,14 @@ fn ordinary_requests_are_plain() {
     for method in ["GET", "POST", "OPTIONS", "PROPFIND"] {
         assert_eq!(form11(method, &[("content-length", "5")]), Ok(Form::Plain));
     }
-    assert_eq!(form11("POST", &[("transfer-encoding", "Chunked")]), Ok(Form::Plain));
-    assert_eq!(form(&parts("POST", Version::HTTP_2, &[("te", "trailers")])), Ok(Form::Plain));
+    assert_eq!(
+        form11("POST", &[("transfer-encoding", "Chunked")]),
+        Ok(Form::Plain)
+    );
+    assert_eq!(
+        form(&parts("POST", Version::HTTP_2, &[("te", "trailers")])),
+        Ok(Form::Plain)
+    );
 }
 
 #[test]
@@ -55,7 +69,11 @@ fn tunnels_echoes_and_other_upgrades_are_forbidden() {
     }
     for upgrade in ["h2c", "websocket, h2c", "TLS/1.0", ""] {
         let headers = [("upgrade", upgrade), ("connection", "upgrade")];
-        assert_eq!(form11("GET", &headers), Err(DenialReason::ForbiddenForm), "{upgrade}");
+        assert_eq!(
+            form11("GET", &headers),
+            Err(DenialReason::ForbiddenForm),
+            "{upgrade}"
+        );
     }
 }
 
@@ -78,11 +96,23 @@ fn framing_that_can_be_read_twice_is_malformed() {
         &[("connection", "authorization")],
         &[("connection", "close"), ("connection", "cookie")],
     ] {
-        assert_eq!(form11("POST", headers), Err(DenialReason::MalformedRequest), "{headers:?}");
+        assert_eq!(
+            form11("POST", headers),
+            Err(DenialReason::MalformedRequest),
+            "{headers:?}"
+        );
     }
-    for header in [("connection", "close"), ("transfer-encoding", "chunked"), ("upgrade", "websocket")] {
+    for header in [
+        ("connection", "close"),
+        ("transfer-encoding", "chunked"),
+        ("upgrade", "websocket"),
+    ] {
         let request = parts("GET", Version::HTTP_2, &[header]);
-        assert_eq!(form(&request), Err(DenialReason::MalformedRequest), "{header:?} in HTTP/2");
+        assert_eq!(
+            form(&request),
+            Err(DenialReason::MalformedRequest),
+            "{header:?} in HTTP/2"
+        );
     }
     let old = parts("POST", Version::HTTP_10, &[("transfer-encoding", "chunked")]);
     assert_eq!(form(&old), Err(DenialReason::MalformedRequest));
@@ -109,13 +139,20 @@ fn hop_by_hop_headers_and_those_that_connection_names_go() {
 #[test]
 fn of_te_only_trailers_stays() {
     assert_eq!(cleaned(&[("te", "gzip, Trailers;q=1")]), []);
-    assert_eq!(cleaned(&[("te", "gzip, Trailers")]), [("te".to_owned(), "trailers".to_owned())]);
+    assert_eq!(
+        cleaned(&[("te", "gzip, Trailers")]),
+        [("te".to_owned(), "trailers".to_owned())]
+    );
 }
 
 #[test]
 fn headers_that_rewrite_method_or_target_go_in_every_spelling() {
     for name in OVERRIDES {
-        assert_eq!(cleaned(&[(name, "DELETE"), (&name.replace('-', "_"), "DELETE")]), [], "{name}");
+        assert_eq!(
+            cleaned(&[(name, "DELETE"), (&name.replace('-', "_"), "DELETE")]),
+            [],
+            "{name}"
+        );
     }
     assert_eq!(cleaned(&[("X_HTTP-Method_Override", "DELETE")]), []);
     assert_eq!(cleaned(&[("x-hosted", "1"), ("x-forwarded-for", "2")]).len(), 2);
@@ -181,12 +218,20 @@ fn a_websocket_request_with_one_thing_wrong_is_forbidden() {
         ("sec-websocket-key", "AAAAAAAAAAAAAAAAAAAAAAAA"),
     ] {
         let headers = UPGRADE_REQUEST.map(|(key, value)| (key, if key == name { wrong } else { value }));
-        assert_eq!(form11("GET", &headers), Err(DenialReason::ForbiddenForm), "{name}: {wrong}");
+        assert_eq!(
+            form11("GET", &headers),
+            Err(DenialReason::ForbiddenForm),
+            "{name}: {wrong}"
+        );
     }
     assert_eq!(form11("POST", &UPGRADE_REQUEST), Err(DenialReason::ForbiddenForm));
     let with_body = [UPGRADE_REQUEST.as_slice(), &[("content-length", "3")]].concat();
     assert_eq!(form11("GET", &with_body), Err(DenialReason::ForbiddenForm));
-    let two_keys = [UPGRADE_REQUEST.as_slice(), &[("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")]].concat();
+    let two_keys = [
+        UPGRADE_REQUEST.as_slice(),
+        &[("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")],
+    ]
+    .concat();
     assert_eq!(form11("GET", &two_keys), Err(DenialReason::ForbiddenForm));
 }
 
@@ -209,16 +254,32 @@ fn a_101_is_passed_only_as_the_answer_to_the_key() {
     assert_eq!(switch(&asked, &good), Ok(()));
     assert_eq!(switch(&Form::Plain, &good), Err(BadSwitch::Unasked));
     let with = |more: (&'static str, &'static str)| switch(&asked, &[good.as_slice(), &[more]].concat());
-    assert_eq!(with(("sec-websocket-protocol", "chat")), Err(BadSwitch::Invalid("sec-websocket-protocol")));
-    assert_eq!(with(("sec-websocket-extensions", "x")), Err(BadSwitch::Invalid("sec-websocket-extensions")));
+    assert_eq!(
+        with(("sec-websocket-protocol", "chat")),
+        Err(BadSwitch::Invalid("sec-websocket-protocol"))
+    );
+    assert_eq!(
+        with(("sec-websocket-extensions", "x")),
+        Err(BadSwitch::Invalid("sec-websocket-extensions"))
+    );
     for index in 0..good.len() {
         let mut wrong = good;
         wrong[index].1 = "h2c";
         assert_eq!(switch(&asked, &wrong), Err(BadSwitch::Invalid(good[index].0)));
     }
-    let protocols = [UPGRADE_REQUEST.as_slice(), &[("sec-websocket-protocol", "chat, super")]].concat();
+    let protocols = [
+        UPGRADE_REQUEST.as_slice(),
+        &[("sec-websocket-protocol", "chat, super")],
+    ]
+    .concat();
     let asked = form11("GET", &protocols).unwrap();
-    assert_eq!(switch(&asked, &[good.as_slice(), &[("sec-websocket-protocol", "super")]].concat()), Ok(()));
+    assert_eq!(
+        switch(
+            &asked,
+            &[good.as_slice(), &[("sec-websocket-protocol", "super")]].concat()
+        ),
+        Ok(())
+    );
 }
 
 /// What the whole of hyper and this module make of raw bytes: hyper's own refusal, ours, or the body read.
@@ -262,8 +323,14 @@ async fn hostile_heads_are_refused_by_hyper_or_here() {
     let mut wrong = Vec::new();
     for (head, expected) in [
         // hyper drops the length, so it is read as chunked and framed anew towards the upstream.
-        ("content-length: 3\r\ntransfer-encoding: chunked\r\n", "body=b\"abc\""),
-        ("transfer-encoding: chunked\r\ncontent-length: 3\r\n", "body=b\"abc\""),
+        (
+            "content-length: 3\r\ntransfer-encoding: chunked\r\n",
+            "body=b\"abc\"",
+        ),
+        (
+            "transfer-encoding: chunked\r\ncontent-length: 3\r\n",
+            "body=b\"abc\"",
+        ),
         ("transfer-encoding: chunked, chunked\r\n", "malformed_request"),
         ("transfer-encoding: gzip, chunked\r\n", "malformed_request"),
         ("transfer-encoding: chunked, gzip\r\n", BAD),
@@ -278,7 +345,10 @@ async fn hostile_heads_are_refused_by_hyper_or_here() {
         ("x-nul: a\0b\r\n", BAD),
         ("no colon\r\n", BAD),
         ("x-lf: a\ntransfer-encoding: chunked\n", "body=b\"abc\""),
-        ("connection: host\r\ntransfer-encoding: chunked\r\n", "malformed_request"),
+        (
+            "connection: host\r\ntransfer-encoding: chunked\r\n",
+            "malformed_request",
+        ),
     ] {
         let raw = format!("POST / HTTP/1.1\r\nhost: a\r\n{head}\r\n3\r\nabc\r\n0\r\n\r\n");
         let got = outcome(&raw).await;
@@ -312,7 +382,13 @@ async fn hostile_request_lines_are_refused_by_hyper_or_here() {
 
 #[tokio::test]
 async fn broken_chunks_never_pass_as_a_body() {
-    for chunks in ["3\nabc\r\n0\r\n\r\n", "+3\r\nabc\r\n0\r\n\r\n", "3\r\nabcX0\r\n\r\n", "0x3\r\nabc\r\n0\r\n\r\n", "3\r\nab"] {
+    for chunks in [
+        "3\nabc\r\n0\r\n\r\n",
+        "+3\r\nabc\r\n0\r\n\r\n",
+        "3\r\nabcX0\r\n\r\n",
+        "0x3\r\nabc\r\n0\r\n\r\n",
+        "3\r\nab",
+    ] {
         let raw = format!("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n{chunks}");
         let outcome = outcome(&raw).await;
         assert!(!outcome.starts_with("body="), "{chunks:?}: {outcome}");

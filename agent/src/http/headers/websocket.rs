@@ -46,7 +46,10 @@ pub(super) fn request(parts: &Parts) -> Result<Handshake, DenialReason> {
     let valid = parts.method == Method::GET
         && parts.version == Version::HTTP_11
         && single(headers, &UPGRADE).is_some_and(|value| is(value, b"websocket"))
-        && headers.get_all(CONNECTION).iter().any(|value| has_token(value, b"upgrade"))
+        && headers
+            .get_all(CONNECTION)
+            .iter()
+            .any(|value| has_token(value, b"upgrade"))
         && single(headers, &SEC_WEBSOCKET_VERSION).is_some_and(|value| is(value, b"13"))
         && !headers.contains_key(TRANSFER_ENCODING)
         && headers.get(CONTENT_LENGTH).is_none_or(|length| length == "0");
@@ -81,10 +84,15 @@ pub fn check_switch(form: &Form, parts: &response::Parts) -> Result<(), BadSwitc
     if !single(headers, &UPGRADE).is_some_and(|value| is(value, b"websocket")) {
         return Err(BadSwitch::Invalid("upgrade"));
     }
-    if !headers.get_all(CONNECTION).iter().any(|value| has_token(value, b"upgrade")) {
+    if !headers
+        .get_all(CONNECTION)
+        .iter()
+        .any(|value| has_token(value, b"upgrade"))
+    {
         return Err(BadSwitch::Invalid("connection"));
     }
-    if single(headers, &SEC_WEBSOCKET_ACCEPT).is_none_or(|value| value.as_bytes() != asked.accept.as_bytes()) {
+    if single(headers, &SEC_WEBSOCKET_ACCEPT).is_none_or(|value| value.as_bytes() != asked.accept.as_bytes())
+    {
         return Err(BadSwitch::Invalid("sec-websocket-accept"));
     }
     if !asked.extensions && headers.contains_key(SEC_WEBSOCKET_EXTENSIONS) {
@@ -93,7 +101,11 @@ pub fn check_switch(form: &Form, parts: &response::Parts) -> Result<(), BadSwitc
     let protocol_fits = !headers.contains_key(SEC_WEBSOCKET_PROTOCOL)
         || single(headers, &SEC_WEBSOCKET_PROTOCOL)
             .is_some_and(|chosen| asked.protocols.iter().any(|one| **one == *chosen.as_bytes()));
-    if protocol_fits { Ok(()) } else { Err(BadSwitch::Invalid("sec-websocket-protocol")) }
+    if protocol_fits {
+        Ok(())
+    } else {
+        Err(BadSwitch::Invalid("sec-websocket-protocol"))
+    }
 }
 
 /// Puts the two hop-by-hop fields of the handshake back in their plain form.

@@ -5,11 +5,20 @@ use http_body_util::BodyExt;
 
 use super::*;
 
-const HTTP: Client = Client { grpc: false, http1: true };
-const GRPC: Client = Client { grpc: true, http1: false };
+const HTTP: Client = Client {
+    grpc: false,
+    http1: true,
+};
+const GRPC: Client = Client {
+    grpc: true,
+    http1: false,
+};
 
 fn denial(reason: DenialReason) -> Refusal {
-    Refusal::Denied(Denial { reason, rule: Some("charges \"a\"\n100% é".into()) })
+    Refusal::Denied(Denial {
+        reason,
+        rule: Some("charges \"a\"\n100% é".into()),
+    })
 }
 
 async fn body(response: Response<Full<Bytes>>) -> serde_json::Value {
@@ -55,7 +64,10 @@ fn a_denial_an_upstream_fault_and_a_lack_of_ours_are_told_apart() {
 fn a_grpc_message_is_one_line_of_ascii() {
     let response = refuse(&denial(DenialReason::DenyRule), "id", GRPC);
     let message = response.headers()["grpc-message"].to_str().unwrap().to_owned();
-    assert!(message.contains("rule charges \"a\"%0A100%25 %C3%A9, request id"), "{message}");
+    assert!(
+        message.contains("rule charges \"a\"%0A100%25 %C3%A9, request id"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -69,7 +81,11 @@ fn only_grpc_content_types_make_a_grpc_client() {
         ("", false),
     ] {
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]);
-        assert_eq!(Client::of(Version::HTTP_2, &headers), Client { grpc, http1: false }, "{kind}");
+        assert_eq!(
+            Client::of(Version::HTTP_2, &headers),
+            Client { grpc, http1: false },
+            "{kind}"
+        );
     }
 }
 
@@ -77,6 +93,14 @@ fn only_grpc_content_types_make_a_grpc_client() {
 fn the_connection_closes_only_after_a_malformed_http1_request() {
     let malformed = denial(DenialReason::MalformedRequest);
     assert_eq!(refuse(&malformed, "id", HTTP).headers()["connection"], "close");
-    assert!(!refuse(&malformed, "id", Client { http1: false, ..HTTP }).headers().contains_key("connection"));
-    assert!(!refuse(&denial(DenialReason::DenyRule), "id", HTTP).headers().contains_key("connection"));
+    assert!(
+        !refuse(&malformed, "id", Client { http1: false, ..HTTP })
+            .headers()
+            .contains_key("connection")
+    );
+    assert!(
+        !refuse(&denial(DenialReason::DenyRule), "id", HTTP)
+            .headers()
+            .contains_key("connection")
+    );
 }

@@ -112,8 +112,8 @@ fn claim(pid: u32, cgroup_id: u64) -> Claim {
         workload: NUMBER,
         cgroup_id,
         netns_cookie: 1,
-        tgid: pid,
-        tid: pid,
+        tgid: Some(pid),
+        tid: Some(pid),
         start_time: Some(held.start_ticks().unwrap() * 10_000_000 + 1),
         exec_id: Some(1),
         executable: Some(FileId {
@@ -157,7 +157,7 @@ fn a_running_process_of_a_unit_is_known_in_full() {
     assert_eq!(identity.unit.as_deref(), Some("a.service"));
     assert_eq!(identity.invocation.as_deref(), Some(invocation));
     assert_eq!(identity.user.as_deref(), Some("root"));
-    assert_eq!(identity.process.map(|process| process.pid), Some(claim.tgid));
+    assert_eq!(identity.process.map(|process| process.pid), claim.tgid);
     let executable = identity.executable.unwrap();
     assert_eq!(executable.path.as_ref(), Some(&program));
     let digest = Command::new("sha256sum").arg(&program).output().unwrap();
@@ -186,7 +186,7 @@ fn of_a_process_that_ended_the_kernels_facts_remain_and_no_others() {
     let resolver = bed.resolver();
     let identity = resolver.resolve(&claim, WANT).unwrap();
     assert_eq!(identity.unit.as_deref(), Some("a.service"));
-    assert_eq!(identity.process.map(|process| process.pid), Some(claim.tgid));
+    assert_eq!(identity.process.map(|process| process.pid), claim.tgid);
     assert_eq!(identity.executable, None);
     assert!(matches!(
         resolver.recheck(&claim, WANT),
@@ -233,7 +233,7 @@ fn exec_between_connect_and_look_hides_the_executable() {
     std::io::Write::write_all(child.stdin.as_mut().unwrap(), b"go\n").unwrap();
     let allowed = std::fs::metadata(&allowed).unwrap().ino();
     let became = || {
-        std::fs::metadata(format!("/proc/{}/exe", claim.tgid))
+        std::fs::metadata(format!("/proc/{}/exe", claim.tgid.unwrap()))
             .unwrap()
             .ino()
             == allowed
@@ -259,7 +259,7 @@ fn a_process_that_left_its_cgroup_is_not_looked_at() {
     let claim = bed.start(&mut sleep(&program), &unit);
     std::fs::write(
         bed.mount.join(&other[1..]).join("cgroup.procs"),
-        claim.tgid.to_string(),
+        claim.tgid.unwrap().to_string(),
     )
     .unwrap();
     let resolver = bed.resolver();
@@ -303,4 +303,26 @@ fn a_slice_that_others_may_write_names_no_units() {
     let program = bed.program("client");
     let claim = bed.start(&mut sleep(&program), &unit);
     assert_eq!(bed.resolver().resolve(&claim, WANT).unwrap().unit, None);
+}
+
+#[test]
+fn a_claim_holds_what_the_kernel_reported_and_no_more() {
+    let mut origin = Origin::EMPTY;
+    origin.workload = NUMBER;
+    origin.tgid = 12;
+    origin.comm[..4].copy_from_slice(b"a\xFFb\0");
+    let claim = Claim::from(&origin);
+    assert_eq!(claim.workload, NUMBER);
+    assert_eq!(&*claim.comm, "a\u{FFFD}b");
+    let absent = (claim.tgid, claim.start_time, claim.executable);
+    assert_eq!(
+        absent,
+        (None, None, None),
+        "what is not marked as present is absent"
+    );
+    let resolver = Resolver::new(Path::new("/nowhere"), "/p", [], 0);
+    assert!(matches!(
+        resolver.recheck(&claim, WANT),
+        Err(ExecutableError::NotReported)
+    ));
 }

@@ -5,7 +5,10 @@ use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
 use super::*;
 
 fn sized(bytes: usize) -> Limits {
-    Limits { bytes, ..Limits::default() }
+    Limits {
+        bytes,
+        ..Limits::default()
+    }
 }
 
 /// A ClientHello for `a.example`, by hand: SNI alone.
@@ -36,7 +39,9 @@ async fn a_hello_in_pieces_is_found_and_replayed_with_what_follows() {
         let pieces = bytes.chunks(size).map(<[u8]>::to_vec).collect();
         let read = async {
             let (detected, mut replay) = peek(far, Limits::default()).await.unwrap();
-            let Detected::Tls(hello) = detected else { panic!("{detected:?}") };
+            let Detected::Tls(hello) = detected else {
+                panic!("{detected:?}")
+            };
             assert_eq!(hello.sni.unwrap().as_str(), "a.example");
             let mut all = Vec::new();
             replay.read_to_end(&mut all).await.unwrap();
@@ -85,22 +90,33 @@ async fn writes_pass_through_while_the_prefix_waits() {
 async fn too_much_is_refused_at_the_limit() {
     let (near, far) = duplex(1 << 17);
     let _near = send(near, vec![[b"GET /".as_slice(), &[b'a'; 9000]].concat()]).await;
-    assert!(matches!(peek(far, sized(8192)).await, Err(PeekError::TooLarge { limit: 8192 })));
+    assert!(matches!(
+        peek(far, sized(8192)).await,
+        Err(PeekError::TooLarge { limit: 8192 })
+    ));
     let (near, far) = duplex(64);
     let _near = send(near, vec![vec![22, 3, 1, 0x40, 0, 1, 1, 0, 1]]).await;
-    assert!(matches!(peek(far, Limits::default()).await, Err(PeekError::TooLarge { .. })));
+    assert!(matches!(
+        peek(far, Limits::default()).await,
+        Err(PeekError::TooLarge { .. })
+    ));
 }
 
 #[tokio::test]
 async fn broken_tls_and_an_early_close_are_told_apart() {
     let (mut near, far) = duplex(64);
     near.write_all(&[22, 3, 1, 0, 0]).await.unwrap();
-    assert!(matches!(peek(far, Limits::default()).await, Err(PeekError::Malformed)));
+    assert!(matches!(
+        peek(far, Limits::default()).await,
+        Err(PeekError::Malformed)
+    ));
     for (bytes, sent) in [(b"".as_slice(), 0), (b"GET", 3), (&[22, 3, 1, 1, 0], 5)] {
         let (mut near, far) = duplex(64);
         near.write_all(bytes).await.unwrap();
         drop(near);
-        assert!(matches!(peek(far, Limits::default()).await, Err(PeekError::Closed { bytes }) if bytes == sent));
+        assert!(
+            matches!(peek(far, Limits::default()).await, Err(PeekError::Closed { bytes }) if bytes == sent)
+        );
     }
 }
 
@@ -109,12 +125,24 @@ async fn silence_ends_after_5_seconds_and_half_a_hello_after_10() {
     let start = Instant::now();
     let (_near, far) = duplex(64);
     let error = peek(far, Limits::default()).await.unwrap_err();
-    assert!(matches!(error, PeekError::DetectionTimeout { seconds: 5, bytes: 0 }), "{error}");
+    assert!(
+        matches!(error, PeekError::DetectionTimeout { seconds: 5, bytes: 0 }),
+        "{error}"
+    );
     assert_eq!(start.elapsed().as_secs(), 5);
     let start = Instant::now();
     let (mut near, far) = duplex(64);
     near.write_all(&[22, 3, 1, 1, 0, 1]).await.unwrap();
     let error = peek(far, Limits::default()).await.unwrap_err();
-    assert!(matches!(error, PeekError::HelloTimeout { seconds: 10, bytes: 6 }), "{error}");
+    assert!(
+        matches!(
+            error,
+            PeekError::HelloTimeout {
+                seconds: 10,
+                bytes: 6
+            }
+        ),
+        "{error}"
+    );
     assert_eq!(start.elapsed().as_secs(), 10);
 }

@@ -13,12 +13,20 @@ struct Ends {
 fn ends(size: usize) -> Ends {
     let (client, near) = duplex(size);
     let (upstream, far) = duplex(size);
-    Ends { client, upstream, inner: (near, far) }
+    Ends {
+        client,
+        upstream,
+        inner: (near, far),
+    }
 }
 
 #[tokio::test]
 async fn bytes_go_both_ways_and_are_counted() {
-    let Ends { mut client, mut upstream, inner } = ends(1000);
+    let Ends {
+        mut client,
+        mut upstream,
+        inner,
+    } = ends(1000);
     let counts = Counts::default();
     let up = vec![1; 100_000];
     let down = vec![2; 70_001];
@@ -49,7 +57,11 @@ async fn bytes_go_both_ways_and_are_counted() {
 
 #[tokio::test]
 async fn one_side_may_close_while_the_other_goes_on() {
-    let Ends { mut client, mut upstream, inner } = ends(64);
+    let Ends {
+        mut client,
+        mut upstream,
+        inner,
+    } = ends(64);
     let counts = Counts::default();
     let talk = async {
         client.write_all(b"question").await.unwrap();
@@ -69,7 +81,11 @@ async fn one_side_may_close_while_the_other_goes_on() {
 
 #[tokio::test]
 async fn bytes_held_back_by_the_sink_are_flushed() {
-    let Ends { mut client, mut upstream, inner } = ends(64);
+    let Ends {
+        mut client,
+        mut upstream,
+        inner,
+    } = ends(64);
     let counts = Counts::default();
     let buffered = tokio::io::BufWriter::new(inner.1);
     let talk = async {
@@ -84,7 +100,11 @@ async fn bytes_held_back_by_the_sink_are_flushed() {
 
 #[tokio::test(start_paused = true)]
 async fn an_idle_tunnel_ends() {
-    let Ends { mut client, upstream: _upstream, inner } = ends(64);
+    let Ends {
+        mut client,
+        upstream: _upstream,
+        inner,
+    } = ends(64);
     let counts = Counts::default();
     let start = Instant::now();
     let later = async {
@@ -103,7 +123,11 @@ async fn an_idle_tunnel_ends() {
 
 #[tokio::test(start_paused = true)]
 async fn a_side_that_does_not_read_ends_the_tunnel_though_the_other_way_is_busy() {
-    let Ends { mut client, mut upstream, inner } = ends(64);
+    let Ends {
+        mut client,
+        mut upstream,
+        inner,
+    } = ends(64);
     let counts = Counts::default();
     let start = Instant::now();
     client.write_all(&[1; 64]).await.unwrap();
@@ -122,17 +146,35 @@ async fn a_side_that_does_not_read_ends_the_tunnel_though_the_other_way_is_busy(
         result = splice(inner.0, inner.1, Patience::default(), &counts) => result.unwrap_err(),
         () = keep_busy => unreachable!("never ends"),
     };
-    assert!(matches!(error, SpliceError::Stalled { side: "upstream", seconds: 60 }), "{error}");
+    assert!(
+        matches!(
+            error,
+            SpliceError::Stalled {
+                side: "upstream",
+                seconds: 60
+            }
+        ),
+        "{error}"
+    );
     assert!(start.elapsed().as_secs() <= 125, "{:?}", start.elapsed());
 }
 
 #[tokio::test]
 async fn a_broken_side_is_named() {
-    let Ends { mut client, upstream, inner } = ends(64);
+    let Ends {
+        mut client,
+        upstream,
+        inner,
+    } = ends(64);
     drop(upstream);
     client.write_all(b"x").await.unwrap();
     let counts = Counts::default();
-    let error = splice(inner.0, inner.1, Patience::default(), &counts).await.unwrap_err();
-    assert!(matches!(error, SpliceError::Io { side: "upstream", .. }), "{error}");
+    let error = splice(inner.0, inner.1, Patience::default(), &counts)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, SpliceError::Io { side: "upstream", .. }),
+        "{error}"
+    );
     assert_eq!(counts.up(), 0);
 }

@@ -22,7 +22,13 @@ const END_KEY: &str = "-----END PRIVATE KEY-----";
 
 /// Reads the file after checking its owner and mode on the open descriptor; `None` if there is none.
 pub(super) fn read(path: &Path) -> Result<Option<Zeroizing<String>>, Error> {
-    let failed = |action| move |source| Error::RootFile { path: path.into(), action, source };
+    let failed = |action| {
+        move |source| Error::RootFile {
+            path: path.into(),
+            action,
+            source,
+        }
+    };
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,
@@ -32,15 +38,27 @@ pub(super) fn read(path: &Path) -> Result<Option<Zeroizing<String>>, Error> {
     check(path, &file.metadata().map_err(failed("examined"))?)?;
     check_directory(path)?;
     let mut pem = Zeroizing::new(String::with_capacity(4096));
-    file.take(MAX_SIZE).read_to_string(&mut pem).map_err(failed("read"))?;
+    file.take(MAX_SIZE)
+        .read_to_string(&mut pem)
+        .map_err(failed("read"))?;
     Ok(Some(pem))
 }
 
 /// Makes the file, whole or not at all; one that is there already stays.
 pub(super) fn create(path: &Path, pem: &str) -> Result<(), Error> {
-    let failed = |action| move |source| Error::RootFile { path: path.into(), action, source };
+    let failed = |action| {
+        move |source| Error::RootFile {
+            path: path.into(),
+            action,
+            source,
+        }
+    };
     let parent = parent(path);
-    DirBuilder::new().recursive(true).mode(0o700).create(&parent).map_err(failed("given a directory"))?;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&parent)
+        .map_err(failed("given a directory"))?;
     check_directory(path)?;
     let temporary = parent.join(format!(".ca.{}.{}", std::process::id(), unique()?));
     let written = write_new(&temporary, pem)
@@ -55,7 +73,11 @@ pub(super) fn create(path: &Path, pem: &str) -> Result<(), Error> {
 }
 
 fn write_new(path: &Path, pem: &str) -> std::io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
     file.write_all(pem.as_bytes())?;
     file.sync_all()
 }
@@ -68,7 +90,12 @@ fn unique() -> Result<u64, Error> {
 }
 
 fn check(path: &Path, meta: &fs::Metadata) -> Result<(), Error> {
-    let refuse = |what: String| Err(Error::RootUnsafe { path: path.into(), what });
+    let refuse = |what: String| {
+        Err(Error::RootUnsafe {
+            path: path.into(),
+            what,
+        })
+    };
     if !meta.is_file() {
         return refuse("it is not a regular file".into());
     }
@@ -85,8 +112,11 @@ fn check(path: &Path, meta: &fs::Metadata) -> Result<(), Error> {
 /// Who can write the directory can put another root in its place.
 fn check_directory(path: &Path) -> Result<(), Error> {
     let parent = parent(path);
-    let meta = fs::metadata(&parent)
-        .map_err(|source| Error::RootFile { path: parent.clone(), action: "examined", source })?;
+    let meta = fs::metadata(&parent).map_err(|source| Error::RootFile {
+        path: parent.clone(),
+        action: "examined",
+        source,
+    })?;
     check_owner(&parent, &meta)?;
     if meta.mode() & 0o022 != 0 {
         let what = format!("others may write it (mode {:04o})", meta.mode() & 0o7777);
@@ -101,7 +131,10 @@ fn check_owner(path: &Path, meta: &fs::Metadata) -> Result<(), Error> {
         return Ok(());
     }
     let what = format!("it belongs to user {}, not to user {own}", meta.uid());
-    Err(Error::RootUnsafe { path: path.into(), what })
+    Err(Error::RootUnsafe {
+        path: path.into(),
+        what,
+    })
 }
 
 fn parent(path: &Path) -> PathBuf {

@@ -25,7 +25,10 @@ fn the_root_is_made_once_and_then_read() {
     assert!(first.certificate_pem().starts_with("-----BEGIN CERTIFICATE-----"));
     assert!(!first.certificate_pem().contains("PRIVATE"));
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
-    let names: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().map(|it| it.unwrap().file_name()).collect();
+    let names: Vec<_> = fs::read_dir(path.parent().unwrap())
+        .unwrap()
+        .map(|it| it.unwrap().file_name())
+        .collect();
     assert_eq!(names, ["ca.pem"], "nothing temporary stays");
 }
 
@@ -34,7 +37,9 @@ fn many_makers_at_once_end_with_one_root() {
     let dir = private_dir();
     let path = dir.path().join("ca.pem");
     let roots: Vec<String> = std::thread::scope(|scope| {
-        let makers: Vec<_> = (0..8).map(|_| scope.spawn(|| load(&path).unwrap().certificate_pem)).collect();
+        let makers: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| load(&path).unwrap().certificate_pem))
+            .collect();
         makers.into_iter().map(|maker| maker.join().unwrap()).collect()
     });
     assert!(roots.iter().all(|root| *root == roots[0]));
@@ -54,7 +59,10 @@ fn a_file_that_others_can_read_or_replace_is_refused() {
     fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
     fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).unwrap();
     assert!(matches!(load(&path), Err(Error::RootUnsafe { .. })), "directory");
-    assert!(matches!(load(&dir.path().join("new.pem")), Err(Error::RootUnsafe { .. })), "no new one either");
+    assert!(
+        matches!(load(&dir.path().join("new.pem")), Err(Error::RootUnsafe { .. })),
+        "no new one either"
+    );
     assert!(!dir.path().join("new.pem").exists());
 }
 

@@ -25,7 +25,11 @@ fn real_hello(name: &str, alpn: &[&[u8]]) -> Vec<u8> {
 }
 
 fn found(sni: Option<&str>) -> ClientHello {
-    ClientHello { sni: sni.map(|name| name.parse().unwrap()), alpn: Alpn::default(), ech: false }
+    ClientHello {
+        sni: sni.map(|name| name.parse().unwrap()),
+        alpn: Alpn::default(),
+        ech: false,
+    }
 }
 
 fn vector8(data: &[u8]) -> Vec<u8> {
@@ -60,7 +64,10 @@ fn hello_message(extensions: Option<&[u8]>) -> Vec<u8> {
 
 /// The message in records of at most `size` bytes.
 fn records(message: &[u8], size: usize) -> Vec<u8> {
-    message.chunks(size).flat_map(|part| [&[22, 3, 1], vector16(part).as_slice()].concat()).collect()
+    message
+        .chunks(size)
+        .flat_map(|part| [&[22, 3, 1], vector16(part).as_slice()].concat())
+        .collect()
 }
 
 fn parse_extensions(extensions: &[u8]) -> Hello {
@@ -70,10 +77,29 @@ fn parse_extensions(extensions: &[u8]) -> Hello {
 #[test]
 fn name_and_protocols_of_a_real_hello_are_found() {
     let bytes = real_hello("API.Example.com", &[b"h2", b"http/1.1"]);
-    let alpn = Alpn { http1: true, http2: true, other: false };
-    assert_eq!(parse(&bytes), Hello::Found(ClientHello { alpn, ..found(Some("api.example.com")) }));
-    assert_eq!(parse(&real_hello("a.example", &[])), Hello::Found(found(Some("a.example"))));
-    let other = Hello::Found(ClientHello { alpn: Alpn { other: true, ..Alpn::default() }, ..found(Some("a.b")) });
+    let alpn = Alpn {
+        http1: true,
+        http2: true,
+        other: false,
+    };
+    assert_eq!(
+        parse(&bytes),
+        Hello::Found(ClientHello {
+            alpn,
+            ..found(Some("api.example.com"))
+        })
+    );
+    assert_eq!(
+        parse(&real_hello("a.example", &[])),
+        Hello::Found(found(Some("a.example")))
+    );
+    let other = Hello::Found(ClientHello {
+        alpn: Alpn {
+            other: true,
+            ..Alpn::default()
+        },
+        ..found(Some("a.b"))
+    });
     assert_eq!(parse(&real_hello("a.b", &[b"mqtt"])), other);
 }
 
@@ -81,7 +107,10 @@ fn name_and_protocols_of_a_real_hello_are_found() {
 fn an_address_as_name_counts_as_none() {
     assert_eq!(parse(&real_hello("127.0.0.1", &[])), Hello::Found(found(None)));
     assert_eq!(parse_extensions(&sni(b"192.0.2.1")), Hello::Found(found(None)));
-    assert_eq!(parse(&records(&hello_message(None), 100)), Hello::Found(found(None)));
+    assert_eq!(
+        parse(&records(&hello_message(None), 100)),
+        Hello::Found(found(None))
+    );
 }
 
 #[test]
@@ -92,7 +121,11 @@ fn every_prefix_of_a_hello_needs_more_and_every_longer_text_gives_the_same() {
         let answer = parse(&bytes);
         assert!(matches!(answer, Hello::Found(_)), "{answer:?}");
         for length in 0..bytes.len() {
-            assert_eq!(parse(&bytes[..length]), Hello::NeedMore, "prefix of {length} bytes");
+            assert_eq!(
+                parse(&bytes[..length]),
+                Hello::NeedMore,
+                "prefix of {length} bytes"
+            );
         }
         for more in [b"\0".as_slice(), &[22, 3, 1, 0, 1, 0], &[23, 3, 3, 0, 5]] {
             assert_eq!(parse(&[&bytes, more].concat()), answer);
@@ -105,19 +138,35 @@ fn a_hello_of_post_quantum_size_in_many_records_is_found() {
     let key_shares = extension(51, &[5; 4000]);
     let message = hello_message(Some(&[key_shares, sni(b"pq.example")].concat()));
     for size in [20, 100, 1024, 5000] {
-        assert_eq!(parse(&records(&message, size)), Hello::Found(found(Some("pq.example"))), "{size}");
+        assert_eq!(
+            parse(&records(&message, size)),
+            Hello::Found(found(Some("pq.example"))),
+            "{size}"
+        );
     }
 }
 
 #[test]
 fn the_ech_extension_is_reported() {
     let hello = parse_extensions(&[sni(b"outer.example"), extension(0xfe0d, &[0; 40])].concat());
-    assert_eq!(hello, Hello::Found(ClientHello { ech: true, ..found(Some("outer.example")) }));
+    assert_eq!(
+        hello,
+        Hello::Found(ClientHello {
+            ech: true,
+            ..found(Some("outer.example"))
+        })
+    );
 }
 
 #[test]
 fn other_protocols_are_told_apart_at_the_first_bytes() {
-    for bytes in [b"GET / HTTP/1.1\r\n".as_slice(), b"SSH-2.0-x", &[0x80, 0x2e, 1], &[22, 2], &[21, 3, 3, 0, 2]] {
+    for bytes in [
+        b"GET / HTTP/1.1\r\n".as_slice(),
+        b"SSH-2.0-x",
+        &[0x80, 0x2e, 1],
+        &[22, 2],
+        &[21, 3, 3, 0, 2],
+    ] {
         assert_eq!(parse(bytes), Hello::NotTls, "{bytes:?}");
     }
 }
@@ -127,7 +176,10 @@ fn too_large_is_said_before_the_bytes_are_there() {
     assert_eq!(parse(&[22, 3, 1, 0x40, 0, 1, 1, 0, 1]), Hello::TooLarge);
     let message = hello_message(Some(&extension(51, &[5; 600])));
     assert_eq!(parse(&records(&message, 1)), Hello::TooLarge, "one byte a record");
-    let big = [1, 1, 0, 0].into_iter().chain([0; MAX_HELLO]).collect::<Vec<u8>>();
+    let big = [1, 1, 0, 0]
+        .into_iter()
+        .chain([0; MAX_HELLO])
+        .collect::<Vec<u8>>();
     assert!(matches!(parse(&records(&big, MAX_RECORD)), Hello::Malformed));
 }
 
@@ -139,13 +191,22 @@ fn broken_formats_are_refused() {
     for (what, extensions) in [
         ("two names", server_name(&two)),
         ("no name", server_name(&[])),
-        ("another kind of name", server_name(&[&[1], name.as_slice()].concat())),
+        (
+            "another kind of name",
+            server_name(&[&[1], name.as_slice()].concat()),
+        ),
         ("extension twice", [sni(b"a.example"), sni(b"b.example")].concat()),
         ("NUL in the name", sni(b"a.example\0.evil")),
         ("not ASCII", sni("bücher.example".as_bytes())),
         ("wildcard", sni(b"*.example")),
         ("empty name", sni(b"")),
-        ("bytes after the list", extension(0, &[vector16(&[&[0], name.as_slice()].concat()), vec![0]].concat())),
+        (
+            "bytes after the list",
+            extension(
+                0,
+                &[vector16(&[&[0], name.as_slice()].concat()), vec![0]].concat(),
+            ),
+        ),
         ("empty ALPN", extension(16, &vector16(&[]))),
         ("empty protocol", extension(16, &vector16(&vector8(b"")))),
         ("cut extension", vec![0, 0, 0]),

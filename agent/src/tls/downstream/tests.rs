@@ -27,15 +27,23 @@ fn setup(hosts: &[&str]) -> Setup {
     let root = Root::load_or_create(&dir.path().join("ca.pem"), now).unwrap();
     let leaves = Leaves::new(8).unwrap();
     for host in hosts {
-        leaves.add_intermediate(root.issue_intermediate(&host.parse().unwrap(), now).unwrap()).unwrap();
+        leaves
+            .add_intermediate(root.issue_intermediate(&host.parse().unwrap(), now).unwrap())
+            .unwrap();
     }
-    Setup { root_pem: root.certificate_pem().to_owned(), leaves, acceptor: Acceptor::new().unwrap() }
+    Setup {
+        root_pem: root.certificate_pem().to_owned(),
+        leaves,
+        acceptor: Acceptor::new().unwrap(),
+    }
 }
 
 /// A client that trusts the root; configurations keep their sessions.
 fn client(setup: &Setup, version: &'static SupportedProtocolVersion, alpn: &[&[u8]]) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(setup.root_pem.as_bytes()).unwrap()).unwrap();
+    roots
+        .add(CertificateDer::from_pem_slice(setup.root_pem.as_bytes()).unwrap())
+        .unwrap();
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[version])
         .unwrap()
@@ -52,7 +60,10 @@ impl Setup {
     /// One connection of `client` to `name`, served as `host`; bytes go both ways when it stands.
     async fn connect(&self, client: &Arc<ClientConfig>, name: &str, host: &str, offer: Offer) -> Ends {
         let (near, far) = tokio::io::duplex(1 << 16);
-        let leaf = self.leaves.leaf(&host.parse().unwrap(), SystemTime::now()).unwrap();
+        let leaf = self
+            .leaves
+            .leaf(&host.parse().unwrap(), SystemTime::now())
+            .unwrap();
         let server = async {
             let (mut stream, session) = self.acceptor.accept(far, &leaf, offer, LIMIT).await?;
             assert_eq!(stream.read_u8().await.unwrap(), b'?');
@@ -79,7 +90,11 @@ async fn both_versions_and_both_protocols_work() {
     let setup = setup(&["a.example"]);
     for version in [&TLS12, &TLS13] {
         for (offer, alpn, http2) in [
-            (Offer::Http2AndHttp1, [b"h2".as_slice(), b"http/1.1"].as_slice(), true),
+            (
+                Offer::Http2AndHttp1,
+                [b"h2".as_slice(), b"http/1.1"].as_slice(),
+                true,
+            ),
             (Offer::Http2AndHttp1, &[b"http/1.1"], false),
             (Offer::Http1, &[b"h2", b"http/1.1"], false),
             (Offer::Http2AndHttp1, &[], false),
@@ -89,7 +104,14 @@ async fn both_versions_and_both_protocols_work() {
             client_end.unwrap();
             let session = server_end.unwrap();
             assert_eq!((session.http2, session.resumed), (http2, false));
-            assert_eq!(session.version, if version.version == TLS12.version { "1.2" } else { "1.3" });
+            assert_eq!(
+                session.version,
+                if version.version == TLS12.version {
+                    "1.2"
+                } else {
+                    "1.3"
+                }
+            );
         }
     }
 }
@@ -98,9 +120,19 @@ async fn both_versions_and_both_protocols_work() {
 async fn a_client_with_no_protocol_in_common_is_refused() {
     let setup = setup(&["a.example"]);
     let client = client(&setup, &TLS13, &[b"h2"]);
-    let (_, server_end) = setup.connect(&client, "a.example", "a.example", Offer::Http1).await;
+    let (_, server_end) = setup
+        .connect(&client, "a.example", "a.example", Offer::Http1)
+        .await;
     let error = server_end.unwrap_err();
-    assert!(matches!(error, Error::Handshake { source: rustls::Error::NoApplicationProtocol }), "{error}");
+    assert!(
+        matches!(
+            error,
+            Error::Handshake {
+                source: rustls::Error::NoApplicationProtocol
+            }
+        ),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -110,7 +142,10 @@ async fn another_server_name_than_the_leafs_gets_no_handshake() {
         let client = client(&setup, version, &[]);
         for name in ["b.example", "sub.a.example", "127.0.0.1"] {
             let (client_end, server_end) = setup.connect(&client, name, "a.example", Offer::Http1).await;
-            assert!(client_end.is_err() && matches!(server_end, Err(Error::Handshake { .. })), "{name}");
+            assert!(
+                client_end.is_err() && matches!(server_end, Err(Error::Handshake { .. })),
+                "{name}"
+            );
         }
     }
 }
@@ -120,9 +155,13 @@ async fn sessions_are_resumed_for_the_same_name_across_offers() {
     let setup = setup(&["a.example"]);
     for version in [&TLS12, &TLS13] {
         let client = client(&setup, version, &[b"h2", b"http/1.1"]);
-        let first = setup.connect(&client, "a.example", "a.example", Offer::Http1).await;
+        let first = setup
+            .connect(&client, "a.example", "a.example", Offer::Http1)
+            .await;
         assert!(!first.1.unwrap().resumed);
-        let second = setup.connect(&client, "a.example", "a.example", Offer::Http2AndHttp1).await;
+        let second = setup
+            .connect(&client, "a.example", "a.example", Offer::Http2AndHttp1)
+            .await;
         assert_eq!(second.0.unwrap(), rustls::HandshakeKind::Resumed);
         let session = second.1.unwrap();
         assert!(session.resumed && session.http2, "{session:?}");
@@ -181,12 +220,16 @@ async fn a_client_that_does_not_trust_us_is_told_apart() {
     let mut config = ClientConfig::clone(&client(&setup, &TLS13, &[]));
     let stranger = self::setup(&[]);
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(stranger.root_pem.as_bytes()).unwrap()).unwrap();
-    let verifier =
-        rustls::client::WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build().unwrap();
+    roots
+        .add(CertificateDer::from_pem_slice(stranger.root_pem.as_bytes()).unwrap())
+        .unwrap();
+    let verifier = rustls::client::WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
+        .build()
+        .unwrap();
     config.dangerous().set_certificate_verifier(verifier);
-    let (client_end, server_end) =
-        setup.connect(&Arc::new(config), "a.example", "a.example", Offer::Http1).await;
+    let (client_end, server_end) = setup
+        .connect(&Arc::new(config), "a.example", "a.example", Offer::Http1)
+        .await;
     assert!(client_end.is_err());
     let error = server_end.unwrap_err();
     assert!(matches!(error, Error::ClientDistrust { .. }), "{error}");
@@ -197,7 +240,11 @@ async fn a_client_that_does_not_trust_us_is_told_apart() {
 async fn no_early_data_is_offered() {
     let setup = setup(&["a.example"]);
     let client = client(&setup, &TLS13, &[]);
-    setup.connect(&client, "a.example", "a.example", Offer::Http1).await.0.unwrap();
+    setup
+        .connect(&client, "a.example", "a.example", Offer::Http1)
+        .await
+        .0
+        .unwrap();
     let name = ServerName::try_from("a.example").unwrap();
     let mut connection = rustls::ClientConnection::new(client, name).unwrap();
     assert!(connection.early_data().is_none());
@@ -207,8 +254,15 @@ async fn no_early_data_is_offered() {
 async fn a_silent_client_is_given_up() {
     let setup = setup(&["a.example"]);
     let (_near, far) = tokio::io::duplex(1024);
-    let leaf = setup.leaves.leaf(&"a.example".parse().unwrap(), SystemTime::now()).unwrap();
-    let error = setup.acceptor.accept(far, &leaf, Offer::Http1, LIMIT).await.unwrap_err();
+    let leaf = setup
+        .leaves
+        .leaf(&"a.example".parse().unwrap(), SystemTime::now())
+        .unwrap();
+    let error = setup
+        .acceptor
+        .accept(far, &leaf, Offer::Http1, LIMIT)
+        .await
+        .unwrap_err();
     assert!(matches!(error, Error::Timeout { seconds: 10 }), "{error}");
 }
 
@@ -217,7 +271,14 @@ async fn a_client_that_hangs_up_is_an_io_error() {
     let setup = setup(&["a.example"]);
     let (near, far) = tokio::io::duplex(1024);
     drop(near);
-    let leaf = setup.leaves.leaf(&"a.example".parse().unwrap(), SystemTime::now()).unwrap();
-    let error = setup.acceptor.accept(far, &leaf, Offer::Http1, LIMIT).await.unwrap_err();
+    let leaf = setup
+        .leaves
+        .leaf(&"a.example".parse().unwrap(), SystemTime::now())
+        .unwrap();
+    let error = setup
+        .acceptor
+        .accept(far, &leaf, Offer::Http1, LIMIT)
+        .await
+        .unwrap_err();
     assert!(matches!(error, Error::Io { .. }), "{error}");
 }

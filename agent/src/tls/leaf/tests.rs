@@ -1,5 +1,10 @@
 //! Tests of `tls::leaf`: the cache, and what rustls and OpenSSL make of the chains.
 
+#![expect(
+    clippy::unwrap_in_result,
+    reason = "helpers hand back the answer under test; what else fails is the test's own fault"
+)]
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -35,7 +40,9 @@ impl Setup {
     fn leaves(&self, capacity: usize, hosts: &[&str]) -> Leaves {
         let leaves = Leaves::new(capacity).unwrap();
         for name in hosts {
-            leaves.add_intermediate(self.root.issue_intermediate(&host(name), self.now).unwrap()).unwrap();
+            leaves
+                .add_intermediate(self.root.issue_intermediate(&host(name), self.now).unwrap())
+                .unwrap();
         }
         leaves
     }
@@ -49,10 +56,15 @@ impl Setup {
 
     fn rustls_verdict(&self, leaf: &Leaf, name: &str, at: SystemTime) -> Result<(), rustls::Error> {
         let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(self.root.certificate_pem().as_bytes()).unwrap()).unwrap();
-        let verifier =
-            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build().unwrap();
-        let [end, rest @ ..] = leaf.key.cert.as_slice() else { panic!("no chain") };
+        roots
+            .add(CertificateDer::from_pem_slice(self.root.certificate_pem().as_bytes()).unwrap())
+            .unwrap();
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
+            .build()
+            .unwrap();
+        let [end, rest @ ..] = leaf.key.cert.as_slice() else {
+            panic!("no chain")
+        };
         let at = UnixTime::since_unix_epoch(at.duration_since(UNIX_EPOCH).unwrap());
         let name = ServerName::try_from(name.to_owned()).unwrap();
         verifier.verify_server_cert(end, rest, &name, &[], at).map(|_| ())
@@ -65,22 +77,41 @@ impl Setup {
         fs::write(file("leaf.crt"), pem(&leaf.key.cert[0])).unwrap();
         fs::write(file("intermediate.crt"), pem(&leaf.key.cert[1])).unwrap();
         let output = Command::new("openssl")
-            .args(["verify", "-x509_strict", "-purpose", "sslserver", "-verify_hostname", name, "-no-CAfile"])
+            .args([
+                "verify",
+                "-x509_strict",
+                "-purpose",
+                "sslserver",
+                "-verify_hostname",
+                name,
+                "-no-CAfile",
+            ])
             .args(["-no-CApath", "-no-CAstore", "-trusted"])
             .arg(file("root.crt"))
             .arg("-untrusted")
             .args([file("intermediate.crt"), file("leaf.crt")])
             .output()
             .unwrap();
-        if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into()) }
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into())
+        }
     }
 }
 
 fn pem(der: &[u8]) -> String {
     use base64::Engine;
     let text = base64::engine::general_purpose::STANDARD.encode(der);
-    let lines: Vec<_> = text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
-    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+    let lines: Vec<_> = text
+        .as_bytes()
+        .chunks(64)
+        .map(|line| std::str::from_utf8(line).unwrap())
+        .collect();
+    format!(
+        "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
+        lines.join("\n")
+    )
 }
 
 #[test]
@@ -88,7 +119,9 @@ fn a_leaf_is_minted_once_and_then_kept() {
     let setup = setup();
     let leaves = setup.leaves(4, &["a.example"]);
     let first = leaves.leaf(&host("a.example"), setup.now).unwrap();
-    let second = leaves.leaf(&host("a.example"), setup.now + Duration::from_secs(3600)).unwrap();
+    let second = leaves
+        .leaf(&host("a.example"), setup.now + Duration::from_secs(3600))
+        .unwrap();
     assert!(Arc::ptr_eq(&first, &second));
 }
 
@@ -112,8 +145,17 @@ fn no_leaf_outlives_its_intermediate_and_none_is_minted_after_it() {
     let late = end - Duration::from_secs(3600);
     let leaf = leaves.leaf(&name, late).unwrap();
     assert_eq!(leaf.expires(), end);
-    assert!(Arc::ptr_eq(&leaf, &leaves.leaf(&name, late + Duration::from_secs(60)).unwrap()), "kept near the end");
-    assert!(matches!(leaves.leaf(&name, end), Err(Error::NoIntermediate { .. })));
+    assert!(
+        Arc::ptr_eq(
+            &leaf,
+            &leaves.leaf(&name, late + Duration::from_secs(60)).unwrap()
+        ),
+        "kept near the end"
+    );
+    assert!(matches!(
+        leaves.leaf(&name, end),
+        Err(Error::NoIntermediate { .. })
+    ));
 }
 
 fn unix(time: SystemTime) -> u64 {
@@ -127,8 +169,14 @@ fn an_intermediate_is_asked_for_when_missing_and_before_it_ends() {
     assert!(!leaves.needs(&host("a.example"), setup.now));
     assert!(leaves.needs(&host("b.example"), setup.now));
     assert!(leaves.needs(&host("sub.a.example"), setup.now));
-    assert!(leaves.needs(&host("a.example"), setup.now + INTERMEDIATE_LIFE - INTERMEDIATE_RENEW));
-    assert!(matches!(leaves.leaf(&host("b.example"), setup.now), Err(Error::NoIntermediate { .. })));
+    assert!(leaves.needs(
+        &host("a.example"),
+        setup.now + INTERMEDIATE_LIFE - INTERMEDIATE_RENEW
+    ));
+    assert!(matches!(
+        leaves.leaf(&host("b.example"), setup.now),
+        Err(Error::NoIntermediate { .. })
+    ));
 }
 
 #[test]
@@ -136,7 +184,14 @@ fn a_full_store_lets_the_longest_unused_go() {
     let setup = setup();
     let leaves = setup.leaves(2, &["a.example", "b.example"]);
     leaves.leaf(&host("a.example"), setup.now).unwrap();
-    leaves.add_intermediate(setup.root.issue_intermediate(&host("c.example"), setup.now).unwrap()).unwrap();
+    leaves
+        .add_intermediate(
+            setup
+                .root
+                .issue_intermediate(&host("c.example"), setup.now)
+                .unwrap(),
+        )
+        .unwrap();
     assert!(!leaves.needs(&host("a.example"), setup.now));
     assert!(leaves.needs(&host("b.example"), setup.now));
     assert!(!leaves.needs(&host("c.example"), setup.now));
@@ -145,22 +200,38 @@ fn a_full_store_lets_the_longest_unused_go() {
 #[test]
 fn rustls_accepts_the_exact_name_alone() {
     let setup = setup();
-    let leaf = setup.leaves(4, &["api.example.com"]).leaf(&host("api.example.com"), setup.now).unwrap();
+    let leaf = setup
+        .leaves(4, &["api.example.com"])
+        .leaf(&host("api.example.com"), setup.now)
+        .unwrap();
     let verdict = |name| setup.rustls_verdict(&leaf, name, setup.now);
     verdict("api.example.com").unwrap();
-    for other in ["example.com", "other.example.com", "sub.api.example.com", "127.0.0.1"] {
+    for other in [
+        "example.com",
+        "other.example.com",
+        "sub.api.example.com",
+        "127.0.0.1",
+    ] {
         let error = verdict(other).unwrap_err();
-        assert!(matches!(error, rustls::Error::InvalidCertificate(_)), "{other}: {error}");
+        assert!(
+            matches!(error, rustls::Error::InvalidCertificate(_)),
+            "{other}: {error}"
+        );
     }
 }
 
 #[test]
 fn a_client_whose_clock_is_behind_accepts_the_leaf() {
     let setup = setup();
-    let leaf = setup.leaves(4, &["a.example"]).leaf(&host("a.example"), setup.now).unwrap();
+    let leaf = setup
+        .leaves(4, &["a.example"])
+        .leaf(&host("a.example"), setup.now)
+        .unwrap();
     let behind = setup.now - Duration::from_secs(50 * 60);
     setup.rustls_verdict(&leaf, "a.example", behind).unwrap();
-    let ended = setup.rustls_verdict(&leaf, "a.example", leaf.expires() + Duration::from_secs(60)).unwrap_err();
+    let ended = setup
+        .rustls_verdict(&leaf, "a.example", leaf.expires() + Duration::from_secs(60))
+        .unwrap_err();
     assert!(ended.to_string().contains("expired"), "{ended}");
 }
 
@@ -173,7 +244,10 @@ fn an_intermediate_can_not_speak_for_another_name() {
         let rustls::Error::InvalidCertificate(CertificateError::Other(_)) = error else {
             panic!("{name}: {error}");
         };
-        assert!(error.to_string().contains("NameConstraintViolation"), "{name}: {error}");
+        assert!(
+            error.to_string().contains("NameConstraintViolation"),
+            "{name}: {error}"
+        );
     }
 }
 
@@ -184,7 +258,10 @@ fn openssl_agrees_in_its_strict_mode() {
     }
     let setup = setup();
     assert!(Path::new(setup.dir.path()).exists());
-    let leaf = setup.leaves(4, &["api.example.com"]).leaf(&host("api.example.com"), setup.now).unwrap();
+    let leaf = setup
+        .leaves(4, &["api.example.com"])
+        .leaf(&host("api.example.com"), setup.now)
+        .unwrap();
     assert_eq!(setup.openssl_verdict(&leaf, "api.example.com"), Ok(()));
     let error = setup.openssl_verdict(&leaf, "other.example.com").unwrap_err();
     assert!(error.contains("hostname mismatch"), "{error}");

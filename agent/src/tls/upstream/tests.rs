@@ -4,7 +4,8 @@ use std::io::Write;
 use std::time::SystemTime;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256,
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    PKCS_ECDSA_P256_SHA256,
 };
 use rustls::ServerConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -34,7 +35,10 @@ fn named_ca(name: &str) -> Ca {
     let certificate = params.self_signed(&key).unwrap();
     let mut file = NamedTempFile::new().unwrap();
     file.write_all(certificate.pem().as_bytes()).unwrap();
-    Ca { issuer: Issuer::new(params, key), file }
+    Ca {
+        issuer: Issuer::new(params, key),
+        file,
+    }
 }
 
 impl Ca {
@@ -61,11 +65,7 @@ impl Ca {
     }
 }
 
-async fn connect(
-    connector: &Connector,
-    server: &Arc<ServerConfig>,
-    offer: Offer,
-) -> Result<Session, Error> {
+async fn connect(connector: &Connector, server: &Arc<ServerConfig>, offer: Offer) -> Result<Session, Error> {
     let (near, far) = tokio::io::duplex(1 << 16);
     let serve = async {
         if let Ok(mut stream) = TlsAcceptor::from(Arc::clone(server)).accept(far).await {
@@ -89,7 +89,12 @@ async fn a_good_certificate_is_accepted_and_the_protocol_is_the_offered_one() {
     let ca = ca();
     let server = ca.server("a.example", |_| {});
     let connector = Connector::new(&ca.roots()).unwrap();
-    assert!(connect(&connector, &server, Offer::Http2AndHttp1).await.unwrap().http2);
+    assert!(
+        connect(&connector, &server, Offer::Http2AndHttp1)
+            .await
+            .unwrap()
+            .http2
+    );
     assert!(!connect(&connector, &server, Offer::Http1).await.unwrap().http2);
 }
 
@@ -110,11 +115,18 @@ async fn each_fault_of_a_certificate_has_its_name() {
     assert_eq!(fault(expired).await, CertificateFault::Expired);
     let early = ca.server("a.example", |params| params.not_before = (now + day).into());
     assert_eq!(fault(early).await, CertificateFault::NotYetValid);
-    assert_eq!(fault(ca.server("b.example", |_| {})).await, CertificateFault::WrongName);
+    assert_eq!(
+        fault(ca.server("b.example", |_| {})).await,
+        CertificateFault::WrongName
+    );
     let stranger = named_ca("another CA").server("a.example", |_| {});
     assert_eq!(fault(stranger).await, CertificateFault::UnknownIssuer);
     let impostor = named_ca("test CA").server("a.example", |_| {});
-    assert_eq!(fault(impostor).await, CertificateFault::Malformed, "its signature is wrong");
+    assert_eq!(
+        fault(impostor).await,
+        CertificateFault::Malformed,
+        "its signature is wrong"
+    );
     let client = ca.server("a.example", |params| {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     });
@@ -128,7 +140,12 @@ async fn sessions_are_resumed_within_a_connector_and_not_across() {
     let roots = ca.roots();
     let one = Connector::new(&roots).unwrap();
     assert!(!connect(&one, &server, Offer::Http1).await.unwrap().resumed);
-    assert!(connect(&one.clone(), &server, Offer::Http1).await.unwrap().resumed);
+    assert!(
+        connect(&one.clone(), &server, Offer::Http1)
+            .await
+            .unwrap()
+            .resumed
+    );
     let other = Connector::new(&roots).unwrap();
     assert!(!connect(&other, &server, Offer::Http1).await.unwrap().resumed);
 }
@@ -138,7 +155,10 @@ async fn a_silent_upstream_is_given_up() {
     let connector = Connector::new(&ca().roots()).unwrap();
     let (near, _far) = tokio::io::duplex(4096);
     let host = "a.example".parse().unwrap();
-    let error = connector.handshake(&host, near, Offer::Http1, LIMIT).await.unwrap_err();
+    let error = connector
+        .handshake(&host, near, Offer::Http1, LIMIT)
+        .await
+        .unwrap_err();
     assert!(matches!(error, Error::Timeout { seconds: 10 }), "{error}");
 }
 
@@ -148,7 +168,10 @@ async fn what_is_no_tls_is_a_handshake_error() {
     let (near, mut far) = tokio::io::duplex(4096);
     far.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
     let host = "a.example".parse().unwrap();
-    let error = connector.handshake(&host, near, Offer::Http1, LIMIT).await.unwrap_err();
+    let error = connector
+        .handshake(&host, near, Offer::Http1, LIMIT)
+        .await
+        .unwrap_err();
     assert!(matches!(error, Error::Handshake { .. }), "{error}");
 }
 
@@ -159,6 +182,7 @@ fn an_extra_ca_file_that_is_missing_or_holds_none_is_an_error() {
     assert!(missing.contains("/nonexistent/ca.pem"), "{missing}");
     let mut file = NamedTempFile::new().unwrap();
     assert!(load(file.path()).contains("no certificate in PEM form"));
-    file.write_all(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
+    file.write_all(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+        .unwrap();
     assert!(load(file.path()).contains("can't be used"));
 }

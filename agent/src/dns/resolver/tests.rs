@@ -1,0 +1,135 @@
+//! Tests of `dns::resolver`, against a small DNS server on the loopback.
+
+use std::io::Write;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use hickory_resolver::proto::op::{Message, ResponseCode};
+use hickory_resolver::proto::rr::{RData, Record};
+use tokio::net::UdpSocket;
+use tokio::task::AbortHandle;
+
+use super::*;
+
+/// Answers `two.example` with a v4 and a v6 address, `broken.example` with a failure, all else with "no such name"; counts questions.
+struct Server {
+    address: SocketAddr,
+    questions: Arc<AtomicUsize>,
+    task: AbortHandle,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn server_on_loopback() -> Server {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    let questions = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&questions);
+    let task = tokio::spawn(async move {
+        let mut buffer = [0; 1500];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
+            counter.fetch_add(1, Ordering::Relaxed);
+            let answer = answer(&Message::from_vec(&buffer[..length]).unwrap());
+            socket.send_to(&answer.to_vec().unwrap(), from).await.unwrap();
+        }
+    });
+    Server {
+        address,
+        questions,
+        task: task.abort_handle(),
+    }
+}
+
+fn answer(question: &Message) -> Message {
+    let query = question.queries[0].clone();
+    let mut answer = Message::response(question.metadata.id, question.metadata.op_code);
+    let name = query.name().clone();
+    if name.to_ascii() == "two.example." {
+        let data = if query.query_type() == RecordType::A {
+            RData::A(Ipv4Addr::new(192, 0, 2, 1).into())
+        } else {
+            RData::AAAA(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into())
+        };
+        answer.add_answer(Record::from_rdata(name, 60, data));
+    } else if name.to_ascii() == "broken.example." {
+        answer.metadata.response_code = ResponseCode::ServFail;
+    } else {
+        answer.metadata.response_code = ResponseCode::NXDomain;
+    }
+    answer.add_query(query);
+    answer
+}
+
+fn resolver(server: &Server, hosts: Option<&Path>) -> Resolver {
+    let hosts = hosts.map(Into::into);
+    Resolver::new(&Settings {
+        resolvers: vec![server.address],
+        hosts,
+    })
+    .unwrap()
+}
+
+#[tokio::test]
+async fn both_families_come_from_the_resolvers_and_are_kept() {
+    let server = server_on_loopback().await;
+    let resolver = resolver(&server, None);
+    let host = "Two.Example".parse().unwrap();
+    for _ in 0..3 {
+        let mut addresses = resolver.addresses(&host).await.unwrap();
+        addresses.sort();
+        let expected: [IpAddr; 2] = ["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+        assert_eq!(addresses, expected);
+    }
+    assert_eq!(server.questions.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn a_name_in_the_hosts_file_is_not_asked_for() {
+    let server = server_on_loopback().await;
+    let mut hosts = tempfile::NamedTempFile::new().unwrap();
+    hosts
+        .write_all(b"# local\n127.0.0.7 API.example alias.example\n::7 api.example\n")
+        .unwrap();
+    let resolver = resolver(&server, Some(hosts.path()));
+    let addresses = resolver.addresses(&"api.example".parse().unwrap()).await.unwrap();
+    let expected: [IpAddr; 2] = ["127.0.0.7".parse().unwrap(), "::7".parse().unwrap()];
+    assert_eq!(addresses, expected);
+    assert_eq!(
+        resolver
+            .addresses(&"alias.example".parse().unwrap())
+            .await
+            .unwrap(),
+        expected[..1]
+    );
+    assert_eq!(server.questions.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn a_name_that_does_not_exist_is_told_apart_from_a_failure() {
+    let server = server_on_loopback().await;
+    let error = resolver(&server, None)
+        .addresses(&"none.example".parse().unwrap())
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::NotFound { .. }), "{error}");
+    let error = resolver(&server, None)
+        .addresses(&"broken.example".parse().unwrap())
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::Failed { .. }), "{error}");
+}
+
+#[test]
+fn a_missing_hosts_file_is_empty_and_an_unreadable_one_an_error() {
+    let settings = |path: &str| Settings {
+        resolvers: vec!["127.0.0.1:53".parse().unwrap()],
+        hosts: Some(path.into()),
+    };
+    Resolver::new(&settings("/nonexistent/hosts")).unwrap();
+    let error = Resolver::new(&settings("/proc/self")).unwrap_err();
+    assert!(matches!(error, Error::Hosts { .. }), "{error}");
+}

@@ -1,0 +1,85 @@
+//! Tables of what each matcher takes.
+
+use super::*;
+
+fn host(text: &str) -> HostName {
+    HostName::parse(text).unwrap()
+}
+
+#[test]
+fn a_wildcard_is_one_label_for_an_allow_and_any_number_for_a_deny() {
+    let pattern = HostPattern::parse("*.example.com").unwrap();
+    for (name, narrow, wide) in [
+        ("a.example.com", true, true),
+        ("a.b.example.com", false, true),
+        ("example.com", false, false),
+        ("aexample.com", false, false),
+        ("a.example.com.evil.net", false, false),
+    ] {
+        assert_eq!(pattern.matches(&host(name)), narrow, "{name}");
+        assert_eq!(pattern.matches_wider(&host(name)), wide, "{name}");
+    }
+}
+
+#[test]
+fn globs_match_the_whole_text() {
+    for (glob, text, expected) in [
+        ("a", "a", true),
+        ("a", "ab", false),
+        ("a*", "ab", true),
+        ("*b", "ab", true),
+        ("a*c*e", "abcde", true),
+        ("a*c*e", "abcdef", false),
+        ("*", "", true),
+        ("", "x", false),
+        ("**a", "bba", true),
+    ] {
+        assert_eq!(Glob::new(glob).matches(text), expected, "{glob} {text}");
+    }
+    let text = "a".repeat(4000);
+    assert!(!Glob::new(&format!("{}b", "a*".repeat(100))).matches(&text));
+}
+
+#[test]
+fn every_value_counts_for_an_allow_and_any_for_a_deny() {
+    let query = ValueMatcher::<Box<str>> {
+        name: "mode".into(),
+        values: vec![Glob::new("read"), Glob::new("r*d")],
+    };
+    for (text, narrow, wide) in [
+        ("mode=read", true, true),
+        ("x=1&mode=read", true, true),
+        ("mode=%72ead", true, true),
+        ("m%6fde=read", true, true),
+        ("mode=read&mode=write", false, true),
+        ("mode=write", false, false),
+        ("Mode=READ", false, true),
+        ("x=1;mode=read", false, true),
+        ("mode=%", false, true),
+        ("mode", false, false),
+        ("", false, false),
+    ] {
+        assert_eq!(query.matches(text), narrow, "{text}");
+        assert_eq!(query.matches_wider(text), wide, "{text}");
+    }
+}
+
+#[test]
+fn headers_that_cannot_be_read_go_the_safe_way() {
+    let matcher = ValueMatcher {
+        name: HeaderName::from_static("x-op"),
+        values: vec![Glob::new("Get")],
+    };
+    let with = |values: &[&[u8]]| {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append("x-op", http::HeaderValue::from_bytes(value).unwrap());
+        }
+        (matcher.matches(&headers), matcher.matches_wider(&headers))
+    };
+    assert_eq!(with(&[b"Get"]), (true, true));
+    assert_eq!(with(&[b"get"]), (false, true));
+    assert_eq!(with(&[b"Get", b"Put"]), (false, true));
+    assert_eq!(with(&[b"\xff"]), (false, true));
+    assert_eq!(with(&[]), (false, false));
+}

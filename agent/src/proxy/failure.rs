@@ -1,0 +1,130 @@
+//! Why a call or connection did not go through, and what that means on each side: the client's answer, the
+//! record's words. One total function for each.
+
+use crate::audit::record::Source;
+use crate::audit::{Outcome, Recorder};
+use crate::credential;
+use crate::http::response::{Refusal, Unavailable, UpstreamFault};
+use crate::net::peek::PeekError;
+use crate::policy::{Denial, DenialReason};
+use crate::tls;
+
+/// Why it did not go through.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// Policy, or a check before it.
+    Denied(Denial),
+    /// The client broke off or misbehaved below HTTP.
+    Downstream { kind: &'static str, message: String },
+    /// The client left before it had said what it wants.
+    Left { message: String },
+    /// The credential can't be put on.
+    Credential { message: String },
+    /// The upstream can't be reached or does not behave.
+    Upstream { fault: UpstreamFault, message: String },
+    /// The agent itself.
+    Internal { kind: &'static str, message: String },
+}
+
+impl Failure {
+    pub(super) fn denied(reason: DenialReason) -> Self {
+        Self::Denied(Denial { reason, rule: None })
+    }
+
+    pub(super) fn internal(kind: &'static str, error: &dyn std::fmt::Display) -> Self {
+        Self::Internal { kind, message: error.to_string() }
+    }
+
+    pub(super) fn upstream(fault: UpstreamFault, error: &dyn std::fmt::Display) -> Self {
+        Self::Upstream { fault, message: error.to_string() }
+    }
+
+    /// What an HTTP client is told.
+    pub(super) fn refusal(&self) -> Refusal {
+        match self {
+            Self::Denied(denial) => Refusal::Denied(denial.clone()),
+            Self::Credential { .. } => Refusal::Unavailable(Unavailable::Credential),
+            Self::Upstream { fault, .. } => Refusal::Upstream(*fault),
+            // Who broke off won't read this; a client that only closed its sending side may.
+            Self::Downstream { .. } | Self::Left { .. } => {
+                Refusal::Denied(Denial { reason: DenialReason::MalformedRequest, rule: None })
+            }
+            Self::Internal { .. } => Refusal::Unavailable(Unavailable::Internal),
+        }
+    }
+
+    /// Ends a record with this failure.
+    pub(super) fn finish(self, mut recorder: Recorder) -> Outcome {
+        let outcome = match self {
+            Self::Denied(denial) => {
+                recorder.denied(&denial);
+                Outcome::Denied
+            }
+            Self::Left { message } => {
+                recorder.error(Source::Downstream, "closed", &message);
+                Outcome::Aborted
+            }
+            Self::Downstream { kind, message } => {
+                recorder.error(Source::Downstream, kind, &message);
+                Outcome::Failed
+            }
+            Self::Credential { message } => {
+                recorder.error(Source::Credential, "unavailable", &message);
+                Outcome::Failed
+            }
+            Self::Upstream { fault, message } => {
+                recorder.error(Source::Upstream, Refusal::Upstream(fault).code(), &message);
+                Outcome::Failed
+            }
+            Self::Internal { kind, message } => {
+                tracing::error!(kind, message, "a call failed inside the agent");
+                recorder.error(Source::Internal, kind, &message);
+                Outcome::Failed
+            }
+        };
+        recorder.finish(outcome);
+        outcome
+    }
+}
+
+impl From<&PeekError> for Failure {
+    fn from(error: &PeekError) -> Self {
+        let kind = match error {
+            PeekError::Closed { .. } => return Self::Left { message: error.to_string() },
+            PeekError::HelloTimeout { .. } => "hello_timeout",
+            PeekError::TooLarge { .. } => return Self::denied(DenialReason::Limit),
+            PeekError::DetectionTimeout { .. } | PeekError::Malformed => {
+                return Self::denied(DenialReason::UnknownProtocol);
+            }
+            PeekError::Io { .. } => "io",
+        };
+        Self::Downstream { kind, message: error.to_string() }
+    }
+}
+
+impl From<&credential::Error> for Failure {
+    fn from(error: &credential::Error) -> Self {
+        Self::Credential { message: error.to_string() }
+    }
+}
+
+/// A failed handshake with an upstream.
+pub(super) fn of_upstream_tls(error: &tls::Error) -> Failure {
+    let fault = match error {
+        tls::Error::UpstreamCertificate { .. } => UpstreamFault::Certificate,
+        tls::Error::Timeout { .. } => UpstreamFault::Timeout,
+        _ => UpstreamFault::Tls,
+    };
+    Failure::upstream(fault, error)
+}
+
+/// A failed handshake with a client.
+pub(super) fn of_client_tls(error: &tls::Error) -> Failure {
+    let kind = match error {
+        tls::Error::ClientDistrust { .. } => "client_distrust",
+        tls::Error::Timeout { .. } => "handshake_timeout",
+        tls::Error::Io { .. } => "io",
+        _ => "handshake",
+    };
+    Failure::Downstream { kind, message: error.to_string() }
+}

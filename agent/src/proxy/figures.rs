@@ -1,0 +1,54 @@
+//! What one data thread counts; read by the control thread.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::audit::Outcome;
+
+/// Counts since the worker's start, and the thread's sign of life.
+#[derive(Debug, Default)]
+pub struct Figures {
+    calls: AtomicU64,
+    denied: AtomicU64,
+    failed: AtomicU64,
+    beat: AtomicU64,
+}
+
+impl Figures {
+    pub(super) fn ended(&self, outcome: Outcome) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        match outcome {
+            Outcome::Completed | Outcome::Aborted => {}
+            Outcome::Denied => drop(self.denied.fetch_add(1, Ordering::Relaxed)),
+            Outcome::Failed => drop(self.failed.fetch_add(1, Ordering::Relaxed)),
+        }
+    }
+
+    /// Calls and refused connections, of all outcomes.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    /// Those that policy refused.
+    #[must_use]
+    pub fn denied(&self) -> u64 {
+        self.denied.load(Ordering::Relaxed)
+    }
+
+    /// Those that failed at the upstream, or inside.
+    #[must_use]
+    pub fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    /// Says that the thread runs, at `now` (nanoseconds of CLOCK_MONOTONIC).
+    pub fn alive(&self, now: u64) {
+        self.beat.store(now, Ordering::Relaxed);
+    }
+
+    /// When the thread last said so.
+    #[must_use]
+    pub fn last_alive(&self) -> u64 {
+        self.beat.load(Ordering::Relaxed)
+    }
+}

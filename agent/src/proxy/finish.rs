@@ -1,0 +1,148 @@
+//! The end of a call, whichever way it comes: the record, the upstream connection, the count of live calls.
+
+use std::rc::Rc;
+use std::task::Context;
+
+use hyper::body::Incoming;
+
+use crate::audit::{Outcome, Recorder};
+use crate::http::response::UpstreamFault;
+use crate::net::deadline::Busy;
+use crate::policy::DenialReason;
+
+use super::body::{Upload, UploadBody};
+use super::failure::Failure;
+use super::limits::Limits;
+use super::pool::Lease;
+use super::request::Entry;
+use super::tracker::Registration;
+
+/// A call under way. Dropped without one of its endings (the client left and hyper let go of the answer) the
+/// call is recorded as *aborted*, and its upstream connection is closed.
+#[derive(Debug)]
+pub(super) struct Finish {
+    recorder: Recorder,
+    tail: Tail,
+}
+
+/// What ends with the call beside its record.
+#[derive(Debug)]
+struct Tail {
+    entry: Rc<Entry>,
+    registration: Registration,
+    upload: Option<Rc<Upload>>,
+    lease: Option<Lease>,
+    _busy: Busy,
+}
+
+impl Finish {
+    pub(super) fn new(entry: &Rc<Entry>, recorder: Recorder) -> Self {
+        let connection = &entry.connection;
+        let tail = Tail {
+            entry: Rc::clone(entry),
+            registration: connection.thread.tracker.register(),
+            upload: None,
+            lease: None,
+            _busy: connection.activity.begin(),
+        };
+        Self { recorder, tail }
+    }
+
+    /// The call's record in the making.
+    pub(super) fn recorder(&mut self) -> &mut Recorder {
+        &mut self.recorder
+    }
+
+    /// The call's place among the live ones.
+    pub(super) fn registration(&self) -> &Registration {
+        &self.tail.registration
+    }
+
+    /// What the operator set.
+    pub(super) fn limits(&self) -> &Limits {
+        &self.tail.entry.connection.thread.shared.limits
+    }
+
+    /// The request's body is about to be sent.
+    pub(super) fn uploading(&mut self, body: Incoming) -> UploadBody {
+        let (body, progress) = UploadBody::new(body);
+        self.tail.upload = Some(progress);
+        body
+    }
+
+    /// The answer comes on this connection.
+    pub(super) fn leased(&mut self, lease: Lease) {
+        self.tail.lease = Some(lease);
+    }
+
+    /// Bytes that went through a switched connection.
+    pub(super) fn add(&mut self, up: u64, down: u64) {
+        self.recorder.add_up(up);
+        self.recorder.add_down(down);
+    }
+
+    /// Bytes of the answer that went to the client.
+    pub(super) fn passed(&mut self, bytes: usize) {
+        self.recorder.add_down(bytes as u64);
+    }
+
+    /// Whether a new policy forbids the call; if not, the task is woken when one does.
+    pub(super) fn is_revoked(&self, cx: &Context<'_>) -> bool {
+        self.tail.registration.is_revoked(cx)
+    }
+
+    /// Ends when a new policy forbids the call.
+    pub(super) async fn until_revoked(&self) {
+        self.tail.registration.revoked().await;
+    }
+
+    /// The answer went to the client in full.
+    pub(super) fn complete(mut self) {
+        self.count_upload();
+        self.tail.entry.connection.thread.figures.ended(Outcome::Completed);
+        self.recorder.finish(Outcome::Completed);
+        self.tail.give_back();
+    }
+
+    /// The answer broke off.
+    pub(super) fn broken(self, error: &hyper::Error) {
+        self.fail(Failure::upstream(UpstreamFault::Protocol, error));
+    }
+
+    /// A new policy forbade it.
+    pub(super) fn revoked(self) {
+        self.fail(Failure::denied(DenialReason::Revoked));
+    }
+
+    /// It did not go through.
+    pub(super) fn fail(mut self, failure: Failure) {
+        self.count_upload();
+        let outcome = failure.finish(self.recorder);
+        self.tail.entry.connection.thread.figures.ended(outcome);
+    }
+
+    /// Whose fault it is when a request could not be sent or answered.
+    pub(super) fn of_send(&self, error: &hyper::Error) -> Failure {
+        if self.tail.upload.as_ref().is_some_and(|upload| upload.is_broken()) {
+            return Failure::Downstream { kind: "body", message: "the client's body broke off".into() };
+        }
+        let cause = std::error::Error::source(error).map_or_else(String::new, |cause| format!(": {cause}"));
+        Failure::upstream(UpstreamFault::Protocol, &format!("{error}{cause}"))
+    }
+
+    fn count_upload(&mut self) {
+        if let Some(upload) = &self.tail.upload {
+            self.recorder.add_up(upload.bytes());
+        }
+    }
+}
+
+impl Tail {
+    /// The connection can carry another request if this one went out in full.
+    fn give_back(self) {
+        let whole = self.upload.is_none_or(|upload| upload.is_complete());
+        if let (true, Some(lease)) = (whole, self.lease) {
+            self.entry.connection.thread.pool.give_back(lease);
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! The limits of DESIGN.md section 6 in the units that each user of them wants.
+
+use std::time::Duration;
+
+use crate::channel;
+use crate::net::deadline::Deadlines;
+use crate::net::peek;
+use crate::net::splice::Patience;
+
+/// What a connection, a call and a workload may use. Immutable for the worker's life.
+#[derive(Clone, Debug)]
+pub struct Limits(channel::Limits);
+
+/// HTTP/1 buffer per connection and direction: hyper's own would grow to 400 KiB with a stalled reader.
+const HTTP1_BUFFER: usize = 32 * 1024;
+/// What HTTP/2 holds back per stream before the sender has to wait.
+const HTTP2_SEND_BUFFER: usize = 64 * 1024;
+
+impl From<channel::Limits> for Limits {
+    fn from(limits: channel::Limits) -> Self {
+        Self(limits)
+    }
+}
+
+impl Limits {
+    pub(super) fn peek(&self) -> peek::Limits {
+        peek::Limits {
+            bytes: size(self.0.client_hello_bytes),
+            detection: millis(self.0.detection_ms),
+            hello: millis(self.0.client_hello_ms),
+        }
+    }
+
+    pub(super) fn handshake(&self) -> Duration {
+        millis(self.0.client_hello_ms)
+    }
+
+    pub(super) fn connect(&self) -> Duration {
+        millis(self.0.connect_ms)
+    }
+
+    pub(super) fn http1_deadlines(&self) -> Deadlines {
+        Deadlines { head: Some(millis(self.0.header_ms)), ..self.http2_deadlines() }
+    }
+
+    pub(super) fn http2_deadlines(&self) -> Deadlines {
+        Deadlines { idle: millis(self.0.idle_ms), head: None, write_stall: millis(self.0.write_stall_ms) }
+    }
+
+    pub(super) fn tunnel_patience(&self) -> Patience {
+        Patience { idle: millis(self.0.idle_ms), stall: millis(self.0.write_stall_ms) }
+    }
+
+    /// Also the most that a head may have: hyper reads it into this buffer.
+    pub(super) fn http1_buffer(&self) -> usize {
+        HTTP1_BUFFER.max(self.header_bytes() + 1024)
+    }
+
+    pub(super) fn http1_upstream_buffer(&self) -> usize {
+        HTTP1_BUFFER
+    }
+
+    pub(super) fn header_bytes(&self) -> usize {
+        size(self.0.header_bytes)
+    }
+
+    pub(super) fn header_bytes_u32(&self) -> u32 {
+        self.0.header_bytes
+    }
+
+    pub(super) fn header_fields(&self) -> usize {
+        size(self.0.header_fields)
+    }
+
+    pub(super) fn h2_streams(&self) -> u32 {
+        self.0.h2_streams
+    }
+
+    pub(super) fn h2_send_buffer(&self) -> usize {
+        HTTP2_SEND_BUFFER
+    }
+
+    /// Streams that the client resets before they are served (rapid reset, CVE-2023-44487).
+    pub(super) fn h2_pending_resets(&self) -> usize {
+        size(self.0.h2_resets).min(20)
+    }
+
+    /// Streams that the client makes us reset, over the connection's life (MadeYouReset, CVE-2025-8671).
+    pub(super) fn h2_local_resets(&self) -> usize {
+        size(self.0.h2_resets)
+    }
+
+    /// Connections that one workload may hold.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        size(self.0.connections)
+    }
+}
+
+fn size(count: u32) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX)
+}
+
+fn millis(count: u32) -> Duration {
+    Duration::from_millis(u64::from(count))
+}

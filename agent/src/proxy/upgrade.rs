@@ -1,0 +1,49 @@
+//! A WebSocket once both sides have agreed: bytes both ways until they close.
+
+use bytes::Bytes;
+use http::Response;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+
+use crate::net::splice::{self, Counts};
+
+use super::body::DownloadBody;
+use super::finish::Finish;
+use super::tunnel;
+
+/// A valid `101` of the upstream, and the client's side of the switch.
+#[derive(Debug)]
+pub(super) struct Switched {
+    pub(super) response: Response<Incoming>,
+    pub(super) client: OnUpgrade,
+}
+
+/// Passes the `101` on and splices behind it.
+pub(super) fn relay(switched: Switched, finish: Finish) -> Response<DownloadBody> {
+    let Switched { mut response, client } = switched;
+    let upstream = hyper::upgrade::on(&mut response);
+    tokio::task::spawn_local(pass(client, upstream, finish));
+    response.map(|_body| DownloadBody::Own(Full::<Bytes>::default()))
+}
+
+async fn pass(client: OnUpgrade, upstream: OnUpgrade, mut finish: Finish) {
+    let (client, upstream) = match tokio::try_join!(client, upstream) {
+        Ok(both) => both,
+        Err(error) => return finish.broken(&error),
+    };
+    let counts = Counts::default();
+    let splicing =
+        splice::splice(TokioIo::new(client), TokioIo::new(upstream), finish.limits().tunnel_patience(), &counts);
+    let ended = tokio::select! {
+        spliced = splicing => Some(spliced),
+        () = finish.until_revoked() => None,
+    };
+    finish.add(counts.up(), counts.down());
+    match ended {
+        Some(Ok(())) => finish.complete(),
+        Some(Err(error)) => finish.fail(tunnel::of_splice(&error)),
+        None => finish.revoked(),
+    }
+}

@@ -1,0 +1,191 @@
+//! Connecting to upstreams. Every way in takes a [`Permit`].
+
+use std::net::{IpAddr, SocketAddr};
+
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+use crate::addr::{OrigDst, UpstreamAddr};
+use crate::http::response::UpstreamFault;
+use crate::policy::{DenialReason, Permit, Scheme};
+use crate::tls::Offer;
+
+use super::failure::{self, Failure};
+use super::pool::Dialled;
+use super::{DataThread, Local};
+
+/// Where a permitted call goes: over TLS to the address that the client dialled, since the upstream must prove
+/// the permit's name there; in the clear to one that the agent resolves itself.
+///
+/// # Errors
+/// A denial if the address is private and the rule does not say so; a failure if the name has no address.
+pub(super) async fn address(
+    thread: &DataThread,
+    permit: &Permit,
+    dialled: OrigDst,
+) -> Result<UpstreamAddr, Failure> {
+    match permit.scheme() {
+        Scheme::Https => allowed(permit, dialled.0),
+        Scheme::Http => resolve(thread, permit).await,
+    }
+}
+
+/// Opens a connection for HTTP to `address`.
+pub(super) async fn dial(
+    thread: &DataThread,
+    permit: &Permit,
+    address: UpstreamAddr,
+    offer: Offer,
+) -> Result<Dialled, Failure> {
+    let stream = tcp(thread, address).await?;
+    if permit.scheme() == Scheme::Http {
+        return http1(thread, stream).await;
+    }
+    let connector = thread.connector(permit.workload()).map_err(|error| failure::of_upstream_tls(&error))?;
+    let limit = thread.shared.limits.connect();
+    let (stream, session) = connector
+        .connect(permit, stream, offer, limit)
+        .await
+        .map_err(|error| failure::of_upstream_tls(&error))?;
+    if session.http2 { http2(thread, stream).await } else { http1(thread, stream).await }
+}
+
+/// Opens a plain TCP connection to the permit's host at an address that the agent resolved.
+pub(super) async fn connect_resolved(
+    thread: &DataThread,
+    permit: &Permit,
+) -> Result<(TcpStream, UpstreamAddr), Failure> {
+    let address = resolve(thread, permit).await?;
+    Ok((tcp(thread, address).await?, address))
+}
+
+async fn resolve(thread: &DataThread, permit: &Permit) -> Result<UpstreamAddr, Failure> {
+    let authority = permit.authority();
+    let addresses = thread
+        .shared
+        .resolver
+        .lookup(&authority.host)
+        .await
+        .map_err(|error| Failure::upstream(UpstreamFault::Resolve, &error))?;
+    // Every address has to be allowed: a name that also points inside is a name that is being rebound.
+    let mut first = None;
+    for address in addresses {
+        let address = allowed(permit, SocketAddr::new(address, authority.port))?;
+        first.get_or_insert(address);
+    }
+    first.ok_or_else(|| Failure::upstream(UpstreamFault::Resolve, &"the name has no address"))
+}
+
+fn allowed(permit: &Permit, address: SocketAddr) -> Result<UpstreamAddr, Failure> {
+    if permit.private() || is_public(address.ip()) {
+        return Ok(UpstreamAddr(address));
+    }
+    Err(Failure::Denied(crate::policy::Denial {
+        reason: DenialReason::PrivateAddress,
+        rule: permit.rule().cloned(),
+    }))
+}
+
+/// Whether an address is one of the public internet (IANA special-purpose registries, RFC 6890). The cloud
+/// metadata services live in link-local (169.254.169.254) and unique-local (fd00:ec2::254) space.
+fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            let [a, b, c, _] = v4.octets();
+            let shared = a == 100 && (64..128).contains(&b);
+            let protocol = a == 192 && b == 0 && c == 0;
+            let benchmark = a == 198 && (b == 18 || b == 19);
+            !(v4.is_private()
+                || v4.is_loopback()
+                || v4.is_link_local()
+                || v4.is_multicast()
+                || v4.is_documentation()
+                || a == 0
+                || a >= 240
+                || shared
+                || protocol
+                || benchmark)
+        }
+        IpAddr::V6(v6) => {
+            if let Some(v4) = v6.to_ipv4_mapped() {
+                return is_public(IpAddr::V4(v4));
+            }
+            let [first, second, ..] = v6.segments();
+            let nat64 = first == 0x64 && second == 0xff9b;
+            // 2000::/3 is all that is allocated for global unicast; documentation, Teredo and 6to4 lie in it.
+            let global = (0x2000..0x4000).contains(&first);
+            let documentation = (first == 0x2001 && second == 0xdb8) || (first == 0x3fff && second < 0x1000);
+            let tunnelled = first == 0x2002 || (first == 0x2001 && second == 0);
+            global && !documentation && !tunnelled && !nat64
+        }
+    }
+}
+
+async fn tcp(thread: &DataThread, UpstreamAddr(address): UpstreamAddr) -> Result<TcpStream, Failure> {
+    let connecting = TcpStream::connect(address);
+    let stream = match tokio::time::timeout(thread.shared.limits.connect(), connecting).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return Err(Failure::upstream(UpstreamFault::Connect, &error)),
+        Err(_elapsed) => return Err(Failure::upstream(UpstreamFault::Timeout, &"no connection in time")),
+    };
+    stream.set_nodelay(true).map_err(|error| Failure::upstream(UpstreamFault::Connect, &error))?;
+    Ok(stream)
+}
+
+async fn http1<S>(thread: &DataThread, stream: S) -> Result<Dialled, Failure>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (sender, connection) = http1::Builder::new()
+        .max_buf_size(thread.shared.limits.http1_upstream_buffer())
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| Failure::upstream(UpstreamFault::Protocol, &error))?;
+    tokio::task::spawn_local(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "an upstream connection ended");
+        }
+    });
+    Ok(Dialled::Http1(sender))
+}
+
+async fn http2<S>(thread: &DataThread, stream: S) -> Result<Dialled, Failure>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let (sender, connection) = http2::Builder::new(Local)
+        .timer(TokioTimer::new())
+        .max_send_buf_size(thread.shared.limits.h2_send_buffer())
+        .max_header_list_size(thread.shared.limits.header_bytes_u32())
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| Failure::upstream(UpstreamFault::Protocol, &error))?;
+    tokio::task::spawn_local(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "an upstream connection ended");
+        }
+    });
+    Ok(Dialled::Http2(sender))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_addresses_of_the_public_internet_are_public() {
+        for public in ["8.8.8.8", "1.1.1.1", "100.63.0.1", "172.32.0.1", "2606:4700::1111", "::ffff:8.8.8.8"] {
+            assert!(is_public(public.parse().unwrap()), "{public}");
+        }
+        for private in [
+            "0.0.0.0", "10.0.0.1", "100.64.0.1", "127.0.0.1", "169.254.169.254", "172.16.0.1", "192.0.0.8",
+            "192.0.2.1", "192.168.1.1", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255", "::", "::1",
+            "::ffff:10.0.0.1", "::7f00:1", "64:ff9b::a00:1", "fe80::1", "fc00::1", "fd00:ec2::254", "ff02::1",
+            "2001:db8::1", "2002:a00:1::", "2001::1",
+        ] {
+            assert!(!is_public(private.parse().unwrap()), "{private}");
+        }
+    }
+}
