@@ -1,0 +1,1 @@
+//! Properties of decisions, against an evaluator that knows no index.
