@@ -17,4 +17,16 @@ pub struct Event {
 impl Event {
     /// Bytes of a sample.
     pub const SIZE: usize = size_of::<Self>();
+
+    /// Reads a sample; `None` if it is too short.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (reason, rest) = bytes.get(Origin::SIZE..)?.split_first_chunk()?;
+        let (suppressed, _) = rest.split_first_chunk()?;
+        Some(Self {
+            origin: Origin::from_bytes(bytes)?,
+            reason: u32::from_ne_bytes(*reason),
+            suppressed: u32::from_ne_bytes(*suppressed),
+        })
+    }
 }

@@ -26,7 +26,8 @@ pub const DIAL_PORTS: &str = "DIAL_PORTS";
 pub const DIRECT: &str = "DIRECT";
 /// Workload and port that it may listen on; the agent writes.
 pub const LISTEN_PORTS: &str = "LISTEN_PORTS";
-/// One word: CLOCK_MONOTONIC in ns of the worker's last sign of life; the worker writes.
+/// Two words: CLOCK_MONOTONIC in ns of the worker's last sign of life ([`BEAT_SLOT`]; the worker writes), and
+/// the [`crate::abi::VERSION`] of all pins ([`ABI_SLOT`]; the loader writes).
 pub const LIVENESS: &str = "LIVENESS";
 /// Socket storage: which workload made the socket and where it was turned to; the kernel writes.
 pub const SOCKETS: &str = "SOCKETS";
@@ -59,3 +60,8 @@ pub const MAX_FLOWS: usize = 16_384;
 pub const EVENT_BYTES: usize = 1 << 20;
 /// Events that one workload gets through in one second.
 pub const EVENTS_PER_SECOND: u32 = 64;
+
+/// Index of the sign of life in [`LIVENESS`].
+pub const BEAT_SLOT: u32 = 0;
+/// Index of the version in [`LIVENESS`].
+pub const ABI_SLOT: u32 = 1;

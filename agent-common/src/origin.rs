@@ -205,6 +205,103 @@ impl Origin {
     }
 }
 
+/// Reads integers off a byte string, in this host's order.
+struct Reader<'a>(&'a [u8]);
+
+impl Reader<'_> {
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (head, tail) = self.0.split_first_chunk::<N>()?;
+        self.0 = tail;
+        Some(*head)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.take().map(u64::from_ne_bytes)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.take().map(u32::from_ne_bytes)
+    }
+}
+
+impl Origin {
+    /// Bytes of an origin.
+    pub const SIZE: usize = size_of::<Self>();
+
+    /// Reads what the kernel wrote (or [`Self::to_bytes`]); `None` if it is too short. Field order is the layout.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let mut from = Reader(bytes);
+        Some(Self {
+            socket_cookie: from.u64()?,
+            cgroup_id: from.u64()?,
+            netns_cookie: from.u64()?,
+            start_time: from.u64()?,
+            exec_id: from.u64()?,
+            exe_ino: from.u64()?,
+            stamp: from.u64()?,
+            exe_dev: from.u32()?,
+            workload: from.u32()?,
+            tgid: from.u32()?,
+            tid: from.u32()?,
+            uid: from.u32()?,
+            gid: from.u32()?,
+            comm: from.take()?,
+            dst_addr: from.take()?,
+            dst_port: from.take().map(u16::from_ne_bytes)?,
+            protocol: from.take::<1>()?[0],
+            pad: from.take::<1>()?[0],
+            present: from.u32()?,
+        })
+    }
+
+    /// The same bytes as in kernel memory, for handing an origin to another process of this host.
+    #[must_use]
+    pub fn to_bytes(&self) -> [u8; Self::SIZE] {
+        let mut bytes = [0; Self::SIZE];
+        let mut rest = bytes.as_mut_slice();
+        let words = [
+            self.socket_cookie,
+            self.cgroup_id,
+            self.netns_cookie,
+            self.start_time,
+            self.exec_id,
+            self.exe_ino,
+            self.stamp,
+        ];
+        for word in words {
+            rest = put(rest, &word.to_ne_bytes());
+        }
+        for half in [
+            self.exe_dev,
+            self.workload,
+            self.tgid,
+            self.tid,
+            self.uid,
+            self.gid,
+        ] {
+            rest = put(rest, &half.to_ne_bytes());
+        }
+        rest = put(rest, &self.comm);
+        rest = put(rest, &self.dst_addr);
+        rest = put(rest, &self.dst_port.to_ne_bytes());
+        rest = put(rest, &[self.protocol, self.pad]);
+        put(rest, &self.present.to_ne_bytes());
+        bytes
+    }
+}
+
+/// Copies `part` to the front and gives what follows; the layout's asserts say that it fits.
+fn put<'a>(to: &'a mut [u8], part: &[u8]) -> &'a mut [u8] {
+    match to.split_at_mut_checked(part.len()) {
+        Some((head, tail)) => {
+            head.copy_from_slice(part);
+            tail
+        }
+        None => &mut [],
+    }
+}
+
 /// The address in its own family.
 #[must_use]
 pub const fn address(bytes: [u8; 16]) -> IpAddr {
@@ -215,4 +312,37 @@ pub const fn address(bytes: [u8; 16]) -> IpAddr {
 const fn st_dev(dev: u32) -> u64 {
     let (major, minor) = ((dev >> 20) as u64, (dev & 0xf_ffff) as u64);
     (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_survives_the_way_through_bytes() {
+        let mut origin = Origin::EMPTY;
+        origin.socket_cookie = 1;
+        origin.exe_ino = u64::MAX - 1;
+        origin.gid = 7;
+        origin.comm[0] = b'c';
+        origin.dst_addr[15] = 9;
+        origin.dst_port = 443;
+        origin.protocol = 6;
+        origin.present = 31;
+        assert_eq!(Origin::from_bytes(&origin.to_bytes()), Some(origin));
+        assert_eq!(Origin::from_bytes(&origin.to_bytes()[1..]), None);
+    }
+
+    #[test]
+    fn kernel_devices_become_those_of_stat() {
+        assert_eq!(st_dev((254 << 20) | 1), 0xfe01);
+        assert_eq!(st_dev((8 << 20) | 0x123), 0x100_0823);
+    }
+
+    #[test]
+    fn a_mapped_destination_is_an_ipv4_one() {
+        let mut origin = Origin::EMPTY;
+        origin.dst_addr = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 1];
+        assert!(origin.destination().is_ipv4());
+    }
 }

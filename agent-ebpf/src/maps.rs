@@ -30,7 +30,7 @@ static DIRECT: LpmTrie<DirectKey, u8, MAX_DIRECT> = LpmTrie::new();
 static LISTEN_PORTS: HashMap<DialKey, u8, MAX_PORTS, NO_PREALLOC> = HashMap::new();
 /// The agent's last sign of life. Written by the worker.
 #[btf_map]
-static LIVENESS: Array<u64, 1> = Array::new();
+static LIVENESS: Array<u64, 2> = Array::new();
 /// Mark of each managed socket. Written here.
 #[btf_map]
 pub(crate) static SOCKETS: SkStorage<SocketMark> = SkStorage::new();

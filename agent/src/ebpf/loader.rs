@@ -1,1 +1,437 @@
-//! Load, attach and pin, in that order.
+//! Load, attach and pin, in that order; taking over what an earlier run left.
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use aya::maps::{Array, MapData, PerCpuArray, RingBuf, SkStorage};
+use aya::programs::Program;
+use aya::{Ebpf, EbpfLoader};
+use callgate_common::config::{PIDS_ABSENT, PIDS_INITIAL, PIDS_TRANSLATED};
+use callgate_common::names::{
+    ABI_SLOT, CONFIG, COUNTERS, EVENTS, FLOWS, LISTENER_MARKS, LISTENERS, LIVENESS, MAPS, MAX_FLOWS, ORIGINS,
+    WORKLOADS,
+};
+use callgate_common::{
+    FlowKey, KernelConfig, Listener, ListenerKey, ListenerMark, Origin, Reason, TaskOffsets, abi,
+};
+use socket2::{SockRef, Type};
+
+use super::features::{self, Feature};
+use super::pins::{AGENT, GUARD, Pins, WORKLOAD};
+use super::workload::{self, WorkloadPlan, absent_ok, table};
+use super::{Error, Events, btf, cgroup, object, sys};
+
+/// Inode of the initial pid namespace (include/linux/proc_ns.h, PROC_PID_INIT_INO).
+const INITIAL_PIDS: u64 = 0xEFFF_FFFC;
+
+/// Where and how to load.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Pins go here; a BPF file system is mounted on it if it does not lie on one.
+    pub bpffs_dir: PathBuf,
+    /// The workloads' parent, as a path below the cgroup v2 mount. Must exist.
+    pub parent: PathBuf,
+    /// Where callers are checked for sockets made elsewhere: `parent` or one above it. Sockets made outside of
+    /// it and handed in are seen by the perimeter alone.
+    pub guard: PathBuf,
+    /// The cgroup that the listeners are made in, below the mount; `None` is this process's own.
+    pub agent: Option<PathBuf>,
+    /// Silence after which connects are refused.
+    pub liveness_max: Duration,
+    /// Handshakes under way at once.
+    pub max_flows: u32,
+    /// Features to treat as missing: for tests of what the operator is told.
+    pub missing: Vec<Feature>,
+}
+
+impl LoadOptions {
+    /// The product's settings for a pin directory and a parent.
+    #[must_use]
+    pub fn new(bpffs_dir: impl Into<PathBuf>, parent: impl Into<PathBuf>) -> Self {
+        let parent = parent.into();
+        Self {
+            bpffs_dir: bpffs_dir.into(),
+            guard: parent.clone(),
+            parent,
+            agent: None,
+            liveness_max: Duration::from_secs(2),
+            max_flows: u32::try_from(MAX_FLOWS).unwrap_or(u32::MAX),
+            missing: Vec::new(),
+        }
+    }
+}
+
+/// The descriptors that a worker needs.
+#[derive(Debug)]
+pub struct WorkerFds {
+    /// For [`super::Origins::new`].
+    pub origins: OwnedFd,
+    /// For [`super::Liveness::new`].
+    pub liveness: OwnedFd,
+}
+
+/// The loaded programs. Dropping it detaches nothing: the pins hold.
+pub struct Programs {
+    ebpf: Ebpf,
+    pins: Pins,
+    mount: PathBuf,
+    guard: u64,
+    agent: u64,
+    events: Option<Events>,
+    armed: Vec<(u64, u32)>,
+}
+
+impl Programs {
+    /// Loads the programs, takes over pinned maps and links of an earlier run, and attaches the guard and the
+    /// server side. Needs root (CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, and CAP_SYS_ADMIN to mount).
+    ///
+    /// # Errors
+    /// Says which feature, file, program or version stands in the way. Nothing is attached then, but links of
+    /// an earlier run stay.
+    pub fn load(options: &LoadOptions) -> Result<Self, Error> {
+        let object = object::bytes()?;
+        check_features(options)?;
+        let mount = cgroup::mount_point()?;
+        let agent = options.agent.clone().map_or_else(cgroup::own, Ok)?;
+        if agent.starts_with(&options.parent) && agent != options.parent {
+            return Err(Error::OwnWorkload { path: agent });
+        }
+        let pins = Pins::open(&options.bpffs_dir)?;
+        check_version(&pins)?;
+        let mut ebpf = load_object(object, options, &pins)?;
+        write_version(&mut ebpf)?;
+        pins.take_over(|name| program(&ebpf, name))?;
+        let (guard, guard_dir) = open_cgroup(&mount.join(&options.guard))?;
+        let (agent, agent_dir) = open_cgroup(&mount.join(&agent))?;
+        pins.attach((guard, guard_dir.as_fd()), GUARD, |name| program(&ebpf, name))?;
+        pins.attach((agent, agent_dir.as_fd()), AGENT, |name| program(&ebpf, name))?;
+        let armed = workload::armed(&mut ebpf)?;
+        for (_, number) in &armed {
+            workload::add_budget(&mut ebpf, *number)?;
+        }
+        let events = Some(take_events(&mut ebpf)?);
+        Ok(Self {
+            ebpf,
+            pins,
+            mount,
+            guard,
+            agent,
+            events,
+            armed,
+        })
+    }
+
+    /// Workloads that are armed, as cgroup id and number: at first those of an earlier run, whose numbers must
+    /// be used again, since sockets carry them.
+    #[must_use]
+    pub fn armed(&self) -> &[(u64, u32)] {
+        &self.armed
+    }
+
+    /// The cgroup v2 mount.
+    #[must_use]
+    pub fn cgroup_mount(&self) -> &Path {
+        &self.mount
+    }
+
+    /// Arms a workload, or gives an armed one a new plan. When this returns, everything in the cgroup is held.
+    ///
+    /// # Errors
+    /// If the cgroup can't be opened, a map is full or a link can't be made; the workload then is held as far
+    /// as links were made, and nothing of it passes.
+    pub fn arm(&mut self, plan: &WorkloadPlan) -> Result<(), Error> {
+        let (id, dir) = open_cgroup(&plan.cgroup)?;
+        workload::write(&mut self.ebpf, plan)?;
+        table::<u64, u32>(&mut self.ebpf, WORKLOADS)?
+            .insert(id, plan.number, 0)
+            .map_err(|source| Error::map(WORKLOADS, source))?;
+        self.pins
+            .attach((id, dir.as_fd()), WORKLOAD, |name| program(&self.ebpf, name))?;
+        self.armed.retain(|(armed, _)| *armed != id);
+        self.armed.push((id, plan.number));
+        Ok(())
+    }
+
+    /// Lets go of a workload: everything in its cgroup goes out as it likes from now on.
+    ///
+    /// # Errors
+    /// If pins or entries can't be removed.
+    pub fn disarm(&mut self, number: u32) -> Result<(), Error> {
+        let ids: Vec<u64> = self
+            .armed
+            .iter()
+            .filter(|(_, armed)| *armed == number)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in ids {
+            self.pins.detach(id)?;
+            absent_ok(
+                WORKLOADS,
+                table::<u64, u32>(&mut self.ebpf, WORKLOADS)?.remove(&id),
+            )?;
+        }
+        workload::clear(&mut self.ebpf, number)?;
+        self.armed.retain(|(_, armed)| *armed != number);
+        Ok(())
+    }
+
+    /// Tells the kernel that this socket is the agent's, for one workload, in the socket's own network
+    /// namespace. TCP sockets take the workload's connections, UDP sockets its DNS; the family and port are
+    /// read off the socket, which must be bound to 127.0.0.1 or ::1 (and listen, if TCP).
+    ///
+    /// # Errors
+    /// If it is no such socket, or a map can't be written.
+    pub fn mark_listener(&mut self, number: u32, socket: BorrowedFd<'_>) -> Result<(), Error> {
+        let (kind, address) = describe(socket)?;
+        let netns =
+            sys::netns_cookie(socket).map_err(|source| Error::file("read", "SO_NETNS_COOKIE", source))?;
+        let marks = self
+            .ebpf
+            .map_mut(LISTENER_MARKS)
+            .ok_or(Error::NoSuch { name: LISTENER_MARKS })?;
+        let mut marks: SkStorage<_, ListenerMark> = marks
+            .try_into()
+            .map_err(|source| Error::map(LISTENER_MARKS, source))?;
+        marks
+            .insert(
+                &std::os::fd::AsRawFd::as_raw_fd(&socket),
+                ListenerMark { workload: number },
+                0,
+            )
+            .map_err(|source| Error::map(LISTENER_MARKS, source))?;
+        let key = ListenerKey {
+            netns,
+            workload: number,
+            pad: 0,
+        };
+        let mut listeners = table::<ListenerKey, Listener>(&mut self.ebpf, LISTENERS)?;
+        let mut ports = listeners.get(&key, 0).unwrap_or_default();
+        let port = match (kind == Type::STREAM, address.is_ipv4()) {
+            (true, true) => &mut ports.tcp4,
+            (true, false) => &mut ports.tcp6,
+            (false, true) => &mut ports.dns4,
+            (false, false) => &mut ports.dns6,
+        };
+        *port = address.port();
+        listeners
+            .insert(key, ports, 0)
+            .map_err(|source| Error::map(LISTENERS, source))
+    }
+
+    /// The descriptors for a worker.
+    ///
+    /// # Errors
+    /// If descriptors run out.
+    pub fn worker_fds(&self) -> Result<WorkerFds, Error> {
+        Ok(WorkerFds {
+            origins: self.map_fd(ORIGINS)?,
+            liveness: self.map_fd(LIVENESS)?,
+        })
+    }
+
+    fn map_fd(&self, name: &'static str) -> Result<OwnedFd, Error> {
+        let path = self.pins.maps().join(name);
+        sys::obj_get(&path).map_err(|source| Error::file("open the map", path, source))
+    }
+
+    /// The event stream; `None` after the first call.
+    pub fn events(&mut self) -> Option<Events> {
+        self.events.take()
+    }
+
+    /// How often each reason came up since the pins were made, over all CPUs.
+    ///
+    /// # Errors
+    /// If the map can't be read.
+    pub fn counters(&self) -> Result<Vec<(Reason, u64)>, Error> {
+        let map = self.ebpf.map(COUNTERS).ok_or(Error::NoSuch { name: COUNTERS })?;
+        let counters: PerCpuArray<_, u64> = map.try_into().map_err(|source| Error::map(COUNTERS, source))?;
+        Reason::ALL
+            .iter()
+            .map(|reason| {
+                let slots = counters
+                    .get(&(*reason as u32), 0)
+                    .map_err(|source| Error::map(COUNTERS, source))?;
+                Ok((*reason, slots.iter().sum()))
+            })
+            .collect()
+    }
+
+    /// Forgets handshakes that were never completed at the listener's end (client reset, listener's queue
+    /// full) and are older than `age`; says how many. To be called every few seconds.
+    ///
+    /// # Errors
+    /// If the clock or the map can't be read.
+    pub fn sweep_flows(&mut self, age: Duration) -> Result<usize, Error> {
+        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME)
+            .map_err(|errno| Error::file("read", "CLOCK_BOOTTIME", errno.into()))?;
+        let oldest = Duration::from(now).saturating_sub(age).as_nanos();
+        let mut flows = table::<FlowKey, Origin>(&mut self.ebpf, FLOWS)?;
+        // Entries come and go while this walks: one that is skipped is met at the next sweep.
+        let stale: Vec<FlowKey> = flows
+            .iter()
+            .filter_map(Result::ok)
+            .filter(|(_, origin)| u128::from(origin.stamp()) < oldest)
+            .map(|(key, _)| key)
+            .collect();
+        for key in &stale {
+            absent_ok(FLOWS, flows.remove(key))?;
+        }
+        Ok(stale.len())
+    }
+
+    /// Whether every link is still pinned and attached. False means: somebody opened the perimeter.
+    #[must_use]
+    pub fn pins_intact(&self) -> bool {
+        self.pins.are_intact(self.guard, GUARD)
+            && self.pins.are_intact(self.agent, AGENT)
+            && self
+                .armed
+                .iter()
+                .all(|(cgroup, _)| self.pins.are_intact(*cgroup, WORKLOAD))
+    }
+
+    /// Removes every pin: nothing is captured any more. For uninstall and tests.
+    ///
+    /// # Errors
+    /// If a pin can't be removed.
+    pub fn remove(self) -> Result<(), Error> {
+        self.pins.remove()
+    }
+}
+
+fn check_features(options: &LoadOptions) -> Result<(), Error> {
+    let missing = Feature::ALL.iter().find(|feature| {
+        feature.is_required() && (options.missing.contains(feature) || !feature.is_present())
+    });
+    missing.map_or(Ok(()), |feature| Err(Error::Missing { feature: *feature }))
+}
+
+/// Maps of another version must not even be opened by the loader.
+fn check_version(pins: &Pins) -> Result<(), Error> {
+    let path = pins.maps().join(LIVENESS);
+    let pinned = fs::read_dir(pins.maps()).is_ok_and(|mut entries| entries.next().is_some());
+    if !pinned {
+        return Ok(());
+    }
+    let found = MapData::from_pin(&path)
+        .and_then(aya::maps::Map::from_map_data)
+        .and_then(Array::<_, u64>::try_from)
+        .and_then(|map| map.get(&ABI_SLOT, 0))
+        .unwrap_or(0);
+    if found == u64::from(abi::VERSION) {
+        return Ok(());
+    }
+    Err(Error::Version {
+        path: pins.maps(),
+        found,
+        ours: abi::VERSION,
+    })
+}
+
+fn write_version(ebpf: &mut Ebpf) -> Result<(), Error> {
+    let map = ebpf.map_mut(LIVENESS).ok_or(Error::NoSuch { name: LIVENESS })?;
+    let mut map: Array<_, u64> = map.try_into().map_err(|source| Error::map(LIVENESS, source))?;
+    map.set(ABI_SLOT, u64::from(abi::VERSION), 0)
+        .map_err(|source| Error::map(LIVENESS, source))
+}
+
+fn load_object(object: &[u8], options: &LoadOptions, pins: &Pins) -> Result<Ebpf, Error> {
+    let config = kernel_config(options);
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global(CONFIG, &config, true)
+        .map_max_entries(FLOWS, options.max_flows);
+    for name in MAPS {
+        loader.map_pin_path(name, pins.maps().join(name));
+    }
+    let mut ebpf = loader.load(object).map_err(|source| Error::Load {
+        source: Box::new(source),
+    })?;
+    for entry in WORKLOAD.iter().chain(GUARD).chain(AGENT) {
+        let name = entry.program;
+        let program = ebpf.program_mut(name).ok_or(Error::NoSuch { name })?;
+        load_program(program).map_err(|source| Error::Program {
+            program: name,
+            source: Box::new(source),
+        })?;
+    }
+    Ok(ebpf)
+}
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the object holds these four kinds; any other is refused"
+)]
+fn load_program(program: &mut Program) -> Result<(), aya::programs::ProgramError> {
+    match program {
+        Program::CgroupSkb(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::SockOps(program) => program.load(),
+        _ => Err(aya::programs::ProgramError::UnexpectedProgramType),
+    }
+}
+
+fn kernel_config(options: &LoadOptions) -> KernelConfig {
+    let pidns = fs::metadata("/proc/self/ns/pid")
+        .map(|meta| (meta.dev(), meta.ino()))
+        .unwrap_or_default();
+    let pids = match pidns.1 {
+        INITIAL_PIDS => PIDS_INITIAL,
+        0 => PIDS_ABSENT,
+        _ if features::can_translate_pids() => PIDS_TRANSLATED,
+        _ => PIDS_ABSENT,
+    };
+    let offsets = if options.missing.contains(&Feature::TypeInfo) {
+        TaskOffsets::NONE
+    } else {
+        fs::read("/sys/kernel/btf/vmlinux").map_or(TaskOffsets::NONE, |btf| btf::task_offsets(&btf))
+    };
+    KernelConfig {
+        pidns_dev: pidns.0,
+        pidns_ino: pidns.1,
+        liveness_max_ns: u64::try_from(options.liveness_max.as_nanos()).unwrap_or(u64::MAX),
+        workload_level: cgroup::level_below(&options.parent),
+        pids,
+        offsets,
+    }
+}
+
+fn program<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, Error> {
+    let program = ebpf.program(name).ok_or(Error::NoSuch { name })?;
+    let fd = program.fd().map_err(|source| Error::Program {
+        program: name,
+        source: Box::new(source),
+    })?;
+    Ok(fd.as_fd())
+}
+
+fn open_cgroup(path: &Path) -> Result<(u64, File), Error> {
+    let dir = File::open(path).map_err(|source| Error::file("open the cgroup", path, source))?;
+    Ok((cgroup::id(&dir)?, dir))
+}
+
+fn take_events(ebpf: &mut Ebpf) -> Result<Events, Error> {
+    let map = ebpf.take_map(EVENTS).ok_or(Error::NoSuch { name: EVENTS })?;
+    RingBuf::try_from(map)
+        .map(Events::new)
+        .map_err(|source| Error::map(EVENTS, source))
+}
+
+fn describe(socket: BorrowedFd<'_>) -> Result<(Type, std::net::SocketAddr), Error> {
+    let socket = SockRef::from(&socket);
+    let kind = socket
+        .r#type()
+        .map_err(|source| Error::file("inspect", "the listener", source))?;
+    let address = socket
+        .local_addr()
+        .map_err(|source| Error::file("inspect", "the listener", source))?;
+    match address.as_socket() {
+        Some(address) if address.ip().is_loopback() && address.port() != 0 => Ok((kind, address)),
+        _ => Err(Error::NotAListener),
+    }
+}

@@ -1,0 +1,177 @@
+//! The bpf commands that aya has no public call for, and one socket option. Source: include/uapi/linux/bpf.h.
+#![expect(unsafe_code, reason = "raw system calls; each wrapper is safe to call")]
+
+use std::ffi::CString;
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+const OBJ_PIN: libc::c_long = 6;
+const OBJ_GET: libc::c_long = 7;
+const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const LINK_CREATE: libc::c_long = 28;
+const LINK_UPDATE: libc::c_long = 29;
+
+/// `enum bpf_attach_type` for the hooks in use.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u32)]
+pub(super) enum Hook {
+    Ingress = 0,
+    Egress = 1,
+    SockCreate = 2,
+    SockOps = 3,
+    Connect4 = 10,
+    Connect6 = 11,
+    Sendmsg4 = 14,
+    Sendmsg6 = 15,
+    Recvmsg4 = 19,
+    Recvmsg6 = 20,
+    Peername4 = 29,
+    Peername6 = 30,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct Object {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct Link {
+    first: u32,
+    second: u32,
+    hook_or_flags: u32,
+    tail: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct InfoRequest {
+    fd: u32,
+    length: u32,
+    info: u64,
+}
+
+/// The first members of `struct bpf_link_info`, for a cgroup link.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct LinkInfo {
+    kind: u32,
+    id: u32,
+    program: u32,
+    pad: u32,
+    /// Cgroup id; 0 once the cgroup is gone.
+    pub(super) cgroup: u64,
+    hook: u32,
+    tail: u32,
+}
+
+fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<RawFd> {
+    let size = size_of::<T>();
+    // SAFETY: `attributes` is a whole structure of the stated size whose pointers outlive the call.
+    let answer = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attributes, size) };
+    if answer < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    RawFd::try_from(answer).map_err(io::Error::other)
+}
+
+fn owned(fd: RawFd) -> OwnedFd {
+    // SAFETY: the kernel just made this descriptor for us.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+fn raw(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().cast_unsigned()
+}
+
+fn text(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
+}
+
+/// Opens what is pinned at `path`.
+pub(super) fn obj_get(path: &Path) -> io::Result<OwnedFd> {
+    let path = text(path)?;
+    let mut object = Object {
+        path: path.as_ptr() as u64,
+        ..Object::default()
+    };
+    bpf(OBJ_GET, &mut object).map(owned)
+}
+
+/// Pins an object.
+pub(super) fn obj_pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = text(path)?;
+    let mut object = Object {
+        path: path.as_ptr() as u64,
+        fd: raw(fd),
+        flags: 0,
+    };
+    bpf(OBJ_PIN, &mut object).map(drop)
+}
+
+/// Attaches a program to a cgroup; it stays while the link is open or pinned.
+pub(super) fn link_create(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    hook: Hook,
+) -> io::Result<OwnedFd> {
+    let mut link = Link {
+        first: raw(program),
+        second: raw(cgroup),
+        hook_or_flags: hook as u32,
+        tail: 0,
+    };
+    bpf(LINK_CREATE, &mut link).map(owned)
+}
+
+/// Replaces a link's program in one step: no packet sees neither.
+pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut link = Link {
+        first: raw(link),
+        second: raw(program),
+        hook_or_flags: 0,
+        tail: 0,
+    };
+    bpf(LINK_UPDATE, &mut link).map(drop)
+}
+
+/// What a link is attached to.
+pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    let mut info = LinkInfo::default();
+    let mut request = InfoRequest {
+        fd: raw(link),
+        length: u32::try_from(size_of::<LinkInfo>()).map_err(io::Error::other)?,
+        info: (&raw mut info) as u64,
+    };
+    bpf(OBJ_GET_INFO_BY_FD, &mut request)?;
+    Ok(info)
+}
+
+/// Cookie of the network namespace that a socket lives in (since Linux 5.14).
+pub(super) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let mut cookie = 0_u64;
+    let mut length = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;
+    let value = (&raw mut cookie).cast();
+    // SAFETY: a buffer of the stated length.
+    let answer = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            value,
+            &raw mut length,
+        )
+    };
+    if answer == 0 {
+        Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}

@@ -1,0 +1,250 @@
+//! A client for the capture tests: joins a cgroup, does one thing with sockets, prints one line on it.
+//!
+//! `probe CGROUP OPERATION ARGUMENTS...`; prints `ok ...` or `err ERRNO`.
+#![expect(clippy::print_stdout, reason = "the line is the result")]
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::AsRawFd as _;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match run(&arguments) {
+        Ok(line) => println!("ok {line}"),
+        Err(error) => println!(
+            "err {}",
+            error
+                .raw_os_error()
+                .map_or_else(|| error.to_string(), |code| code.to_string())
+        ),
+    }
+}
+
+fn run(arguments: &[String]) -> io::Result<String> {
+    let [cgroup, operation, rest @ ..] = arguments else {
+        return Err(io::Error::other("usage"));
+    };
+    let join = || std::fs::write(format!("{cgroup}/cgroup.procs"), "0");
+    if operation == "enrolled-late" {
+        let socket = tcp(&address(rest, 0)?)?;
+        join()?;
+        return talk(&socket, &address(rest, 0)?.into());
+    }
+    join()?;
+    match operation.as_str() {
+        "tcp" => talk(&tcp(&address(rest, 0)?)?, &address(rest, 0)?.into()),
+        "mapped" => mapped(address(rest, 0)?),
+        "nonblocking" => nonblocking(address(rest, 0)?),
+        "fastopen" => fastopen(address(rest, 0)?),
+        "bound" => bound(address(rest, 0)?, address(rest, 1)?),
+        "device" => device(address(rest, 0)?, text(rest, 1)?),
+        "again" => again(address(rest, 0)?, address(rest, 1)?),
+        "udp-connect" => udp(address(rest, 0)?, true),
+        "udp-send" => udp(address(rest, 0)?, false),
+        "socket" => make(rest),
+        "storm" => storm(rest),
+        "listen" => listen(address(rest, 0)?),
+        "handed" => handed(address(rest, 0)?),
+        _ => Err(io::Error::other("unknown operation")),
+    }
+}
+
+fn text(rest: &[String], index: usize) -> io::Result<&str> {
+    rest.get(index)
+        .map(String::as_str)
+        .ok_or_else(|| io::Error::other("an argument is missing"))
+}
+
+fn address(rest: &[String], index: usize) -> io::Result<SocketAddr> {
+    text(rest, index)?.parse().map_err(io::Error::other)
+}
+
+fn number(rest: &[String], index: usize) -> io::Result<i32> {
+    text(rest, index)?.parse().map_err(io::Error::other)
+}
+
+fn tcp(to: &SocketAddr) -> io::Result<Socket> {
+    Socket::new(Domain::for_address(*to), Type::STREAM, Some(Protocol::TCP))
+}
+
+/// Connects and gives what both ends say: the peer as seen here, and the agent's line.
+fn talk(socket: &Socket, to: &SockAddr) -> io::Result<String> {
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.connect(to)?;
+    answer(socket)
+}
+
+fn answer(socket: &Socket) -> io::Result<String> {
+    let peer = socket
+        .peer_addr()?
+        .as_socket()
+        .ok_or_else(|| io::Error::other("no peer"))?;
+    let mut line = String::new();
+    let mut stream = socket;
+    stream.read_to_string(&mut line)?;
+    Ok(format!("pid={} peer={peer} {line}", std::process::id()))
+}
+
+fn mapped(to: SocketAddr) -> io::Result<String> {
+    let SocketAddr::V4(v4) = to else {
+        return Err(io::Error::other("not IPv4"));
+    };
+    let to = SocketAddr::V6(SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0));
+    talk(
+        &Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?,
+        &to.into(),
+    )
+}
+
+fn nonblocking(to: SocketAddr) -> io::Result<String> {
+    let socket = tcp(&to)?;
+    socket.set_nonblocking(true)?;
+    match socket.connect(&to.into()) {
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+        other => other?,
+    }
+    let fd = std::os::fd::AsFd::as_fd(&socket);
+    let mut polled = [nix::poll::PollFd::new(fd, nix::poll::PollFlags::POLLOUT)];
+    nix::poll::poll(&mut polled, nix::poll::PollTimeout::from(10_000_u16))?;
+    if let Some(error) = socket.take_error()? {
+        return Err(error);
+    }
+    socket.set_nonblocking(false)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    answer(&socket)
+}
+
+fn fastopen(to: SocketAddr) -> io::Result<String> {
+    let socket = tcp(&to)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.send_to_with_flags(b"early", &to.into(), libc::MSG_FASTOPEN)?;
+    answer(&socket)
+}
+
+fn bound(to: SocketAddr, from: SocketAddr) -> io::Result<String> {
+    let socket = tcp(&to)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&from.into())?;
+    talk(&socket, &to.into())
+}
+
+fn device(to: SocketAddr, name: &str) -> io::Result<String> {
+    let socket = tcp(&to)?;
+    socket.bind_device(Some(name.as_bytes()))?;
+    talk(&socket, &to.into())
+}
+
+/// Connects, dissolves the association with AF_UNSPEC, connects elsewhere.
+fn again(first: SocketAddr, second: SocketAddr) -> io::Result<String> {
+    let socket = tcp(&first)?;
+    let one = talk(&socket, &first.into())?;
+    dissolve(&socket)?;
+    Ok(format!("{one}|{}", talk(&socket, &second.into())?))
+}
+
+#[expect(unsafe_code, reason = "no safe wrapper makes an AF_UNSPEC address")]
+fn dissolve(socket: &Socket) -> io::Result<()> {
+    let nobody = libc::sockaddr {
+        sa_family: 0,
+        sa_data: [0; 14],
+    };
+    let length = libc::socklen_t::try_from(size_of::<libc::sockaddr>()).map_err(io::Error::other)?;
+    // SAFETY: a whole sockaddr of the stated length.
+    let answer = unsafe { libc::connect(socket.as_raw_fd(), &raw const nobody, length) };
+    if answer == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+fn udp(to: SocketAddr, connect: bool) -> io::Result<String> {
+    let any: SocketAddr = if to.is_ipv4() {
+        ([0; 4], 0).into()
+    } else {
+        (Ipv6Addr::UNSPECIFIED, 0).into()
+    };
+    let socket = std::net::UdpSocket::bind(any)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    if connect {
+        socket.connect(to)?;
+        socket.send(b"question")?;
+    } else {
+        socket.send_to(b"question", to)?;
+    }
+    let mut buffer = [0; 64];
+    let (length, from) = socket.recv_from(&mut buffer)?;
+    let peer = socket
+        .peer_addr()
+        .map_or_else(|_| "none".into(), |peer| peer.to_string());
+    Ok(format!(
+        "from={from} peer={peer} {}",
+        String::from_utf8_lossy(buffer.get(..length).unwrap_or_default())
+    ))
+}
+
+fn make(rest: &[String]) -> io::Result<String> {
+    let (domain, kind, protocol) = (number(rest, 0)?, number(rest, 1)?, number(rest, 2)?);
+    Socket::new(domain.into(), kind.into(), Some(protocol.into()))?;
+    Ok(String::new())
+}
+
+/// `storm THREADS EACH WORKLOAD`: every connection has a destination of its own, which the agent must name.
+fn storm(rest: &[String]) -> io::Result<String> {
+    let (threads, each, workload) = (number(rest, 0)?, number(rest, 1)?, number(rest, 2)?);
+    let workers: Vec<_> = (0..threads)
+        .map(|thread| std::thread::spawn(move || storm_thread(thread, each, workload)))
+        .collect();
+    let mut total = (0, 0);
+    for worker in workers {
+        let (answered, reset) = worker
+            .join()
+            .map_err(|_panic| io::Error::other("a thread failed"))??;
+        total = (total.0 + answered, total.1 + reset);
+    }
+    Ok(format!("{} {}", total.0, total.1))
+}
+
+fn storm_thread(thread: i32, each: i32, workload: i32) -> io::Result<(u32, u32)> {
+    let part = |value: i32| u8::try_from(value & 0xff).map_err(io::Error::other);
+    let mut counts = (0, 0);
+    for turn in 0..each {
+        let to = SocketAddr::from(([198, 18 + part(workload)?, part(thread)?, part(turn)?], 443));
+        let socket = tcp(&to)?;
+        if turn % 10 == 9 {
+            socket.connect(&to.into())?;
+            socket.set_linger(Some(Duration::ZERO))?;
+            counts.1 += 1;
+            continue;
+        }
+        let said = talk(&socket, &to.into())?;
+        if !said.contains(&format!("workload={workload} ")) || !said.contains(&format!("dst={to} ")) {
+            return Err(io::Error::other(format!(
+                "{to} of {workload} was taken for: {said}"
+            )));
+        }
+        counts.0 += 1;
+    }
+    Ok(counts)
+}
+
+/// Listens, says so, waits for one connection and answers it.
+fn listen(on: SocketAddr) -> io::Result<String> {
+    let listener = std::net::TcpListener::bind(on)?;
+    println!("listening");
+    io::stdout().flush()?;
+    let (mut stream, _) = listener.accept()?;
+    stream.write_all(b"served")?;
+    Ok("served".into())
+}
+
+/// Connects with the socket that standard input is: made by another.
+fn handed(to: SocketAddr) -> io::Result<String> {
+    let fd = std::os::fd::AsFd::as_fd(&io::stdin()).try_clone_to_owned()?;
+    talk(&Socket::from(fd), &to.into())
+}
