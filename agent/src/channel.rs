@@ -148,21 +148,12 @@ pub struct Start {
     pub upstream_roots: Vec<Vec<u8>>,
     /// Resolvers to ask for upstream names, in order of preference.
     pub resolvers: Vec<SocketAddr>,
-    /// Resolver search is off: names go out as written. Entries of the hosts file that the supervisor read.
-    pub hosts: Vec<HostEntry>,
+    /// The text of the host's hosts file.
+    pub hosts: String,
     /// Whether records keep query values.
     pub query_values: bool,
     /// Calls that one workload may have under way.
     pub slots_per_workload: u32,
-}
-
-/// A line of the host's own host table.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct HostEntry {
-    /// The name.
-    pub host: HostName,
-    /// Its addresses.
-    pub addresses: Vec<std::net::IpAddr>,
 }
 
 /// The limits of DESIGN.md section 6; times in milliseconds, sizes in bytes.

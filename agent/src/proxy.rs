@@ -64,8 +64,8 @@ pub struct Shared {
     pub origins: ebpf::maps::Origins,
     /// The supervisor, for what only it may look at.
     pub supervisor: channel::worker::Client,
-    /// Names to addresses, for plain HTTP and tunnels.
-    pub resolver: dns::resolver::Resolver,
+    /// Where names are looked up, for plain HTTP and tunnels.
+    pub names: dns::resolver::Settings,
     /// How much of everything.
     pub limits: Limits,
 }
@@ -76,6 +76,7 @@ pub struct DataThread {
     shared: Arc<Shared>,
     pool: Pool,
     tracker: Rc<Tracker>,
+    resolver: dns::resolver::Resolver,
     figures: Arc<Figures>,
     draining: CancellationToken,
     connectors: RefCell<HashMap<WorkloadName, tls::upstream::Connector>>,
@@ -85,18 +86,22 @@ pub struct DataThread {
 pub const SWEEP: Duration = Duration::from_secs(5);
 
 impl DataThread {
-    /// An idle thread.
-    #[must_use]
-    pub fn new(shared: Arc<Shared>, figures: Arc<Figures>) -> Rc<Self> {
+    /// An idle thread; to be made on its own runtime.
+    ///
+    /// # Errors
+    /// If names can't be looked up as the settings say.
+    pub fn new(shared: Arc<Shared>, figures: Arc<Figures>) -> Result<Rc<Self>, dns::Error> {
         let limits = PoolLimits { idle_per_key: 64, idle: Duration::from_secs(50) };
-        Rc::new(Self {
+        let resolver = dns::resolver::Resolver::new(&shared.names)?;
+        Ok(Rc::new(Self {
             shared,
+            resolver,
             pool: Pool::new(limits),
             tracker: Rc::default(),
             figures,
             draining: CancellationToken::new(),
             connectors: RefCell::default(),
-        })
+        }))
     }
 
     /// Puts every live call to the current policy.

@@ -20,7 +20,8 @@ use crate::channel::{self, CredentialState, FrameError, ListenerInfo, PolicySour
 use crate::credential::secret::Secret;
 use crate::credential::source::{Update, Value};
 use crate::credential::store::Store as Credentials;
-use crate::dns::resolver::Resolver;
+use crate::dns;
+use crate::dns::resolver::Settings as Names;
 use crate::ebpf::maps::{Liveness, Origins};
 use crate::identity::WorkloadName;
 use crate::net::listener::{self, Quota};
@@ -56,6 +57,9 @@ pub enum Error {
     /// The kernel's maps can't be used.
     #[error("the kernel's maps can't be used: {0}")]
     Kernel(#[from] crate::ebpf::Error),
+    /// Names can't be looked up.
+    #[error("names can't be looked up: {0}")]
+    Names(#[from] dns::Error),
     /// The in-flight table can't be used.
     #[error("the in-flight table can't be used: {0}")]
     InFlight(#[from] audit::inflight::Error),
@@ -145,7 +149,7 @@ impl Worker {
             roots: tls::upstream::Roots::from_der(&start.upstream_roots)?,
             origins: Origins::new(descriptors.origins)?,
             supervisor: client.clone(),
-            resolver: Resolver::new(&start.resolvers, &start.hosts),
+            names: Names { resolvers: start.resolvers.clone(), hosts: start.hosts.clone() },
             limits: Limits::from(start.limits.clone()),
         });
         let threads = DataThreads::start(usize::from(start.threads.max(1)), &shared)?;
@@ -185,7 +189,7 @@ impl Worker {
     /// here all the same, the last policy stays.
     async fn set_policy(&mut self, generation: u64, sources: Vec<PolicySource>) -> Result<(), Error> {
         let sources: Vec<Source> =
-            sources.into_iter().map(|source| Source { name: source.name, text: source.text }).collect();
+            sources.into_iter().map(|source| Source { name: source.name.into(), text: source.text.into() }).collect();
         match Policy::compile(&sources) {
             Ok(policy) => {
                 self.shared.credentials.configure(policy.credentials().cloned());

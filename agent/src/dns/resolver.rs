@@ -7,16 +7,13 @@
 mod tests;
 
 use std::fmt;
-use std::fs::File;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_resolver::config::{
     ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
 };
-use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::op::Query;
 use hickory_resolver::proto::rr::{Name, RecordType};
@@ -26,6 +23,8 @@ use crate::addr::HostName;
 
 use super::Error;
 
+/// Where resolvers listen.
+const DNS_PORT: u16 = 53;
 /// All of one lookup, retries included.
 const LIMIT: Duration = Duration::from_secs(10);
 /// One question to one resolver.
@@ -35,31 +34,53 @@ const CACHE: u64 = 1024;
 /// No answer is kept longer, whatever its TTL.
 const MAX_TTL: Duration = Duration::from_secs(3600);
 
+/// The hosts file.
+const HOSTS: &str = "/etc/hosts";
+
 /// Where names are looked up.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Settings {
-    /// Resolvers to ask; if empty, those of `/etc/resolv.conf`.
+    /// Resolvers to ask; none if empty.
     pub resolvers: Vec<SocketAddr>,
-    /// The hosts file; `None` to use none.
-    pub hosts: Option<PathBuf>,
+    /// The text of the hosts file.
+    pub hosts: String,
 }
 
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            resolvers: Vec::new(),
-            hosts: Some("/etc/hosts".into()),
+impl Settings {
+    /// The operator's resolvers (those of `/etc/resolv.conf` if there are none) and the host's own hosts file.
+    ///
+    /// # Errors
+    /// If the hosts file is there and can't be read. A host without resolvers has its hosts file.
+    pub fn of_host(resolvers: &[SocketAddr]) -> Result<Self, Error> {
+        let hosts = match std::fs::read_to_string(HOSTS) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(source) => return Err(Error::Hosts { path: HOSTS.into(), source }),
+        };
+        let resolvers = if resolvers.is_empty() { of_resolv_conf() } else { resolvers.to_vec() };
+        Ok(Self { resolvers, hosts })
+    }
+}
+
+fn of_resolv_conf() -> Vec<SocketAddr> {
+    match hickory_resolver::system_conf::read_system_conf() {
+        Ok((config, _options)) => {
+            config.name_servers().iter().map(|server| SocketAddr::new(server.ip, DNS_PORT)).collect()
+        }
+        Err(error) => {
+            tracing::warn!(%error, "/etc/resolv.conf names no resolver; only the hosts file is used");
+            Vec::new()
         }
     }
 }
 
 /// Looks names up, and keeps the answers as long as they are good.
 ///
-/// Its files are read when it is made (before the sandbox closes): make a new one after they change. Clones
-/// share cache and sockets, whose tasks run on the runtime that first asked: make one for each runtime.
+/// Reads no file: it lives in the sandbox. Clones share cache and sockets, whose tasks run on the runtime that
+/// first asked: make one for each runtime.
 #[derive(Clone)]
 pub struct Resolver {
-    resolver: TokioResolver,
+    resolver: Option<TokioResolver>,
     hosts: Arc<Hosts>,
 }
 
@@ -73,27 +94,13 @@ impl Resolver {
     /// Reads the system's files as far as `settings` say so.
     ///
     /// # Errors
-    /// [`Error::Hosts`], [`Error::Setup`]. A hosts file that does not exist counts as empty.
+    /// If the text of the hosts file or a resolver's address makes no sense.
     pub fn new(settings: &Settings) -> Result<Self, Error> {
-        let hosts = settings
-            .hosts
-            .as_deref()
-            .map_or_else(|| Ok(Hosts::default()), read_hosts)?;
-        let setup = |error: NetError| Error::Setup {
-            detail: error.to_string(),
-        };
-        let provider = TokioRuntimeProvider::default();
-        let mut builder = if settings.resolvers.is_empty() {
-            TokioResolver::builder(provider).map_err(setup)?
-        } else {
-            let servers = settings.resolvers.iter().map(server).collect();
-            TokioResolver::builder_with_config(ResolverConfig::from_name_servers(servers), provider)
-        };
-        set_options(builder.options_mut());
-        Ok(Self {
-            resolver: builder.build().map_err(setup)?,
-            hosts: Arc::new(hosts),
-        })
+        let setup = |detail: String| Error::Setup { detail };
+        let mut hosts = Hosts::default();
+        hosts.read_hosts_conf(settings.hosts.as_bytes()).map_err(|error| setup(error.to_string()))?;
+        let resolver = if settings.resolvers.is_empty() { None } else { Some(asking(&settings.resolvers)?) };
+        Ok(Self { resolver, hosts: Arc::new(hosts) })
     }
 
     /// The name's addresses, at least one, v4 and v6 as they come.
@@ -111,7 +118,10 @@ impl Resolver {
         if !listed.is_empty() {
             return Ok(listed);
         }
-        let found = match tokio::time::timeout(LIMIT, self.resolver.lookup_ip(name)).await {
+        let Some(resolver) = &self.resolver else {
+            return Err(Error::NotFound { host: host.clone() });
+        };
+        let found = match tokio::time::timeout(LIMIT, resolver.lookup_ip(name)).await {
             Ok(Ok(found)) => found,
             Ok(Err(error)) if error.is_no_records_found() => {
                 return Err(Error::NotFound { host: host.clone() });
@@ -148,20 +158,12 @@ impl Resolver {
     }
 }
 
-fn read_hosts(path: &Path) -> Result<Hosts, Error> {
-    let failed = |source| Error::Hosts {
-        path: path.into(),
-        source,
-    };
-    let mut hosts = Hosts::default();
-    match File::open(path) {
-        Ok(file) => hosts
-            .read_hosts_conf(file)
-            .map_err(|error| failed(std::io::Error::other(error)))?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(error)),
-    }
-    Ok(hosts)
+fn asking(resolvers: &[SocketAddr]) -> Result<TokioResolver, Error> {
+    let servers = resolvers.iter().map(server).collect();
+    let config = ResolverConfig::from_name_servers(servers);
+    let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+    set_options(builder.options_mut());
+    builder.build().map_err(|error| Error::Setup { detail: error.to_string() })
 }
 
 fn server(address: &SocketAddr) -> NameServerConfig {

@@ -64,9 +64,8 @@ pub(super) async fn connect_resolved(
 async fn resolve(thread: &DataThread, permit: &Permit) -> Result<UpstreamAddr, Failure> {
     let authority = permit.authority();
     let addresses = thread
-        .shared
         .resolver
-        .lookup(&authority.host)
+        .addresses(&authority.host)
         .await
         .map_err(|error| Failure::upstream(UpstreamFault::Resolve, &error))?;
     // Every address has to be allowed: a name that also points inside is a name that is being rebound.

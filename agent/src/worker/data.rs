@@ -109,7 +109,13 @@ impl Thread {
 }
 
 async fn serve(shared: Arc<Shared>, figures: Arc<Figures>, mut orders: UnboundedReceiver<Order>) {
-    let thread = DataThread::new(shared, Arc::clone(&figures));
+    let thread = match DataThread::new(shared, Arc::clone(&figures)) {
+        Ok(thread) => thread,
+        Err(error) => {
+            tracing::error!(%error, "a data thread can't start");
+            return;
+        }
+    };
     let mut beat = tokio::time::interval(BEAT);
     let mut sweep = tokio::time::interval(proxy::SWEEP);
     let deadline = loop {
