@@ -21,7 +21,7 @@ pub(crate) struct Own {
 
 /// connect() on a TCP or UDP socket.
 #[inline(always)]
-pub(crate) fn connect(ctx: &SockAddr) -> Verdict {
+pub(crate) fn connect<const V6: bool>(ctx: &SockAddr<V6>) -> Verdict {
     let own = match own(ctx) {
         Ok(own) => own,
         Err(refusal) => return refusal,
@@ -56,14 +56,14 @@ fn may_dial(listener: &Listener, workload: u32, port: u16) -> bool {
 
 /// Both the socket and its caller belong to one workload, and the agent lives.
 #[inline(always)]
-pub(crate) fn own(ctx: &SockAddr) -> Result<Own, Verdict> {
+pub(crate) fn own<const V6: bool>(ctx: &SockAddr<V6>) -> Result<Own, Verdict> {
     let caller = ctx::caller_workload();
     let mark = ctx::storage(&maps::SOCKETS, ctx.sk());
     if mark.is_null() {
-        return Err(event::refused(ctx, caller.unwrap_or(0), Reason::UnmarkedSocket));
+        return Err(event::refused(ctx, caller, Reason::UnmarkedSocket));
     }
     let workload = ctx::marked_workload(mark);
-    if caller != Some(workload) {
+    if caller != workload {
         return Err(event::refused(ctx, workload, Reason::ForeignSocket));
     }
     if !is_agent_alive() {
@@ -80,7 +80,7 @@ fn is_agent_alive() -> bool {
 }
 
 #[inline(always)]
-fn direct(ctx: &SockAddr, own: &Own) -> Verdict {
+fn direct<const V6: bool>(ctx: &SockAddr<V6>, own: &Own) -> Verdict {
     ctx::note_turn(own.mark, &[0; 16], 0, 0);
     event::direct(ctx, own.workload);
     Verdict::Pass
@@ -88,7 +88,7 @@ fn direct(ctx: &SockAddr, own: &Own) -> Verdict {
 
 /// Notes where the call meant to go and rewrites it to the agent's port, if the agent holds that.
 #[inline(always)]
-pub(crate) fn turn(ctx: &SockAddr, own: &Own, listener: &Listener, udp: bool) -> Verdict {
+pub(crate) fn turn<const V6: bool>(ctx: &SockAddr<V6>, own: &Own, listener: &Listener, udp: bool) -> Verdict {
     let (addr, port) = (ctx.addr(), ctx.port());
     let v4 = ctx::is_v4(&addr);
     let ours = match (v4, udp) {

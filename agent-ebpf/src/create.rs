@@ -15,9 +15,10 @@ const ENOMEM: i32 = 12;
 pub(crate) fn create(ctx: &SockContext) -> i32 {
     const STREAM: u32 = 1;
     const DATAGRAM: u32 = 2;
-    let Some(workload) = ctx::caller_workload() else {
+    let workload = ctx::caller_workload();
+    if workload == maps::NO_WORKLOAD {
         return 1;
-    };
+    }
     let (kind, protocol) = ctx::socket_kind(ctx);
     let known = (kind == STREAM && protocol == u32::from(flow::TCP))
         || (kind == DATAGRAM && protocol == u32::from(flow::UDP));

@@ -14,6 +14,8 @@ use aya_ebpf::helpers::generated as helpers;
 use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockOpsContext};
 use callgate_common::{Origin, SocketMark};
 
+use crate::maps::NO_WORKLOAD;
+
 /// `::ffff:0:0/96`: an IPv4 address in its 16 byte form.
 const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
 const LOOPBACK6: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
@@ -22,12 +24,12 @@ const ETH_IPV4: u16 = 0x0800;
 /// Ethernet protocol number of IPv6.
 const ETH_IPV6: u16 = 0x86dd;
 
-/// Which of a pair of hooks this is: known when the program is compiled.
+/// The IP version of a packet.
 #[derive(Clone, Copy, Eq, PartialEq)]
 pub(crate) enum Family {
-    /// The hook for IPv4 addresses.
+    /// IPv4.
     V4,
-    /// The hook for IPv6 addresses, v4-mapped ones included.
+    /// IPv6.
     V6,
 }
 
@@ -74,26 +76,18 @@ fn from_words(words: [u32; 4]) -> [u8; 16] {
     addr
 }
 
-/// The context of the connect, sendmsg, recvmsg and getpeername hooks.
-pub(crate) struct SockAddr {
+/// The context of the connect, sendmsg, recvmsg and getpeername hooks. The family is a constant of the type:
+/// were it a value, the compiler would merge the reads of both address fields behind one pointer, which the
+/// verifier refuses.
+pub(crate) struct SockAddr<const V6: bool> {
     raw: *mut bpf_sock_addr,
-    family: Family,
 }
 
-impl SockAddr {
+impl<const V6: bool> SockAddr<V6> {
     /// Wraps the hook's context.
     #[inline(always)]
-    pub(crate) fn new(ctx: SockAddrContext, family: Family) -> Self {
-        Self {
-            raw: ctx.sock_addr,
-            family,
-        }
-    }
-
-    /// The hook's family.
-    #[inline(always)]
-    pub(crate) fn family(&self) -> Family {
-        self.family
+    pub(crate) fn new(ctx: SockAddrContext) -> Self {
+        Self { raw: ctx.sock_addr }
     }
 
     /// The socket.
@@ -108,13 +102,12 @@ impl SockAddr {
     /// The address in its 16 byte form.
     #[inline(always)]
     pub(crate) fn addr(&self) -> [u8; 16] {
-        match self.family {
-            // SAFETY: a context field.
-            Family::V4 => {
-                mapped(unsafe { core::ptr::read_volatile(&raw const (*self.raw).user_ip4) }.to_ne_bytes())
-            }
-            Family::V6 => from_words([self.word6(0), self.word6(1), self.word6(2), self.word6(3)]),
+        if V6 {
+            return from_words([self.word6(0), self.word6(1), self.word6(2), self.word6(3)]);
         }
+        // SAFETY: a context field.
+        let v4 = unsafe { core::ptr::read_volatile(&raw const (*self.raw).user_ip4) };
+        mapped(v4.to_ne_bytes())
     }
 
     #[inline(always)]
@@ -141,17 +134,14 @@ impl SockAddr {
     /// Replaces address and port. The v4 hook takes the last four bytes only.
     #[inline(always)]
     pub(crate) fn set(&self, addr: &[u8; 16], port: u16) {
-        match self.family {
-            Family::V4 => {
-                // SAFETY: a context field that the hook may write.
-                unsafe { core::ptr::write_volatile(&raw mut (*self.raw).user_ip4, word(addr, 12)) };
-            }
-            Family::V6 => {
-                self.set_word6(0, word(addr, 0));
-                self.set_word6(1, word(addr, 4));
-                self.set_word6(2, word(addr, 8));
-                self.set_word6(3, word(addr, 12));
-            }
+        if V6 {
+            self.set_word6(0, word(addr, 0));
+            self.set_word6(1, word(addr, 4));
+            self.set_word6(2, word(addr, 8));
+            self.set_word6(3, word(addr, 12));
+        } else {
+            // SAFETY: a context field that the hook may write.
+            unsafe { core::ptr::write_volatile(&raw mut (*self.raw).user_ip4, word(addr, 12)) };
         }
         // SAFETY: a context field that the hook may write.
         unsafe { core::ptr::write_volatile(&raw mut (*self.raw).user_port, u32::from(port.to_be())) };
@@ -308,16 +298,16 @@ pub(crate) fn set_retval(errno: i32) {
     unsafe { helpers::bpf_set_retval(errno) };
 }
 
-/// The workload of the calling task.
+/// The workload of the calling task; [`NO_WORKLOAD`] if it is not managed.
 #[inline(always)]
-pub(crate) fn caller_workload() -> Option<u32> {
+pub(crate) fn caller_workload() -> u32 {
     // SAFETY: no pointers.
     find_workload(|level| unsafe { helpers::bpf_get_current_ancestor_cgroup_id(level) })
 }
 
 /// The first ancestor that is a workload, at the known level or by search.
 #[inline(always)]
-fn find_workload(ancestor: impl Fn(i32) -> u64) -> Option<u32> {
+fn find_workload(ancestor: impl Fn(i32) -> u64) -> u32 {
     /// Deeper parents than this are refused by the loader.
     const DEEPEST: i32 = 16;
     let level = crate::config::workload_level() as i32;
@@ -326,14 +316,12 @@ fn find_workload(ancestor: impl Fn(i32) -> u64) -> Option<u32> {
     }
     for level in 1..=DEEPEST {
         let id = ancestor(level);
-        if id == 0 {
-            return None;
-        }
-        if let Some(workload) = crate::maps::workload(id) {
-            return Some(workload);
+        let workload = crate::maps::workload(id);
+        if id == 0 || workload != NO_WORKLOAD {
+            return workload;
         }
     }
-    None
+    NO_WORKLOAD
 }
 
 /// CLOCK_MONOTONIC in ns.
@@ -453,9 +441,9 @@ impl Packet {
         }
     }
 
-    /// The workload of the packet's socket.
+    /// The workload of the packet's socket; [`NO_WORKLOAD`] if it is not managed.
     #[inline(always)]
-    pub(crate) fn workload(&self) -> Option<u32> {
+    pub(crate) fn workload(&self) -> u32 {
         // SAFETY: the context.
         find_workload(|level| unsafe { helpers::bpf_skb_ancestor_cgroup_id(self.raw(), level) })
     }

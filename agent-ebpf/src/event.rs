@@ -12,14 +12,14 @@ const SECOND_NS: u64 = 1_000_000_000;
 
 /// Counts and reports a refused call.
 #[inline(always)]
-pub(crate) fn refused(ctx: &SockAddr, workload: u32, reason: Reason) -> Verdict {
+pub(crate) fn refused<const V6: bool>(ctx: &SockAddr<V6>, workload: u32, reason: Reason) -> Verdict {
     send(workload, reason, |to| origin::fill(to, ctx, workload));
     Verdict::Refuse(reason)
 }
 
 /// Counts and reports a connection that passes in the kernel.
 #[inline(always)]
-pub(crate) fn direct(ctx: &SockAddr, workload: u32) {
+pub(crate) fn direct<const V6: bool>(ctx: &SockAddr<V6>, workload: u32) {
     send(workload, Reason::Direct, |to| origin::fill(to, ctx, workload));
 }
 

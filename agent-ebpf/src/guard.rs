@@ -12,10 +12,11 @@ use crate::verdict::Verdict;
 
 /// Whether the caller may use the socket at all.
 #[inline(always)]
-pub(crate) fn guard(ctx: &SockAddr) -> Verdict {
-    let Some(workload) = ctx::caller_workload() else {
+pub(crate) fn guard<const V6: bool>(ctx: &SockAddr<V6>) -> Verdict {
+    let workload = ctx::caller_workload();
+    if workload == maps::NO_WORKLOAD {
         return Verdict::Pass;
-    };
+    }
     let mark = ctx::storage(&maps::SOCKETS, ctx.sk());
     if mark.is_null() {
         return event::refused(ctx, workload, Reason::UnmarkedSocket);

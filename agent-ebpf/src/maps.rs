@@ -13,6 +13,9 @@ use callgate_common::{
 /// Entries are made as needed: the large tables stay small on a quiet host.
 const NO_PREALLOC: usize = 1;
 
+/// No workload has this number.
+pub(crate) const NO_WORKLOAD: u32 = 0;
+
 /// Cgroup id to workload number. Written by the agent.
 #[btf_map]
 static WORKLOADS: HashMap<u64, u32, MAX_WORKLOADS> = HashMap::new();
@@ -53,11 +56,15 @@ static EVENT_BUDGETS: HashMap<u32, EventBudget, MAX_WORKLOADS> = HashMap::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<u64, SLOTS> = PerCpuArray::new();
 
-/// The workload whose slice has this cgroup id.
+/// The workload whose slice has this cgroup id; [`NO_WORKLOAD`] if none. A plain number, since copying an
+/// `Option` reads a payload that is not there, which the verifier refuses.
 #[inline(always)]
-pub(crate) fn workload(cgroup_id: u64) -> Option<u32> {
-    // SAFETY: a u32 that is read at once; the agent replaces entries whole.
-    unsafe { WORKLOADS.get(cgroup_id) }.copied()
+pub(crate) fn workload(cgroup_id: u64) -> u32 {
+    match WORKLOADS.get_ptr(cgroup_id) {
+        // SAFETY: a live map value; the agent replaces entries whole.
+        Some(number) => unsafe { *number },
+        None => NO_WORKLOAD,
+    }
 }
 
 /// The agent's ports for a workload in a network namespace.

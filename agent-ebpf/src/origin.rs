@@ -16,7 +16,7 @@ use crate::{config, maps};
 
 /// Takes the caller's facts into the socket's storage; false when memory is short.
 #[inline(always)]
-pub(crate) fn keep(ctx: &SockAddr, workload: u32) -> bool {
+pub(crate) fn keep<const V6: bool>(ctx: &SockAddr<V6>, workload: u32) -> bool {
     let origin = ctx::make_storage(&maps::ORIGINS, ctx.sk(), core::ptr::null());
     if origin.is_null() {
         return false;
@@ -27,7 +27,7 @@ pub(crate) fn keep(ctx: &SockAddr, workload: u32) -> bool {
 
 /// Fills every byte of `origin`, which must be a whole writable [`Origin`].
 #[inline(always)]
-pub(crate) fn fill(origin: *mut Origin, ctx: &SockAddr, workload: u32) {
+pub(crate) fn fill<const V6: bool>(origin: *mut Origin, ctx: &SockAddr<V6>, workload: u32) {
     // SAFETY: the caller gives a whole value.
     unsafe { origin.write(Origin::EMPTY) };
     // SAFETY: just written, and no other reference to it in this program.

@@ -26,9 +26,10 @@ struct Headers {
 /// A packet that leaves.
 #[inline(always)]
 pub(crate) fn egress(packet: &Packet) -> i32 {
-    let Some(workload) = packet.workload() else {
+    let workload = packet.workload();
+    if workload == maps::NO_WORKLOAD {
         return PASS;
-    };
+    }
     let Some(headers) = read(packet) else {
         return drop_packet(packet, workload, None, Reason::Egress);
     };
@@ -52,9 +53,10 @@ pub(crate) fn egress(packet: &Packet) -> i32 {
 /// A packet that arrives.
 #[inline(always)]
 pub(crate) fn ingress(packet: &Packet) -> i32 {
-    let Some(workload) = packet.workload() else {
+    let workload = packet.workload();
+    if workload == maps::NO_WORKLOAD {
         return PASS;
-    };
+    }
     let Some(headers) = read(packet) else {
         return drop_packet(packet, workload, None, Reason::Ingress);
     };

@@ -1,11 +1,11 @@
 //! What the process sees as its peer is what it dialled.
 
-use crate::ctx::{self, Family, SockAddr};
+use crate::ctx::{self, SockAddr};
 use crate::maps;
 
 /// Gives back the original destination where the peer is the agent. These hooks may only answer 1.
 #[inline(always)]
-pub(crate) fn restore(ctx: &SockAddr) -> i32 {
+pub(crate) fn restore<const V6: bool>(ctx: &SockAddr<V6>) -> i32 {
     let mark = ctx::storage(&maps::SOCKETS, ctx.sk());
     if mark.is_null() {
         return 1;
@@ -15,7 +15,7 @@ pub(crate) fn restore(ctx: &SockAddr) -> i32 {
         return 1;
     }
     // After IPV6_ADDRFORM the v4 hook runs on what may be a v6 record.
-    if ctx.family() == Family::V4 && !ctx::is_v4(&addr) {
+    if !V6 && !ctx::is_v4(&addr) {
         return 1;
     }
     ctx.set(&addr, port);

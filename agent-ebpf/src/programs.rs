@@ -3,7 +3,7 @@
 use aya_ebpf::macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, sock_ops};
 use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockContext, SockOpsContext};
 
-use crate::ctx::{Family, Packet, SockAddr};
+use crate::ctx::{Packet, SockAddr};
 use crate::{connect, create, established, guard, packet, peername, sendmsg};
 
 /// A socket is made.
@@ -15,73 +15,73 @@ pub(crate) fn cg_create(ctx: SockContext) -> i32 {
 /// connect() to an IPv4 address.
 #[cgroup_sock_addr(connect4)]
 pub(crate) fn cg_connect4(ctx: SockAddrContext) -> i32 {
-    connect::connect(&SockAddr::new(ctx, Family::V4)).code()
+    connect::connect(&SockAddr::<false>::new(ctx)).code()
 }
 
 /// connect() to an IPv6 or v4-mapped address.
 #[cgroup_sock_addr(connect6)]
 pub(crate) fn cg_connect6(ctx: SockAddrContext) -> i32 {
-    connect::connect(&SockAddr::new(ctx, Family::V6)).code()
+    connect::connect(&SockAddr::<true>::new(ctx)).code()
 }
 
 /// sendto() and sendmsg() with an IPv4 address.
 #[cgroup_sock_addr(sendmsg4)]
 pub(crate) fn cg_sendmsg4(ctx: SockAddrContext) -> i32 {
-    sendmsg::sendmsg(&SockAddr::new(ctx, Family::V4)).code()
+    sendmsg::sendmsg(&SockAddr::<false>::new(ctx)).code()
 }
 
 /// sendto() and sendmsg() with an IPv6 address.
 #[cgroup_sock_addr(sendmsg6)]
 pub(crate) fn cg_sendmsg6(ctx: SockAddrContext) -> i32 {
-    sendmsg::sendmsg(&SockAddr::new(ctx, Family::V6)).code()
+    sendmsg::sendmsg(&SockAddr::<true>::new(ctx)).code()
 }
 
 /// The source address that recvfrom() shows.
 #[cgroup_sock_addr(recvmsg4)]
 pub(crate) fn cg_recvmsg4(ctx: SockAddrContext) -> i32 {
-    peername::restore(&SockAddr::new(ctx, Family::V4))
+    peername::restore(&SockAddr::<false>::new(ctx))
 }
 
 /// The source address that recvfrom() shows on an IPv6 socket.
 #[cgroup_sock_addr(recvmsg6)]
 pub(crate) fn cg_recvmsg6(ctx: SockAddrContext) -> i32 {
-    peername::restore(&SockAddr::new(ctx, Family::V6))
+    peername::restore(&SockAddr::<true>::new(ctx))
 }
 
 /// What getpeername() shows.
 #[cgroup_sock_addr(getpeername4)]
 pub(crate) fn cg_peername4(ctx: SockAddrContext) -> i32 {
-    peername::restore(&SockAddr::new(ctx, Family::V4))
+    peername::restore(&SockAddr::<false>::new(ctx))
 }
 
 /// What getpeername() shows on an IPv6 socket.
 #[cgroup_sock_addr(getpeername6)]
 pub(crate) fn cg_peername6(ctx: SockAddrContext) -> i32 {
-    peername::restore(&SockAddr::new(ctx, Family::V6))
+    peername::restore(&SockAddr::<true>::new(ctx))
 }
 
 /// connect() below the guarded cgroup.
 #[cgroup_sock_addr(connect4)]
 pub(crate) fn gd_connect4(ctx: SockAddrContext) -> i32 {
-    guard::guard(&SockAddr::new(ctx, Family::V4)).code()
+    guard::guard(&SockAddr::<false>::new(ctx)).code()
 }
 
 /// connect() below the guarded cgroup.
 #[cgroup_sock_addr(connect6)]
 pub(crate) fn gd_connect6(ctx: SockAddrContext) -> i32 {
-    guard::guard(&SockAddr::new(ctx, Family::V6)).code()
+    guard::guard(&SockAddr::<true>::new(ctx)).code()
 }
 
 /// sendto() below the guarded cgroup.
 #[cgroup_sock_addr(sendmsg4)]
 pub(crate) fn gd_sendmsg4(ctx: SockAddrContext) -> i32 {
-    guard::guard(&SockAddr::new(ctx, Family::V4)).code()
+    guard::guard(&SockAddr::<false>::new(ctx)).code()
 }
 
 /// sendto() below the guarded cgroup.
 #[cgroup_sock_addr(sendmsg6)]
 pub(crate) fn gd_sendmsg6(ctx: SockAddrContext) -> i32 {
-    guard::guard(&SockAddr::new(ctx, Family::V6)).code()
+    guard::guard(&SockAddr::<true>::new(ctx)).code()
 }
 
 /// A packet leaves a managed socket.

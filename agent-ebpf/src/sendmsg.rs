@@ -9,7 +9,7 @@ use crate::{event, maps};
 
 /// sendto() or sendmsg() with an address.
 #[inline(always)]
-pub(crate) fn sendmsg(ctx: &SockAddr) -> Verdict {
+pub(crate) fn sendmsg<const V6: bool>(ctx: &SockAddr<V6>) -> Verdict {
     let own = match connect::own(ctx) {
         Ok(own) => own,
         Err(refusal) => return refusal,

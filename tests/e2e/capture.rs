@@ -2,9 +2,6 @@
 
 mod world;
 
-use std::os::unix::fs::MetadataExt as _;
-
-use anyhow::{Context as _, Result};
 use world::in_world;
 
 macro_rules! worlds {
@@ -18,39 +15,23 @@ macro_rules! worlds {
 
 worlds! {
     a_redirected_connection_carries_its_callers_facts
+    every_way_to_connect_is_redirected
+    what_no_rule_names_is_refused_at_once
+    the_same_source_port_on_two_addresses_is_told_apart
+    sockets_made_elsewhere_are_refused
+    only_tcp_and_udp_sockets_can_be_made
+    udp_is_refused_except_dns_to_the_stub
+    a_silent_agent_means_refused
+    a_dead_agents_port_taken_by_another_gets_nothing
+    ten_thousand_connections_are_told_apart
+    a_direct_rule_passes_and_is_reported
+    nothing_may_be_listened_on_unless_the_plan_says_so
+    an_unmanaged_process_is_untouched
+    a_new_run_takes_over_and_finds_what_was_removed
+    pins_of_another_version_are_refused
+    a_missing_feature_is_named
+    a_full_flow_table_refuses_and_counts
+    after_disarm_nothing_is_captured
 }
 
-mod cases {
-    use super::*;
-    use world::World;
-
-    pub(super) fn a_redirected_connection_carries_its_callers_facts(world: &mut World) -> Result<()> {
-        world.serve(7, "one")?;
-        let line = world.one(&["tcp", "192.0.2.1:443"])?;
-        assert!(
-            line.starts_with("ok ") && line.contains("peer=192.0.2.1:443 workload=7 dst=192.0.2.1:443"),
-            "{line}"
-        );
-        let seen = world.take_seen();
-        let [Some(origin)] = seen.as_slice() else {
-            panic!("{seen:?}")
-        };
-        let pid: u32 = line
-            .split_once("pid=")
-            .and_then(|(_, rest)| rest.split(' ').next())
-            .context("pid")?
-            .parse()?;
-        assert_eq!(origin.tgid(), Some(pid));
-        assert_eq!(origin.cgroup_id(), std::fs::metadata(world.cgroup("one"))?.ino());
-        let exe = std::fs::metadata(env!("CARGO_BIN_EXE_probe"))?;
-        assert_eq!(origin.exe(), Some((exe.dev(), exe.ino())));
-        assert_eq!(
-            (origin.comm(), origin.uid(), origin.protocol()),
-            (b"probe".as_slice(), 0, 6)
-        );
-        assert!(origin.start_time().is_some_and(|start| start < origin.stamp()));
-        assert!(origin.exec_id().is_some());
-        assert!(world.programs.pins_intact());
-        Ok(())
-    }
-}
+mod cases;

@@ -4,8 +4,8 @@
 //! removes the cgroups, so nothing outlives a test that fails half-way.
 
 use std::fs;
-use std::io::Write as _;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use callgate::ebpf::{
-    Events, Liveness, LoadOptions, Origin, Origins, Programs, Reason, WorkloadPlan, cgroup,
+    Events, Feature, Liveness, LoadOptions, Origin, Origins, Programs, Reason, WorkloadPlan, cgroup,
 };
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -130,6 +130,25 @@ impl World {
         };
         world.beat()?;
         Ok(world)
+    }
+
+    /// Starts from nothing with other options.
+    pub(super) fn reload(&mut self, options: LoadOptions) -> Result<()> {
+        let bpffs_dir = self.options.bpffs_dir.with_file_name("again");
+        self.options = LoadOptions { bpffs_dir, ..options };
+        self.stop_beating();
+        self.pulse = Arc::new(AtomicBool::new(true));
+        self.programs = Programs::load(&self.options)?;
+        self.events = self.programs.events().context("events were taken")?;
+        self.beat()
+    }
+
+    /// Starts from nothing on a kernel that tells no offsets.
+    pub(super) fn programs_without_type_information(&mut self) -> Result<()> {
+        self.reload(LoadOptions {
+            missing: vec![Feature::TypeInfo],
+            ..self.options.clone()
+        })
     }
 
     fn beat(&mut self) -> Result<()> {
@@ -261,6 +280,12 @@ fn accept(listener: &TcpListener, origins: &Origins, seen: &Seen) {
             },
         );
         // The client may have reset already.
-        stream.write_all(line.as_bytes()).unwrap_or(());
+        let finished = stream
+            .write_all(line.as_bytes())
+            .and_then(|()| stream.shutdown(Shutdown::Write));
+        // Read to the end: closing over unread data would reset the connection.
+        if finished.is_ok() {
+            stream.read_to_end(&mut Vec::new()).unwrap_or(0);
+        }
     }
 }
