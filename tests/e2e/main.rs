@@ -7,6 +7,3 @@
 mod capture;
 /// The harness itself: the sandbox is one, the upstream tells callers apart, nothing is left behind.
 mod sandbox;
-//! End-to-end tests: real clients, real servers, real kernel. Those that load kernel programs need root.
-
-mod capture;
