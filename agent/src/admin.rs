@@ -1,3 +1,113 @@
 //! The operator's interface: types of the admin protocol on the Unix socket.
+//!
+//! HTTP/1.1 with JSON: `GET /v1/status`, `POST /v1/reload`, `POST /v1/enroll`.
 
+pub mod client;
 pub mod server;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::identity::process::HeldProcess;
+
+/// Who is at the other end of the socket, from the kernel.
+#[derive(Debug)]
+pub struct Peer {
+    /// The process, held: its number can't come to mean another.
+    pub process: HeldProcess,
+    /// Its user when it connected.
+    pub uid: u32,
+    /// Its group when it connected.
+    pub gid: u32,
+}
+
+/// Asks to be moved into a workload.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Enroll {
+    /// The workload's name.
+    pub workload: String,
+}
+
+/// The peer is in the workload now.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Enrolled {
+    /// Its cgroup.
+    pub cgroup: String,
+    /// Variables that make runtimes trust the agent.
+    pub env: Vec<(String, String)>,
+}
+
+/// What became of a reload.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Reloaded {
+    /// The new policy is in force.
+    pub ok: bool,
+    /// The generation in force.
+    pub generation: u64,
+    /// What is in force, or every error of the new policy.
+    pub message: String,
+}
+
+/// Something that was not done.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Refused {
+    /// Why.
+    pub error: String,
+}
+
+/// What runs.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Status {
+    /// The agent's version.
+    pub version: String,
+    /// Seconds since its start.
+    pub uptime_s: u64,
+    /// SHA-256 of the policy's sources.
+    pub policy_digest: String,
+    /// The policy's generation.
+    pub generation: u64,
+    /// The worker's process id.
+    pub worker_pid: Option<u32>,
+    /// Whether records can be written.
+    pub audit_ok: bool,
+    /// Calls since the worker's start.
+    pub calls: u64,
+    /// Those that policy refused.
+    pub denied: u64,
+    /// Those that failed.
+    pub failed: u64,
+    /// Whether all kernel programs are where they were put.
+    pub perimeter_intact: bool,
+    /// The workloads that are held.
+    pub workloads: Vec<WorkloadStatus>,
+    /// The credentials, without values.
+    pub credentials: Vec<CredentialStatus>,
+    /// The kernel side's counters, by reason.
+    pub kernel: BTreeMap<String, u64>,
+}
+
+/// One workload.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct WorkloadStatus {
+    /// Its name.
+    pub name: String,
+    /// Its cgroup, below the cgroup v2 mount.
+    pub cgroup: String,
+    /// The kernel's number of it.
+    pub number: u32,
+    /// Open connections.
+    pub connections: u64,
+}
+
+/// One credential.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct CredentialStatus {
+    /// Its name.
+    pub name: String,
+    /// Which value is in use.
+    pub version: Option<String>,
+    /// Why there is none.
+    pub reason: Option<String>,
+}

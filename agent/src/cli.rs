@@ -1,4 +1,11 @@
 //! The command line: one function per subcommand, and the exit codes.
+//!
+//! | code | means |
+//! |---|---|
+//! | 0 | good |
+//! | 1 | the answer is no: denied, not running as it should, a reload refused |
+//! | 2 | wrong usage or input |
+//! | 3 | the environment lacks something |
 
 pub mod audit;
 pub mod check;
@@ -8,3 +15,148 @@ pub mod explain;
 pub mod reload;
 pub mod run;
 pub mod status;
+pub mod worker;
+
+use std::io::{self, IsTerminal as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+
+use crate::config::{Config, DEFAULT_PATH};
+
+/// The answer is no.
+pub const NO: u8 = 1;
+/// Wrong usage or input.
+pub const WRONG: u8 = 2;
+/// The environment lacks something.
+pub const LACKING: u8 = 3;
+
+/// Transparent, least-privilege API calls: checks each call and puts the credential on
+#[derive(Debug, Parser)]
+#[command(name = "callgate", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Where the settings are.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Settings {
+    /// The agent's settings
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
+    pub config: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent
+    Run(Settings),
+    /// Run a command as a workload
+    Exec {
+        #[command(flatten)]
+        settings: Settings,
+        #[command(flatten)]
+        args: exec::Args,
+    },
+    /// Show every error in settings and policy
+    Check(check::CheckArgs),
+    /// Show the decision on a call, and why
+    Explain(Box<explain::ExplainArgs>),
+    /// Show what runs
+    Status {
+        #[command(flatten)]
+        settings: Settings,
+        /// One JSON document
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put the changed policy in force
+    Reload(Settings),
+    /// Follow and show the records
+    Audit(audit::AuditArgs),
+    /// Show what this host lacks, and the fix
+    Doctor(doctor::Args),
+    /// The unprivileged half; started by `run`
+    #[command(hide = true)]
+    Worker(worker::Args),
+}
+
+/// Parses the arguments and runs the subcommand.
+#[must_use]
+pub fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    match dispatch(command) {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("{error:#}"));
+            ExitCode::from(LACKING)
+        }
+    }
+}
+
+fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
+    let (out, styled) = (&mut io::stdout().lock(), io::stdout().is_terminal());
+    match command {
+        Command::Run(settings) => run::run(&settings.config),
+        Command::Exec { settings, args } => {
+            let Some(config) = load(&settings.config)? else {
+                return Ok(ExitCode::from(WRONG));
+            };
+            exec::run(&args, |workload| exec::enrol(&config.admin_socket, workload))
+        }
+        Command::Check(args) => Ok(check::run(&args, out, styled)?),
+        Command::Explain(args) => Ok(explain::run(&args, out, &mut io::stderr().lock())?),
+        Command::Status { settings, json } => {
+            let Some(config) = load(&settings.config)? else {
+                return Ok(ExitCode::from(WRONG));
+            };
+            status::run(&config.admin_socket, json, out)
+        }
+        Command::Reload(settings) => {
+            let Some(config) = load(&settings.config)? else {
+                return Ok(ExitCode::from(WRONG));
+            };
+            reload::run(&config.admin_socket, out)
+        }
+        Command::Audit(args) => audit::run(&args),
+        Command::Doctor(args) => doctor::run(args, doctor::kernel_checks()),
+        Command::Worker(args) => worker::run(&args),
+    }
+}
+
+/// The settings; `None` after their errors were shown.
+fn load(path: &Path) -> anyhow::Result<Option<Config>> {
+    match Config::load(path) {
+        Ok((config, _source)) => Ok(Some(config)),
+        Err((found, source)) => {
+            let styled = io::stderr().is_terminal();
+            complain(&check::render(&found, &[source], styled));
+            Ok(None)
+        }
+    }
+}
+
+/// Whoever reads our output (`head`, `less`) has seen enough.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+}
+
+fn complain(text: &str) {
+    use std::io::Write as _;
+    // There is nowhere left to say that standard error is closed.
+    writeln!(io::stderr().lock(), "callgate: {text}").ok();
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(16)
+        .build()
+        .context("can't set up the runtime")
+}

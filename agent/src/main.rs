@@ -1,3 +1,7 @@
 //! The `callgate` program.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    callgate::cli::main()
+}

@@ -1,4 +1,605 @@
 //! The privileged process: start order, reload, stop. Parses nothing from the network.
+//!
+//! Start: settings, CA, policy, credentials, what the last run left in the in-flight table, kernel programs,
+//! listeners and workloads, worker, ready. From the moment a workload is armed it is held, whether or not a
+//! worker serves it. Stop: the worker drains; pins stay, so what is managed stays held.
 
+pub mod answers;
+pub mod capture;
+pub mod records;
 pub mod sandbox;
 pub mod worker_process;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::admin::server::{Request, Server};
+use crate::admin::{CredentialStatus, Reloaded, Status, WorkloadStatus};
+use crate::channel::supervisor::Receiver;
+use crate::channel::{self, CredentialState, PolicySource, ToSupervisor, ToWorker};
+use crate::config::{Config, QueryValues};
+use crate::credential::source::{Keeper, Update, Value};
+use crate::dns::resolver::Settings as Names;
+use crate::enroll::trust::{Trust, write_bundle};
+use crate::policy::store::{self, Loaded};
+use crate::policy::{Diagnostic, Policy, Source};
+use crate::systemd;
+use crate::tls;
+
+use answers::Answers;
+use capture::Capture;
+use records::Records;
+use sandbox::Unprivileged;
+use worker_process::{Backoff, WorkerProcess};
+
+/// How long calls may go on when the agent stops or a worker is replaced.
+const DRAIN: Duration = Duration::from_secs(20);
+/// How long a new worker may take until it serves.
+const START_LIMIT: Duration = Duration::from_secs(20);
+/// How often sources, pins and leftovers are looked at.
+const TICK: Duration = Duration::from_millis(500);
+/// How often the kernel's refusals are read.
+const EVENTS: Duration = Duration::from_millis(50);
+
+/// Why the agent does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The policy has errors; they are printed by whoever asked.
+    #[error("the policy has {} errors; `callgate check` shows them", .0.len())]
+    Policy(Vec<Diagnostic>),
+    /// Another agent runs here.
+    #[error("another agent holds {path}; stop it first")]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+    },
+    /// The worker's user does not exist.
+    #[error("there is no user {name:?} for the worker; create it, or set `worker_user`")]
+    NoUser {
+        /// The name.
+        name: String,
+    },
+    /// The kernel side.
+    #[error(transparent)]
+    Kernel(#[from] crate::ebpf::Error),
+    /// Cgroups.
+    #[error(transparent)]
+    Enroll(#[from] crate::enroll::Error),
+    /// Certificates.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+    /// The trust bundle.
+    #[error(transparent)]
+    Trust(#[from] crate::enroll::trust::TrustError),
+    /// Names.
+    #[error(transparent)]
+    Names(#[from] crate::dns::Error),
+    /// Records.
+    #[error(transparent)]
+    Records(#[from] records::Error),
+    /// The worker.
+    #[error(transparent)]
+    Worker(#[from] worker_process::Error),
+    /// The worker did not begin to serve.
+    #[error("the worker does not serve: {why}")]
+    NotServing {
+        /// What happened.
+        why: String,
+    },
+    /// The system refused.
+    #[error("can't {what} {path}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+}
+
+fn io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    let path = path.to_path_buf();
+    move |source| Error::Io { what, path, source }
+}
+
+/// Runs the agent until it is told to stop.
+///
+/// # Errors
+/// If it can't be started, says what stands in the way. Workloads that were armed stay held.
+pub async fn run(config: Config) -> Result<(), Error> {
+    make_directories(&config)?;
+    let _lock = lock(&config.runtime_dir)?;
+    let (mut supervisor, receiver) = Supervisor::start(config).await?;
+    systemd::ready(&supervisor.summary());
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "{}", supervisor.summary());
+    supervisor.serve(receiver).await
+}
+
+fn make_directories(config: &Config) -> Result<(), Error> {
+    for dir in [&config.state_dir, &config.runtime_dir] {
+        std::fs::create_dir_all(dir).map_err(io("make", dir))?;
+    }
+    if let Some(dir) = config.audit.file.parent() {
+        std::fs::create_dir_all(dir).map_err(io("make", dir))?;
+    }
+    Ok(())
+}
+
+/// One agent at a time: two would hand the same workloads to two policies.
+fn lock(runtime_dir: &Path) -> Result<nix::fcntl::Flock<File>, Error> {
+    let path = runtime_dir.join("lock");
+    let file = File::create(&path).map_err(io("make", &path))?;
+    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock)
+        .map_err(|_held| Error::Locked { path })
+}
+
+struct Supervisor {
+    config: Config,
+    user: Unprivileged,
+    roots: Vec<Vec<u8>>,
+    trust: Trust,
+    policy: Arc<Policy>,
+    sources: Vec<Source>,
+    generation: u64,
+    keepers: Vec<Keeper>,
+    capture: Capture,
+    records: Records,
+    answers: Answers,
+    worker: WorkerProcess,
+    backoff: Backoff,
+    figures: channel::Figures,
+    admin: mpsc::Receiver<Request>,
+    _server: Server,
+    started: SystemTime,
+}
+
+impl Supervisor {
+    async fn start(config: Config) -> Result<(Self, Receiver), Error> {
+        let user = unprivileged(&config.worker_user)?;
+        let root = tls::ca::Root::load_or_create(&config.state_dir.join("ca.pem"), SystemTime::now())?;
+        let trust = write_bundle(root.certificate_pem(), &config.runtime_dir.join("trust"))?;
+        let roots = tls::upstream::Roots::read(&config.upstream_ca)?;
+        let Loaded { policy, sources } = store::load_dir(&config.policy_dir);
+        let policy = Arc::new(policy.map_err(Error::Policy)?);
+        let mut keepers: Vec<Keeper> = policy.credentials().cloned().map(Keeper::new).collect();
+        poll(&mut keepers).await;
+        let mut records = Records::open(&config)?;
+        let mut capture = Capture::start(&config)?;
+        capture.arm_all(&policy)?;
+        let answers = Answers::new(&capture, Arc::new(root), &policy);
+        let (server, admin) =
+            Server::bind(&config.admin_socket, capture.parent()).map_err(io("bind", &config.admin_socket))?;
+        let (worker, receiver) = WorkerProcess::start(Path::new("/proc/self/exe"), user)?;
+        records.next_table()?;
+        let mut supervisor = Self {
+            config,
+            user,
+            roots,
+            trust,
+            policy,
+            sources,
+            generation: 1,
+            keepers,
+            capture,
+            records,
+            answers,
+            worker,
+            backoff: Backoff::default(),
+            figures: channel::Figures::default(),
+            admin,
+            _server: server,
+            started: SystemTime::now(),
+        };
+        let receiver = supervisor.hand_over(receiver).await?;
+        supervisor.capture.mark_armed()?;
+        Ok((supervisor, receiver))
+    }
+
+    fn summary(&self) -> String {
+        let workloads = self.policy.workloads().len();
+        format!(
+            "policy generation {} in force, {workloads} workloads held",
+            self.generation
+        )
+    }
+
+    /// Gives a new worker everything, and waits until it serves.
+    async fn hand_over(&mut self, mut receiver: Receiver) -> Result<Receiver, Error> {
+        let sender = self.worker.sender().clone();
+        let start = self.start_message()?;
+        let descriptors = self.records.descriptors(self.capture.worker_fds()?)?;
+        let gone = |_gone| Error::NotServing {
+            why: "it ended at once; its reason is above".into(),
+        };
+        sender.start(start, descriptors).await.map_err(gone)?;
+        sender.send(self.policy_message()).await.map_err(gone)?;
+        for update in self.keepers.iter().filter_map(Keeper::current) {
+            sender.send(credential(update)).await.map_err(gone)?;
+        }
+        for (info, socket) in self.capture.listeners()? {
+            sender.listener(info, socket).await.map_err(gone)?;
+        }
+        let ready = async {
+            loop {
+                match receiver.next().await {
+                    Ok(Some(ToSupervisor::Ready)) => return Ok(()),
+                    Ok(Some(ToSupervisor::Fault { message })) => return Err(message),
+                    Ok(Some(message)) => self.answers.take(message, &sender),
+                    Ok(None) => return Err("it ended before it was ready".to_owned()),
+                    Err(breach) => return Err(breach.to_string()),
+                }
+            }
+        };
+        match tokio::time::timeout(START_LIMIT, ready).await {
+            Ok(Ok(())) => Ok(receiver),
+            Ok(Err(why)) => Err(Error::NotServing { why }),
+            Err(_elapsed) => Err(Error::NotServing {
+                why: "it was not ready in time".into(),
+            }),
+        }
+    }
+
+    fn start_message(&self) -> Result<channel::Start, Error> {
+        let names = Names::of_host(&self.config.resolvers)?;
+        Ok(channel::Start {
+            threads: u16::try_from(self.config.thread_count()).unwrap_or(u16::MAX),
+            limits: channel::Limits::from(&self.config.limits),
+            upstream_roots: self.roots.clone(),
+            resolvers: names.resolvers,
+            hosts: names.hosts,
+            query_values: self.config.audit.query_values == QueryValues::Plain,
+            slots_per_workload: records::SLOTS_PER_WORKLOAD,
+        })
+    }
+
+    fn policy_message(&self) -> ToWorker {
+        let sources = self.sources.iter().map(|source| PolicySource {
+            name: source.name.to_string(),
+            text: source.text.to_string(),
+        });
+        ToWorker::Policy {
+            generation: self.generation,
+            sources: sources.collect(),
+        }
+    }
+
+    async fn serve(&mut self, mut receiver: Receiver) -> Result<(), Error> {
+        let mut terminate = on(SignalKind::terminate())?;
+        let mut interrupt = on(SignalKind::interrupt())?;
+        let mut hangup = on(SignalKind::hangup())?;
+        let mut replace = on(SignalKind::user_defined2())?;
+        let mut tick = tokio::time::interval(TICK);
+        let mut events = tokio::time::interval(EVENTS);
+        loop {
+            tokio::select! {
+                message = receiver.next() => match message {
+                    Ok(Some(message)) => self.take(message),
+                    Ok(None) => receiver = self.worker_died("it ended").await?,
+                    Err(breach) => receiver = self.worker_died(&breach.to_string()).await?,
+                },
+                Some(request) = self.admin.recv() => self.answer(request).await,
+                _ = tick.tick() => self.look_around().await,
+                _ = events.tick() => self.read_events(),
+                _ = hangup.recv() => { systemd::reloading(); self.reload().await; systemd::ready(&self.summary()); }
+                _ = replace.recv() => receiver = self.replace_worker().await?,
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+            }
+        }
+        self.stop(receiver).await
+    }
+
+    fn take(&mut self, message: ToSupervisor) {
+        match message {
+            ToSupervisor::Status { figures, .. } => self.figures = figures,
+            ToSupervisor::Fault { message } => tracing::error!(message, "the worker reports a fault"),
+            ToSupervisor::Ready | ToSupervisor::Drained => {}
+            ToSupervisor::PolicyApplied { generation } => tracing::info!(generation, "policy in force"),
+            question => self.answers.take(question, &self.worker.sender().clone()),
+        }
+    }
+
+    /// A worker that ended on its own: its open calls become records, another one takes over. Connections wait
+    /// at the listeners, which stay open, or are refused once the liveness word is stale.
+    async fn worker_died(&mut self, why: &str) -> Result<Receiver, Error> {
+        tracing::error!(why, "the worker is gone; starting another");
+        let pause = self.backoff.after(self.worker.age());
+        tokio::time::sleep(pause).await;
+        self.new_worker().await
+    }
+
+    /// The new worker takes over the listeners before the old one lets go of them.
+    async fn replace_worker(&mut self) -> Result<Receiver, Error> {
+        let (worker, receiver) = WorkerProcess::start(Path::new("/proc/self/exe"), self.user)?;
+        let old = std::mem::replace(&mut self.worker, worker);
+        let table = self.records.next_table()?;
+        let receiver = self.hand_over(receiver).await?;
+        if let Err(error) = old.retire(DRAIN).await {
+            tracing::error!(%error, "the old worker could not be ended");
+        }
+        self.records.recover(table)?;
+        Ok(receiver)
+    }
+
+    async fn new_worker(&mut self) -> Result<Receiver, Error> {
+        let (worker, receiver) = WorkerProcess::start(Path::new("/proc/self/exe"), self.user)?;
+        // Dropping the old handle kills and reaps what may be left of the process.
+        let old = std::mem::replace(&mut self.worker, worker);
+        if let Err(error) = old.retire(Duration::ZERO).await {
+            tracing::error!(%error, "the old worker could not be ended");
+        }
+        let table = self.records.next_table()?;
+        self.records.recover(table)?;
+        self.hand_over(receiver).await
+    }
+
+    async fn look_around(&mut self) {
+        for update in poll(&mut self.keepers).await {
+            if self.worker.sender().send(credential(update)).await.is_err() {
+                tracing::warn!("a credential could not be handed to the worker; its successor gets it");
+            }
+        }
+        self.capture.look_after(&mut self.records);
+        match self.records.rotate() {
+            Ok(Some(file)) => {
+                if self.worker.sender().audit_file(file).await.is_err() {
+                    tracing::warn!("the new audit file could not be handed to the worker");
+                }
+            }
+            Ok(None) => {}
+            Err(error) => tracing::error!(%error, "the audit file can't be rotated"),
+        }
+        if self
+            .worker
+            .sender()
+            .send(ToWorker::Status { request: 0 })
+            .await
+            .is_ok()
+        {
+            systemd::alive();
+        }
+    }
+
+    fn read_events(&mut self) {
+        let reports = self.capture.reports();
+        self.records.kernel(&reports, &self.capture, &self.policy);
+    }
+
+    /// Reads the policy again. With errors, everything stays as it is.
+    async fn reload(&mut self) -> Reloaded {
+        let Loaded { policy, sources } = store::load_dir(&self.config.policy_dir);
+        let policy = match policy {
+            Ok(policy) => Arc::new(policy),
+            Err(found) => {
+                let errors = lines(&found);
+                tracing::error!(
+                    count = found.len(),
+                    "the new policy has errors; the last good one stays\n{errors}"
+                );
+                return Reloaded {
+                    ok: false,
+                    generation: self.generation,
+                    message: errors,
+                };
+            }
+        };
+        match self.put_in_force(policy, sources).await {
+            Ok(()) => Reloaded {
+                ok: true,
+                generation: self.generation,
+                message: self.summary(),
+            },
+            Err(error) => {
+                tracing::error!(%error, "the new policy could not be put in force");
+                Reloaded {
+                    ok: false,
+                    generation: self.generation,
+                    message: error.to_string(),
+                }
+            }
+        }
+    }
+
+    async fn put_in_force(&mut self, policy: Arc<Policy>, sources: Vec<Source>) -> Result<(), Error> {
+        let fresh = self.capture.arm_all(&policy)?;
+        self.answers.set_workloads(&self.capture);
+        self.answers.set_policy(&policy);
+        self.policy = policy;
+        self.sources = sources;
+        self.generation += 1;
+        let sender = self.worker.sender().clone();
+        let gone = |_gone| Error::NotServing {
+            why: "it takes no messages".into(),
+        };
+        sender.send(self.policy_message()).await.map_err(gone)?;
+        self.keep_credentials().await;
+        for update in self.keepers.iter().filter_map(Keeper::current) {
+            sender.send(credential(update)).await.map_err(gone)?;
+        }
+        for (info, socket) in fresh {
+            sender.listener(info, socket).await.map_err(gone)?;
+        }
+        self.capture.mark_armed()?;
+        Ok(())
+    }
+
+    /// Keeps what is known of credentials that the new policy has unchanged; reads the others.
+    async fn keep_credentials(&mut self) {
+        let mut old = std::mem::take(&mut self.keepers);
+        for spec in self.policy.credentials() {
+            let kept = old.iter().position(|keeper| keeper.spec() == spec);
+            self.keepers.push(match kept {
+                Some(place) => old.swap_remove(place),
+                None => Keeper::new(spec.clone()),
+            });
+        }
+        poll(&mut self.keepers).await;
+    }
+
+    async fn answer(&mut self, request: Request) {
+        match request {
+            Request::Status(reply) => reply.send(self.status()),
+            Request::Reload(reply) => reply.send(self.reload().await),
+            Request::Enroll {
+                peer,
+                workload,
+                reply,
+            } => {
+                reply.send(self.capture.enroll(&peer, &workload, &self.policy, &self.trust));
+            }
+        }
+    }
+
+    fn status(&self) -> Status {
+        let connections = |name: &str| {
+            self.figures
+                .workloads
+                .iter()
+                .find(|one| one.workload.as_str() == name)
+                .map_or(0, |one| one.connections)
+        };
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            uptime_s: self.started.elapsed().unwrap_or_default().as_secs(),
+            policy_digest: self.policy.digest().to_string(),
+            generation: self.generation,
+            worker_pid: self.worker.pid(),
+            audit_ok: self.figures.audit_ok,
+            calls: self.figures.calls,
+            denied: self.figures.denied,
+            failed: self.figures.failed,
+            perimeter_intact: self.capture.is_intact(),
+            workloads: self
+                .capture
+                .workloads()
+                .map(|(name, cgroup, number)| WorkloadStatus {
+                    name: name.to_string(),
+                    cgroup: cgroup.to_owned(),
+                    number,
+                    connections: connections(name.as_str()),
+                })
+                .collect(),
+            credentials: self.keepers.iter().map(credential_status).collect(),
+            kernel: self.capture.counters(),
+        }
+    }
+
+    async fn stop(&mut self, mut receiver: Receiver) -> Result<(), Error> {
+        systemd::stopping();
+        tracing::info!("stopping; what is managed stays held until the agent runs again or is released");
+        if self.worker.drain(DRAIN).await.is_err() {
+            tracing::warn!("the worker was gone before it could drain");
+        }
+        let drained = async {
+            while let Ok(Some(message)) = receiver.next().await {
+                self.take(message);
+            }
+        };
+        if tokio::time::timeout(DRAIN + Duration::from_secs(6), drained)
+            .await
+            .is_err()
+        {
+            tracing::error!("the worker did not end in time; it is killed");
+        }
+        self.read_events();
+        let table = self.records.next_table()?;
+        self.records.recover(table)?;
+        Ok(())
+    }
+}
+
+fn lines(found: &[Diagnostic]) -> String {
+    found
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+fn credential_status(keeper: &Keeper) -> CredentialStatus {
+    let name = keeper.spec().name.to_string();
+    match keeper.current().map(|update| update.value) {
+        Some(Value::Ready { version, .. }) => CredentialStatus {
+            name,
+            version: Some(version.to_string()),
+            reason: None,
+        },
+        Some(Value::Unavailable { reason }) => CredentialStatus {
+            name,
+            version: None,
+            reason: Some(reason.to_string()),
+        },
+        None => CredentialStatus {
+            name,
+            version: None,
+            reason: Some("not read yet".into()),
+        },
+    }
+}
+
+fn on(kind: SignalKind) -> Result<Signal, Error> {
+    signal(kind).map_err(io("catch", Path::new("signals")))
+}
+
+fn unprivileged(name: &str) -> Result<Unprivileged, Error> {
+    let found = nix::unistd::User::from_name(name).ok().flatten();
+    let user = found.ok_or_else(|| Error::NoUser {
+        name: name.to_owned(),
+    })?;
+    Ok(Unprivileged {
+        uid: user.uid.as_raw(),
+        gid: user.gid.as_raw(),
+    })
+}
+
+/// Looks at all sources side by side: a slow helper must not keep another credential waiting.
+async fn poll(keepers: &mut [Keeper]) -> Vec<Update> {
+    let polled = futures_util::future::join_all(keepers.iter_mut().map(Keeper::poll)).await;
+    polled.into_iter().flatten().collect()
+}
+
+fn credential(update: Update) -> ToWorker {
+    let state = match update.value {
+        Value::Ready { secret, version } => CredentialState::Available {
+            value: secret.for_channel(),
+            version,
+        },
+        Value::Unavailable { reason } => CredentialState::Unavailable {
+            reason: reason.to_string(),
+        },
+    };
+    ToWorker::Credential {
+        name: update.name.to_string().into(),
+        state,
+    }
+}
+
+impl From<&crate::config::Limits> for channel::Limits {
+    fn from(limits: &crate::config::Limits) -> Self {
+        let millis = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+        let size = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+        Self {
+            client_hello_bytes: size(limits.client_hello_size),
+            client_hello_ms: millis(limits.client_hello_timeout),
+            detection_ms: millis(limits.detect_timeout),
+            header_bytes: size(limits.headers_size),
+            header_fields: size(limits.headers_count),
+            header_ms: millis(limits.headers_timeout),
+            idle_ms: millis(limits.idle_timeout),
+            write_stall_ms: millis(limits.write_timeout),
+            h2_streams: limits.h2_streams,
+            h2_resets: limits.h2_resets,
+            h2_reset_window_ms: millis(limits.h2_resets_window),
+            connections: size(limits.connections),
+            buffer_bytes: limits.buffers_size as u64,
+            body_bytes: size(limits.body_size),
+            ..Self::default()
+        }
+    }
+}

@@ -1,1 +1,236 @@
-//! The admin socket: peer credentials checked, one request a connection.
+//! The admin socket: peer credentials checked, requests handed to the supervisor's loop one by one.
+
+use std::convert::Infallible;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Serialize;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
+
+use super::{Enroll, Enrolled, Peer, Refused, Reloaded, Status};
+use crate::identity::WorkloadName;
+use crate::identity::process::HeldProcess;
+
+/// Longest request body, in bytes.
+const MAX_BODY: usize = 64 * 1024;
+/// Connections that may wait for the supervisor.
+const QUEUE: usize = 64;
+/// Time for a request's head.
+const HEAD: Duration = Duration::from_secs(5);
+
+/// What a peer asks of the supervisor. It is allowed to ask; for `Enroll` the supervisor looks at `exec_by`.
+#[derive(Debug)]
+pub enum Request {
+    /// What runs?
+    Status(Reply<Status>),
+    /// Read the policy again.
+    Reload(Reply<Reloaded>),
+    /// Move the peer into a workload.
+    Enroll {
+        /// Who asks.
+        peer: Peer,
+        /// Into which.
+        workload: WorkloadName,
+        /// Where the answer goes.
+        reply: Reply<Result<Enrolled, String>>,
+    },
+}
+
+/// Where an answer goes.
+#[derive(Debug)]
+pub struct Reply<T>(oneshot::Sender<T>);
+
+impl<T> Reply<T> {
+    /// Gives the answer; a peer that left meanwhile doesn't get it.
+    pub fn send(self, answer: T) {
+        drop(self.0.send(answer));
+    }
+}
+
+/// The socket; dropping it removes it.
+#[derive(Debug)]
+pub struct Server {
+    path: PathBuf,
+    task: AbortHandle,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+        // Gone already is as good.
+        std::fs::remove_file(&self.path).ok();
+    }
+}
+
+impl Server {
+    /// Binds the socket and serves it. `workloads` is the cgroup path that all workloads lie below: their
+    /// processes are refused, root too. Everyone may connect, since `exec_by` may name anyone; what a peer may
+    /// ask is decided by who it is.
+    ///
+    /// # Errors
+    /// If the socket can't be made.
+    pub fn bind(path: &Path, workloads: &str) -> std::io::Result<(Self, mpsc::Receiver<Request>)> {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        let listener = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+        let (requests, queue) = mpsc::channel(QUEUE);
+        let workloads: Arc<str> = format!("{}/", workloads.trim_end_matches('/')).into();
+        let task = tokio::spawn(accept(listener, requests, workloads));
+        Ok((
+            Self {
+                path: path.to_path_buf(),
+                task: task.abort_handle(),
+            },
+            queue,
+        ))
+    }
+}
+
+async fn accept(listener: UnixListener, requests: mpsc::Sender<Request>, workloads: Arc<str>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                tokio::spawn(serve(stream, requests.clone(), Arc::clone(&workloads)));
+            }
+            Err(error) => {
+                tracing::error!(%error, "the admin socket can't accept; trying again");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn serve(stream: UnixStream, requests: mpsc::Sender<Request>, workloads: Arc<str>) {
+    // Looked at for each request: the peer may have been moved into a workload by the one before.
+    let credentials = stream.peer_cred().ok();
+    let service = service_fn(move |request| {
+        let (requests, workloads) = (requests.clone(), Arc::clone(&workloads));
+        async move {
+            let peer = credentials.ok_or("the peer is unknown").and_then(|cred| {
+                let pid = cred
+                    .pid()
+                    .and_then(|pid| u32::try_from(pid).ok())
+                    .ok_or("the peer is unknown")?;
+                peer(pid, cred.uid(), cred.gid(), &workloads)
+            });
+            let answer = match peer {
+                Ok(peer) => answer(peer, request, &requests).await,
+                Err(why) => refused(StatusCode::FORBIDDEN, why),
+            };
+            Ok::<_, Infallible>(answer)
+        }
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "an admin connection broke off");
+    }
+}
+
+fn peer(pid: u32, uid: u32, gid: u32, workloads: &str) -> Result<Peer, &'static str> {
+    let process = HeldProcess::open(pid).map_err(|_gone| "the peer is gone")?;
+    match process.cgroup() {
+        Ok(Some(cgroup)) if !cgroup.starts_with(workloads) => Ok(Peer { process, uid, gid }),
+        Ok(Some(_)) => Err("managed processes may not use the admin socket"),
+        Ok(None) | Err(_) => Err("the peer's cgroup is unknown"),
+    }
+}
+
+type Answer = hyper::Response<Full<Bytes>>;
+
+async fn answer(peer: Peer, request: hyper::Request<Incoming>, requests: &mpsc::Sender<Request>) -> Answer {
+    let (head, body) = request.into_parts();
+    match (&head.method, head.uri.path()) {
+        (&Method::GET, "/v1/status") if peer.uid == 0 => tell(
+            ask(requests, Request::Status)
+                .await
+                .map(|status| json(StatusCode::OK, &status)),
+        ),
+        (&Method::POST, "/v1/reload") if peer.uid == 0 => tell(
+            ask(requests, Request::Reload)
+                .await
+                .map(|done| json(StatusCode::OK, &done)),
+        ),
+        (&Method::POST, "/v1/enroll") => enroll(peer, body, requests).await,
+        (_, "/v1/status" | "/v1/reload") => {
+            refused(StatusCode::FORBIDDEN, "only root may ask this, with GET or POST")
+        }
+        _ => refused(
+            StatusCode::NOT_FOUND,
+            "there is GET /v1/status, POST /v1/reload and POST /v1/enroll",
+        ),
+    }
+}
+
+async fn enroll(peer: Peer, body: Incoming, requests: &mpsc::Sender<Request>) -> Answer {
+    let Ok(body) = Limited::new(body, MAX_BODY).collect().await else {
+        return refused(
+            StatusCode::BAD_REQUEST,
+            "the request's body is too long or broke off",
+        );
+    };
+    let workload = serde_json::from_slice::<Enroll>(&body.to_bytes())
+        .ok()
+        .and_then(|asked| WorkloadName::parse(&asked.workload).ok());
+    let Some(workload) = workload else {
+        return refused(
+            StatusCode::BAD_REQUEST,
+            "the body must be {\"workload\": \"NAME\"}",
+        );
+    };
+    let asked = ask(requests, |reply| Request::Enroll {
+        peer,
+        workload,
+        reply,
+    })
+    .await;
+    tell(asked.map(|result| match result {
+        Ok(enrolled) => json(StatusCode::OK, &enrolled),
+        Err(why) => refused(StatusCode::FORBIDDEN, &why),
+    }))
+}
+
+async fn ask<T>(requests: &mpsc::Sender<Request>, request: impl FnOnce(Reply<T>) -> Request) -> Option<T> {
+    let (reply, answer) = oneshot::channel();
+    requests.send(request(Reply(reply))).await.ok()?;
+    answer.await.ok()
+}
+
+fn tell(answer: Option<Answer>) -> Answer {
+    answer.unwrap_or_else(|| refused(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping"))
+}
+
+fn refused(status: StatusCode, why: &str) -> Answer {
+    json(
+        status,
+        &Refused {
+            error: why.to_owned(),
+        },
+    )
+}
+
+fn json(status: StatusCode, value: &impl Serialize) -> Answer {
+    // These types hold nothing that JSON can't express.
+    let body = serde_json::to_vec(value).unwrap_or_default();
+    let mut answer = hyper::Response::new(Full::from(body));
+    *answer.status_mut() = status;
+    let kind = hyper::header::HeaderValue::from_static("application/json");
+    answer.headers_mut().insert(hyper::header::CONTENT_TYPE, kind);
+    answer
+}

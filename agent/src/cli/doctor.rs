@@ -12,6 +12,9 @@ use anyhow::Context;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
+use crate::ebpf::Feature;
+use crate::ebpf::features;
+
 pub use probes::host_checks;
 
 /// What the command line gives.
@@ -87,6 +90,27 @@ pub fn run(args: Args, kernel_checks: Vec<Check>) -> anyhow::Result<ExitCode> {
     let text = if args.json { json(&checks)? } else { table(&checks) };
     writeln!(io::stdout().lock(), "{text}").context("can't write to standard output")?;
     Ok(ExitCode::from(code(&checks)))
+}
+
+/// What this kernel offers, as far as can be told from outside a running agent.
+#[must_use]
+pub fn kernel_checks() -> Vec<Check> {
+    features::probe()
+        .into_iter()
+        .map(|(feature, present)| of_feature(feature, present))
+        .collect()
+}
+
+fn of_feature(feature: Feature, present: bool) -> Check {
+    let (name, reason) = (
+        feature.name(),
+        format!("callgate needs it {}; use Linux 6.1 or later", feature.why()),
+    );
+    match (present, feature.is_required()) {
+        (true, _) => Check::pass(name, "present"),
+        (false, true) => Check::fail(name, "missing", &reason),
+        (false, false) => Check::warn(name, "missing", &reason),
+    }
 }
 
 fn code(checks: &[Check]) -> u8 {

@@ -9,10 +9,12 @@ mod confine;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, anyhow};
 
+use crate::admin;
 use crate::identity::WorkloadName;
 
 /// The shell's code for "found, but can't be run".
@@ -75,6 +77,19 @@ pub fn run(
     let error = command.exec();
     say(&format!("{}: {error}", program.to_string_lossy()))?;
     Ok(ExitCode::from(code_of(&error)))
+}
+
+/// Asks the agent to move this process into the workload.
+///
+/// # Errors
+/// If the agent can't be asked, or refuses.
+pub fn enrol(socket: &Path, workload: &WorkloadName) -> anyhow::Result<Enrolled> {
+    let asked = admin::Enroll {
+        workload: workload.to_string(),
+    };
+    let enrolled: admin::Enrolled =
+        admin::client::ask(socket, "POST", "/v1/enroll", serde_json::to_vec(&asked)?)?;
+    Ok(Enrolled { env: enrolled.env })
 }
 
 fn code_of(error: &io::Error) -> u8 {

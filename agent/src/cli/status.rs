@@ -1,1 +1,75 @@
 //! `callgate status`: what runs.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use comfy_table::Table;
+use comfy_table::presets::NOTHING;
+
+use super::NO;
+use crate::admin::{Status, client};
+
+/// Shows what runs; exit code 1 if something that must hold doesn't.
+///
+/// # Errors
+/// If the agent can't be asked, or `out` not be written to.
+pub fn run(socket: &Path, json: bool, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    let status: Status = client::ask(socket, "GET", "/v1/status", Vec::new())?;
+    if json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&status)?)?;
+    } else {
+        show(&status, out)?;
+    }
+    let good = status.audit_ok && status.perimeter_intact && status.worker_pid.is_some();
+    Ok(if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(NO)
+    })
+}
+
+fn show(status: &Status, out: &mut dyn Write) -> anyhow::Result<()> {
+    let word = |good: bool| if good { "yes" } else { "NO" };
+    writeln!(out, "callgate {}, up {} s", status.version, status.uptime_s)?;
+    writeln!(
+        out,
+        "policy      generation {} ({:.12})",
+        status.generation, status.policy_digest
+    )?;
+    writeln!(
+        out,
+        "worker      {}",
+        status
+            .worker_pid
+            .map_or_else(|| "none".into(), |pid| format!("pid {pid}"))
+    )?;
+    writeln!(
+        out,
+        "calls       {} ({} denied, {} failed)",
+        status.calls, status.denied, status.failed
+    )?;
+    writeln!(out, "records     {}", word(status.audit_ok))?;
+    writeln!(out, "perimeter   {}", word(status.perimeter_intact))?;
+    let mut workloads = table(["WORKLOAD", "CGROUP", "CONNECTIONS"]);
+    for one in &status.workloads {
+        workloads.add_row([one.name.clone(), one.cgroup.clone(), one.connections.to_string()]);
+    }
+    writeln!(out, "\n{workloads}")?;
+    let mut credentials = table(["CREDENTIAL", "STATE", "VERSION"]);
+    for one in &status.credentials {
+        let state = one.reason.as_deref().unwrap_or("ready");
+        credentials.add_row([&one.name, state, one.version.as_deref().unwrap_or("-")]);
+    }
+    writeln!(out, "\n{credentials}")?;
+    for (reason, count) in status.kernel.iter().filter(|(_, count)| **count > 0) {
+        writeln!(out, "kernel      {reason} {count}")?;
+    }
+    Ok(())
+}
+
+fn table<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(NOTHING).set_header(header);
+    table
+}

@@ -1,0 +1,311 @@
+//! Holding workloads: their cgroups, listeners and kernel plans, and what the kernel reports of them.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::Duration;
+
+use socket2::{Domain, Socket, Type};
+
+use crate::admin::{Enrolled, Peer};
+use crate::channel::ListenerInfo;
+use crate::config::Config;
+use crate::ebpf::{self, Direct, LoadOptions, Programs, Report, Transport, WorkerFds, WorkloadPlan};
+use crate::enroll::trust::Trust;
+use crate::enroll::{Mount, Workloads};
+use crate::identity::WorkloadName;
+use crate::policy::matcher::Account;
+use crate::policy::{Policy, Workload};
+
+use super::Error;
+use super::records::Records;
+
+/// Connections that wait to be accepted; while a worker is replaced they wait here.
+const BACKLOG: i32 = 4096;
+/// Handshakes older than this were never completed.
+const STALE: Duration = Duration::from_secs(60);
+/// Kernel reports taken at once.
+const REPORTS: usize = 4096;
+
+/// The workloads of this host, held.
+pub(super) struct Capture {
+    programs: Programs,
+    events: Option<ebpf::Events>,
+    workloads: Workloads,
+    held: BTreeMap<WorkloadName, Held>,
+    intact: bool,
+}
+
+struct Held {
+    number: u32,
+    cgroup: String,
+    listeners: Vec<(SocketAddr, TcpListener)>,
+}
+
+impl Capture {
+    /// Loads the kernel programs, or takes over those of the last run. Nothing new is held yet.
+    pub(super) fn start(config: &Config) -> Result<Self, Error> {
+        let workloads = Workloads::open(Mount::find()?, &config.cgroup_parent, &config.runtime_dir)?;
+        let parent = workloads.parent().trim_start_matches('/');
+        let mut programs = Programs::load(&LoadOptions::new(&config.bpffs_dir, parent))?;
+        let events = programs.events();
+        Ok(Self {
+            programs,
+            events,
+            workloads,
+            held: BTreeMap::new(),
+            intact: true,
+        })
+    }
+
+    pub(super) fn mount(&self) -> &Path {
+        self.workloads.mount().path()
+    }
+
+    pub(super) fn parent(&self) -> &str {
+        self.workloads.parent()
+    }
+
+    /// Name, cgroup path and number of each.
+    pub(super) fn workloads(&self) -> impl Iterator<Item = (&WorkloadName, &str, u32)> {
+        self.held
+            .iter()
+            .map(|(name, held)| (name, held.cgroup.as_str(), held.number))
+    }
+
+    /// The workload that the kernel knows by this number.
+    pub(super) fn name_of(&self, number: u32) -> Option<&WorkloadName> {
+        self.held
+            .iter()
+            .find(|(_, held)| held.number == number)
+            .map(|(name, _)| name)
+    }
+
+    /// Holds every workload of the policy; gives the listeners that are new. One that is no longer in the policy
+    /// stays held with nothing allowed: letting go is `release`'s business, not a reload's.
+    pub(super) fn arm_all(&mut self, policy: &Policy) -> Result<Vec<(ListenerInfo, TcpListener)>, Error> {
+        let mut fresh = Vec::new();
+        for workload in policy.workloads() {
+            if !self.held.contains_key(workload.name()) {
+                let held = self.hold(workload.name())?;
+                fresh.extend(offers(workload.name(), &held)?);
+                self.held.insert(workload.name().clone(), held);
+            }
+        }
+        for (name, held) in &self.held {
+            let plan = self.plan(held, policy.workload(name));
+            self.programs.arm(&plan)?;
+        }
+        Ok(fresh)
+    }
+
+    fn hold(&mut self, name: &WorkloadName) -> Result<Held, Error> {
+        let (cgroup, id) = {
+            let workload = self.workloads.add(name)?;
+            (workload.path().to_owned(), workload.id())
+        };
+        let number = self.number(id);
+        let listeners = listeners()?;
+        for (_, listener) in &listeners {
+            self.programs.mark_listener(number, listener.as_fd())?;
+        }
+        Ok(Held {
+            number,
+            cgroup,
+            listeners,
+        })
+    }
+
+    /// The number that sockets of an earlier run carry, or one that nobody has.
+    fn number(&self, id: u64) -> u32 {
+        let armed = self.programs.armed();
+        if let Some((_, number)) = armed.iter().find(|(armed, _)| *armed == id) {
+            return *number;
+        }
+        let taken = armed
+            .iter()
+            .map(|(_, number)| *number)
+            .chain(self.held.values().map(|held| held.number));
+        taken.max().unwrap_or(0) + 1
+    }
+
+    fn plan(&self, held: &Held, workload: Option<&Workload>) -> WorkloadPlan {
+        let direct = |direct: &crate::policy::Direct| Direct {
+            net: direct.cidr,
+            port: Some(direct.port),
+            transport: Transport::Tcp,
+        };
+        WorkloadPlan {
+            number: held.number,
+            cgroup: self.mount().join(held.cgroup.trim_start_matches('/')),
+            dial_ports: workload.map(Workload::kernel_ports).unwrap_or_default(),
+            direct: workload
+                .map(|one| one.direct().iter().map(direct).collect())
+                .unwrap_or_default(),
+            listen_ports: workload.map(|one| one.listen().to_vec()).unwrap_or_default(),
+        }
+    }
+
+    /// Says to systemd's assertions that units may start.
+    pub(super) fn mark_armed(&self) -> Result<(), Error> {
+        for name in self.held.keys() {
+            self.workloads.arm(name)?;
+        }
+        Ok(())
+    }
+
+    /// All listeners, duplicated for a worker.
+    pub(super) fn listeners(&self) -> Result<Vec<(ListenerInfo, TcpListener)>, Error> {
+        let mut all = Vec::new();
+        for (name, held) in &self.held {
+            all.extend(offers(name, held)?);
+        }
+        Ok(all)
+    }
+
+    pub(super) fn worker_fds(&self) -> Result<WorkerFds, Error> {
+        Ok(self.programs.worker_fds()?)
+    }
+
+    /// What the kernel refused, or let pass by a direct rule, since the last look.
+    pub(super) fn reports(&mut self) -> Vec<Report> {
+        let mut reports = Vec::new();
+        if let Some(events) = &mut self.events {
+            events.drain(REPORTS, |report| reports.push(report));
+        }
+        reports
+    }
+
+    /// Sees that the perimeter stands, and clears away what ended commands and handshakes left.
+    pub(super) fn look_after(&mut self, records: &mut Records) {
+        let intact = self.programs.pins_intact();
+        if self.intact && !intact {
+            tracing::error!(
+                "a kernel program was detached or unpinned: workloads may go out unchecked; restart the agent"
+            );
+            records.perimeter_broken();
+        }
+        self.intact = intact;
+        if let Err(error) = self.programs.sweep_flows(STALE) {
+            tracing::warn!(%error, "stale handshakes can't be cleared away");
+        }
+        for name in self.held.keys() {
+            if let Err(error) = self.workloads.sweep(name) {
+                tracing::warn!(%error, workload = %name, "cgroups of ended commands can't be cleared away");
+            }
+        }
+    }
+
+    pub(super) fn is_intact(&self) -> bool {
+        self.intact
+    }
+
+    /// How often the kernel side did what.
+    pub(super) fn counters(&self) -> BTreeMap<String, u64> {
+        match self.programs.counters() {
+            Ok(counters) => counters
+                .into_iter()
+                .map(|(reason, count)| (reason.as_str().to_owned(), count))
+                .collect(),
+            Err(error) => {
+                tracing::warn!(%error, "the kernel's counters can't be read");
+                BTreeMap::new()
+            }
+        }
+    }
+
+    /// Moves a process that asked for it into a workload, if it may.
+    pub(super) fn enroll(
+        &self,
+        peer: &Peer,
+        workload: &WorkloadName,
+        policy: &Policy,
+        trust: &Trust,
+    ) -> Result<Enrolled, String> {
+        let known = policy.workload(workload).ok_or_else(|| {
+            format!(
+                "the policy has no workload {workload:?}",
+                workload = workload.as_str()
+            )
+        })?;
+        if !may_exec(peer, known) {
+            return Err(format!(
+                "user {} may not run commands in workload {workload} (`exec_by`)",
+                peer.uid
+            ));
+        }
+        let id = uuid::Uuid::now_v7().simple().to_string();
+        let cgroup = self
+            .workloads
+            .place(&peer.process, workload, &id)
+            .map_err(|error| error.to_string())?;
+        tracing::info!(%workload, uid = peer.uid, pid = peer.process.pid(), cgroup, "a command was enrolled");
+        Ok(Enrolled {
+            cgroup,
+            env: trust.env.clone(),
+        })
+    }
+}
+
+/// Root may; others where `exec_by` names them or one of their groups. A name that the user database does not
+/// know names nobody.
+fn may_exec(peer: &Peer, workload: &Workload) -> bool {
+    let exec_by = workload.exec_by();
+    let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(peer.uid))
+        .ok()
+        .flatten();
+    let is_user = |account: &Account| match account {
+        Account::Id(id) => *id == peer.uid,
+        Account::Name(name) => user.as_ref().is_some_and(|user| user.name == **name),
+    };
+    let in_group = |account: &Account| match account {
+        Account::Id(id) => *id == peer.gid,
+        Account::Name(name) => nix::unistd::Group::from_name(name)
+            .ok()
+            .flatten()
+            .is_some_and(|group| {
+                group.gid.as_raw() == peer.gid
+                    || user.as_ref().is_some_and(|user| group.mem.contains(&user.name))
+            }),
+    };
+    peer.uid == 0 || exec_by.users.iter().any(is_user) || exec_by.groups.iter().any(in_group)
+}
+
+fn offers(name: &WorkloadName, held: &Held) -> Result<Vec<(ListenerInfo, TcpListener)>, Error> {
+    held.listeners
+        .iter()
+        .map(|(addr, listener)| {
+            let info = ListenerInfo {
+                workload: name.clone(),
+                number: held.number,
+                addr: *addr,
+            };
+            let socket = listener
+                .try_clone()
+                .map_err(super::io("duplicate", Path::new("a listener")))?;
+            Ok((info, socket))
+        })
+        .collect()
+}
+
+/// One listener for IPv4 and one for IPv6, where the host has it; the ports are the kernel's choice.
+fn listeners() -> Result<Vec<(SocketAddr, TcpListener)>, Error> {
+    let v4 =
+        listen((Ipv4Addr::LOCALHOST, 0).into()).map_err(super::io("listen on", Path::new("127.0.0.1")))?;
+    let mut all = vec![v4];
+    match listen((Ipv6Addr::LOCALHOST, 0).into()) {
+        Ok(v6) => all.push(v6),
+        Err(error) => tracing::warn!(%error, "no listener on ::1: IPv6 connects of workloads are refused"),
+    }
+    Ok(all)
+}
+
+fn listen(addr: SocketAddr) -> std::io::Result<(SocketAddr, TcpListener)> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    let listener = TcpListener::from(socket);
+    Ok((listener.local_addr()?, listener))
+}
