@@ -2,7 +2,6 @@
 //! what the kernel decided.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -10,7 +9,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::audit::record::{self, Caller, Decision, PolicyVersion, Protocol, Record, Timestamp};
-use crate::audit::{Kind, Outcome, RequestId, file, inflight};
+use crate::audit::{Kind, Outcome, RequestId, Sink as _, file, inflight};
 use crate::channel::worker::StartDescriptors;
 use crate::config::Config;
 use crate::ebpf::{Origin, Reason, Report, WorkerFds};
@@ -54,7 +53,7 @@ pub(super) struct Records {
     path: PathBuf,
     max_size: u64,
     keep: u32,
-    file: File,
+    sink: file::FileSink,
     state_dir: PathBuf,
     table: u64,
 }
@@ -71,7 +70,7 @@ impl Records {
             path,
             max_size: config.audit.max_size,
             keep: config.audit.keep,
-            file: opened,
+            sink: file::FileSink::new(opened, file::Sync::default()),
             state_dir: config.state_dir.clone(),
             table: 0,
         };
@@ -167,7 +166,8 @@ impl Records {
         else {
             return Ok(None);
         };
-        self.file = file::open(&self.path).map_err(at("open", &self.path))?;
+        let again = file::open(&self.path).map_err(at("open", &self.path))?;
+        self.sink = file::FileSink::new(again, file::Sync::default());
         Ok(Some(fresh.into()))
     }
 
@@ -209,12 +209,12 @@ impl Records {
 
     fn append(&mut self, record: &Record) {
         let mut line = Vec::new();
-        let written = record
-            .write_line(&mut line)
-            .map_err(std::io::Error::from)
-            .and_then(|()| self.file.write_all(&line));
-        if let Err(error) = written {
-            tracing::error!(%error, kind = ?record.kind, "a record of the supervisor could not be written");
+        if let Err(error) = record.write_line(&mut line) {
+            tracing::error!(%error, "a record can't be put into words");
+            return;
+        }
+        if let Err(error) = self.sink.append(&line) {
+            tracing::error!(error = %error.source, kind = ?record.kind, "a record of the supervisor could not be written");
         }
     }
 }

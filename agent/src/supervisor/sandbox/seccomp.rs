@@ -228,6 +228,8 @@ fn flag(value: i32) -> u64 {
 }
 
 const UNCONDITIONAL: &[i64] = &[
+    // The audit file, which the supervisor appends to as well.
+    libc::SYS_flock,
     // Sockets that exist.
     libc::SYS_accept4,
     libc::SYS_bind,
