@@ -7,6 +7,8 @@
 pub mod answers;
 pub mod capture;
 pub mod records;
+mod reload;
+mod report;
 pub mod sandbox;
 pub mod worker_process;
 
@@ -19,7 +21,6 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::admin::server::{Request, Server};
-use crate::admin::{CredentialStatus, Reloaded, Status, WorkloadStatus};
 use crate::channel::supervisor::Receiver;
 use crate::channel::{self, CredentialState, PolicySource, ToSupervisor, ToWorker};
 use crate::config::{Config, QueryValues};
@@ -301,7 +302,11 @@ impl Supervisor {
             ToSupervisor::Fault { message } => tracing::error!(message, "the worker reports a fault"),
             ToSupervisor::Ready | ToSupervisor::Drained => {}
             ToSupervisor::PolicyApplied { generation } => tracing::info!(generation, "policy in force"),
-            question => self.answers.take(question, &self.worker.sender().clone()),
+            question @ (ToSupervisor::Identify { .. }
+            | ToSupervisor::Executable { .. }
+            | ToSupervisor::Intermediate { .. }) => {
+                self.answers.take(question, &self.worker.sender().clone())
+            }
         }
     }
 
@@ -371,77 +376,6 @@ impl Supervisor {
         self.records.kernel(&reports, &self.capture, &self.policy);
     }
 
-    /// Reads the policy again. With errors, everything stays as it is.
-    async fn reload(&mut self) -> Reloaded {
-        let Loaded { policy, sources } = store::load_dir(&self.config.policy_dir);
-        let policy = match policy {
-            Ok(policy) => Arc::new(policy),
-            Err(found) => {
-                let errors = lines(&found);
-                tracing::error!(
-                    count = found.len(),
-                    "the new policy has errors; the last good one stays\n{errors}"
-                );
-                return Reloaded {
-                    ok: false,
-                    generation: self.generation,
-                    message: errors,
-                };
-            }
-        };
-        match self.put_in_force(policy, sources).await {
-            Ok(()) => Reloaded {
-                ok: true,
-                generation: self.generation,
-                message: self.summary(),
-            },
-            Err(error) => {
-                tracing::error!(%error, "the new policy could not be put in force");
-                Reloaded {
-                    ok: false,
-                    generation: self.generation,
-                    message: error.to_string(),
-                }
-            }
-        }
-    }
-
-    async fn put_in_force(&mut self, policy: Arc<Policy>, sources: Vec<Source>) -> Result<(), Error> {
-        let fresh = self.capture.arm_all(&policy)?;
-        self.answers.set_workloads(&self.capture);
-        self.answers.set_policy(&policy);
-        self.policy = policy;
-        self.sources = sources;
-        self.generation += 1;
-        let sender = self.worker.sender().clone();
-        let gone = |_gone| Error::NotServing {
-            why: "it takes no messages".into(),
-        };
-        sender.send(self.policy_message()).await.map_err(gone)?;
-        self.keep_credentials().await;
-        for update in self.keepers.iter().filter_map(Keeper::current) {
-            sender.send(credential(update)).await.map_err(gone)?;
-        }
-        for (info, socket) in fresh {
-            sender.listener(info, socket).await.map_err(gone)?;
-        }
-        self.capture.mark_armed()?;
-        Ok(())
-    }
-
-    /// Keeps what is known of credentials that the new policy has unchanged; reads the others.
-    async fn keep_credentials(&mut self) {
-        let mut old = std::mem::take(&mut self.keepers);
-        for spec in self.policy.credentials() {
-            let kept = old.iter().position(|keeper| keeper.spec() == spec);
-            self.keepers.push(match kept {
-                Some(place) => old.swap_remove(place),
-                None => Keeper::new(spec.clone()),
-            });
-        }
-        poll(&mut self.keepers).await;
-    }
-
     async fn answer(&mut self, request: Request) {
         match request {
             Request::Status(reply) => reply.send(self.status()),
@@ -453,40 +387,6 @@ impl Supervisor {
             } => {
                 reply.send(self.capture.enroll(&peer, &workload, &self.policy, &self.trust));
             }
-        }
-    }
-
-    fn status(&self) -> Status {
-        let connections = |name: &str| {
-            self.figures
-                .workloads
-                .iter()
-                .find(|one| one.workload.as_str() == name)
-                .map_or(0, |one| one.connections)
-        };
-        Status {
-            version: env!("CARGO_PKG_VERSION").into(),
-            uptime_s: self.started.elapsed().unwrap_or_default().as_secs(),
-            policy_digest: self.policy.digest().to_string(),
-            generation: self.generation,
-            worker_pid: self.worker.pid(),
-            audit_ok: self.figures.audit_ok,
-            calls: self.figures.calls,
-            denied: self.figures.denied,
-            failed: self.figures.failed,
-            perimeter_intact: self.capture.is_intact(),
-            workloads: self
-                .capture
-                .workloads()
-                .map(|(name, cgroup, number)| WorkloadStatus {
-                    name: name.to_string(),
-                    cgroup: cgroup.to_owned(),
-                    number,
-                    connections: connections(name.as_str()),
-                })
-                .collect(),
-            credentials: self.keepers.iter().map(credential_status).collect(),
-            kernel: self.capture.counters(),
         }
     }
 
@@ -511,35 +411,6 @@ impl Supervisor {
         let table = self.records.next_table()?;
         self.records.recover(table)?;
         Ok(())
-    }
-}
-
-fn lines(found: &[Diagnostic]) -> String {
-    found
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join("\n")
-}
-
-fn credential_status(keeper: &Keeper) -> CredentialStatus {
-    let name = keeper.spec().name.to_string();
-    match keeper.current().map(|update| update.value) {
-        Some(Value::Ready { version, .. }) => CredentialStatus {
-            name,
-            version: Some(version.to_string()),
-            reason: None,
-        },
-        Some(Value::Unavailable { reason }) => CredentialStatus {
-            name,
-            version: None,
-            reason: Some(reason.to_string()),
-        },
-        None => CredentialStatus {
-            name,
-            version: None,
-            reason: Some("not read yet".into()),
-        },
     }
 }
 

@@ -4,6 +4,7 @@
 //! [`harness::World`] and is named as a sentence; what it expects of a call, it asks the audit records.
 
 /// The kernel side alone: each way to connect is caught and attributed, or refused.
+#[cfg(test)]
 mod capture;
 /// The harness itself: the sandbox is one, the upstream tells callers apart, nothing is left behind.
 mod sandbox;

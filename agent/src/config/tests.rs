@@ -43,8 +43,7 @@ fn each_line_of_the_shipped_file_is_read() {
         ("\"redacted\"\n", "\"plain\"\n"),
     ];
     for (old, new) in changes {
-        let config = parse(&DEFAULT_FILE.replacen(&format!("{old}"), new, 2))
-            .unwrap_or_else(|e| panic!("{old} {e:?}"));
+        let config = parse(&DEFAULT_FILE.replacen(old, new, 2)).unwrap_or_else(|e| panic!("{old} {e:?}"));
         assert_ne!(config, Config::default(), "{old}");
     }
     let numbers = DEFAULT_FILE

@@ -1,5 +1,7 @@
 //! decide() and route(): pure, deny wins, default deny.
 
+use std::sync::Arc;
+
 use super::index::ByPath;
 use super::model::{Mode, Policy, Rule, Workload};
 use super::path::rank_of;
@@ -58,7 +60,7 @@ fn verdict<'w>(workload: &'w Workload, identity: &Identity, call: &Call<'_>) -> 
     if let Some(rule) = denying(workload, identity, call) {
         return Err(Denial {
             reason: DenialReason::DenyRule,
-            rule: Some(rule.label.clone()),
+            rule: Some(Arc::clone(&rule.label)),
         });
     }
     allowing(workload, identity, call).ok_or_else(|| why_not(workload, call))
@@ -127,7 +129,7 @@ fn why_not(workload: &Workload, call: &Call<'_>) -> Denial {
         };
     }
     let (level, id) = best.unwrap_or_default();
-    let label = || workload.rules.get(id).map(|rule| rule.label.clone());
+    let label = || workload.rules.get(id).map(|rule| Arc::clone(&rule.label));
     match level {
         0 => Denial {
             reason: DenialReason::HostNotAllowed,
@@ -205,7 +207,7 @@ fn permit(workload: &Workload, rule: &Rule, authority: Authority, scheme: Scheme
         workload: workload.name.clone(),
         authority,
         scheme,
-        rule: Some(rule.label.clone()),
+        rule: Some(Arc::clone(&rule.label)),
         credential: rule.credential.clone(),
         client_auth: rule.client_auth,
         private: rule.private,

@@ -95,7 +95,7 @@ fn consider(workload: &Workload, identity: &Identity, call: &Call<'_>) -> Vec<Co
         let (file, line) = rule.written_at();
         Considered {
             kind: rule.kind,
-            label: rule.label.clone(),
+            label: Arc::clone(&rule.label),
             file,
             line,
             miss: miss(rule, identity, call),

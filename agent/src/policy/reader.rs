@@ -264,7 +264,7 @@ impl<'v> Fields<'v, '_> {
 
     /// Like `finish`; `advice` may know better what to do about a key than a similar name.
     pub fn finish_with(self, report: &mut Report<'_>, advice: impl Fn(&str) -> Option<&'static str>) {
-        for (key, _) in self.table {
+        for key in self.table.keys() {
             if self.asked.contains(&&*key.name) {
                 continue;
             }

@@ -126,23 +126,30 @@ impl From<&credential::Error> for Failure {
 
 /// A failed handshake with an upstream.
 pub(super) fn of_upstream_tls(error: &tls::Error) -> Failure {
-    let fault = match error {
-        tls::Error::UpstreamCertificate { .. } => UpstreamFault::Certificate,
-        tls::Error::Timeout { .. } => UpstreamFault::Timeout,
-        other if other.is_handshake() => UpstreamFault::Tls,
-        other => return Failure::internal("tls", other),
+    if !error.is_handshake() {
+        return Failure::internal("tls", error);
+    }
+    let fault = if matches!(error, tls::Error::UpstreamCertificate { .. }) {
+        UpstreamFault::Certificate
+    } else if matches!(error, tls::Error::Timeout { .. }) {
+        UpstreamFault::Timeout
+    } else {
+        UpstreamFault::Tls
     };
     Failure::upstream(fault, error)
 }
 
 /// A failed handshake with a client.
 pub(super) fn of_client_tls(error: &tls::Error) -> Failure {
-    let kind = match error {
-        tls::Error::ClientDistrust { .. } => "client_distrust",
-        tls::Error::Timeout { .. } => "handshake_timeout",
-        tls::Error::Io { .. } => "io",
-        other if other.is_handshake() => "handshake",
-        other => return Failure::internal("tls", other),
+    if !error.is_handshake() {
+        return Failure::internal("tls", error);
+    }
+    let kind = if matches!(error, tls::Error::ClientDistrust { .. }) {
+        "client_distrust"
+    } else if matches!(error, tls::Error::Timeout { .. }) {
+        "handshake_timeout"
+    } else {
+        "handshake"
     };
     Failure::Downstream {
         kind,

@@ -42,15 +42,17 @@ fn check_ties(workload: &Workload, found: &mut Vec<Diagnostic>) {
     }
 }
 
+fn literal(segment: &super::Segment) -> Option<&str> {
+    match segment {
+        super::Segment::Literal(text) => Some(text),
+        super::Segment::One | super::Segment::Rest => None,
+    }
+}
+
 fn tie_keys(rule: &Rule) -> impl Iterator<Item = Tie<'_>> {
-    use super::Segment;
     let key = move |rank, literals| {
         let https = rule.scheme == Some(super::super::Scheme::Https);
         (rule.port, https, rule.host.as_ref(), rank, literals)
-    };
-    let literal = |segment| match segment {
-        &Segment::Literal(ref text) => Some(&**text),
-        Segment::One | Segment::Rest => None,
     };
     let of_paths = rule.paths.iter().map(move |path| {
         let segments = path.segments();

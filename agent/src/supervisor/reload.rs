@@ -1,0 +1,90 @@
+//! A changed policy: put in force whole, or not at all.
+
+use std::sync::Arc;
+
+use super::{Error, Supervisor, credential, poll};
+use crate::admin::Reloaded;
+use crate::credential::source::Keeper;
+use crate::policy::store::{self, Loaded};
+use crate::policy::{Diagnostic, Policy, Source};
+
+impl Supervisor {
+    /// Reads the policy again. With errors, everything stays as it is.
+    pub(super) async fn reload(&mut self) -> Reloaded {
+        let Loaded { policy, sources } = store::load_dir(&self.config.policy_dir);
+        let policy = match policy {
+            Ok(policy) => Arc::new(policy),
+            Err(found) => {
+                let errors = lines(&found);
+                tracing::error!(
+                    count = found.len(),
+                    "the new policy has errors; the last good one stays\n{errors}"
+                );
+                return Reloaded {
+                    ok: false,
+                    generation: self.generation,
+                    message: errors,
+                };
+            }
+        };
+        match self.put_in_force(policy, sources).await {
+            Ok(()) => Reloaded {
+                ok: true,
+                generation: self.generation,
+                message: self.summary(),
+            },
+            Err(error) => {
+                tracing::error!(%error, "the new policy could not be put in force");
+                Reloaded {
+                    ok: false,
+                    generation: self.generation,
+                    message: error.to_string(),
+                }
+            }
+        }
+    }
+
+    async fn put_in_force(&mut self, policy: Arc<Policy>, sources: Vec<Source>) -> Result<(), Error> {
+        let fresh = self.capture.arm_all(&policy)?;
+        self.answers.set_workloads(&self.capture);
+        self.answers.set_policy(&policy);
+        self.policy = policy;
+        self.sources = sources;
+        self.generation += 1;
+        let sender = self.worker.sender().clone();
+        let gone = |_gone| Error::NotServing {
+            why: "it takes no messages".into(),
+        };
+        sender.send(self.policy_message()).await.map_err(gone)?;
+        self.keep_credentials().await;
+        for update in self.keepers.iter().filter_map(Keeper::current) {
+            sender.send(credential(update)).await.map_err(gone)?;
+        }
+        for (info, socket) in fresh {
+            sender.listener(info, socket).await.map_err(gone)?;
+        }
+        self.capture.mark_armed()?;
+        Ok(())
+    }
+
+    /// Keeps what is known of credentials that the new policy has unchanged; reads the others.
+    async fn keep_credentials(&mut self) {
+        let mut old = std::mem::take(&mut self.keepers);
+        for spec in self.policy.credentials() {
+            let kept = old.iter().position(|keeper| keeper.spec() == spec);
+            self.keepers.push(match kept {
+                Some(place) => old.swap_remove(place),
+                None => Keeper::new(spec.clone()),
+            });
+        }
+        poll(&mut self.keepers).await;
+    }
+}
+
+fn lines(found: &[Diagnostic]) -> String {
+    found
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("\n")
+}

@@ -1,0 +1,62 @@
+//! What runs, for the operator.
+
+use super::Supervisor;
+use crate::admin::{CredentialStatus, Status, WorkloadStatus};
+use crate::credential::source::{Keeper, Value};
+
+impl Supervisor {
+    pub(super) fn status(&self) -> Status {
+        let connections = |name: &str| {
+            self.figures
+                .workloads
+                .iter()
+                .find(|one| one.workload.as_str() == name)
+                .map_or(0, |one| one.connections)
+        };
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            uptime_s: self.started.elapsed().unwrap_or_default().as_secs(),
+            policy_digest: self.policy.digest().to_string(),
+            generation: self.generation,
+            worker_pid: self.worker.pid(),
+            audit_ok: self.figures.audit_ok,
+            calls: self.figures.calls,
+            denied: self.figures.denied,
+            failed: self.figures.failed,
+            perimeter_intact: self.capture.is_intact(),
+            workloads: self
+                .capture
+                .workloads()
+                .map(|(name, cgroup, number)| WorkloadStatus {
+                    name: name.to_string(),
+                    cgroup: cgroup.to_owned(),
+                    number,
+                    connections: connections(name.as_str()),
+                })
+                .collect(),
+            credentials: self.keepers.iter().map(credential_status).collect(),
+            kernel: self.capture.counters(),
+        }
+    }
+}
+
+fn credential_status(keeper: &Keeper) -> CredentialStatus {
+    let name = keeper.spec().name.to_string();
+    match keeper.current().map(|update| update.value) {
+        Some(Value::Ready { version, .. }) => CredentialStatus {
+            name,
+            version: Some(version.to_string()),
+            reason: None,
+        },
+        Some(Value::Unavailable { reason }) => CredentialStatus {
+            name,
+            version: None,
+            reason: Some(reason.to_string()),
+        },
+        None => CredentialStatus {
+            name,
+            version: None,
+            reason: Some("not read yet".into()),
+        },
+    }
+}
