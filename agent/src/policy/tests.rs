@@ -43,6 +43,7 @@ fn caller() -> Identity {
 }
 
 /// One request in owned parts.
+#[derive(Debug)]
 struct Request {
     scheme: Scheme,
     authority: Authority,

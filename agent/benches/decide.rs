@@ -1,0 +1,73 @@
+//! One decision at 10,000 rules: `cargo bench -p callgate --bench decide`. The target is 1 µs.
+
+use std::fmt::Write;
+use std::hint::black_box;
+
+use callgate::addr::{Authority, HostName};
+use callgate::identity::{Cgroup, Identity, WorkloadName};
+use callgate::policy::{Call, NormalPath, Policy, Scheme, Source, decide};
+use criterion::{Criterion, criterion_group, criterion_main};
+
+/// 100 hosts with 90 allows and 10 denies each, of three paths, and one workload.
+fn policy() -> Policy {
+    let mut text = "[[workload]]\nname = 'w'\n".to_owned();
+    for host in 0..100 {
+        for rule in 0..100 {
+            let kind = if rule % 10 == 0 { "deny" } else { "allow" };
+            let name = format!("h{host}-r{rule}");
+            let paths = format!("['/v1/r{rule}', '/v1/r{rule}/{{id}}', '/v1/r{rule}/{{id}}/x/{{rest..}}']");
+            write!(text, "[[workload.{kind}]]\nname='{name}'\nhost='h{host}.example.com'\nmethods=['GET','POST']\npaths={paths}\n")
+                .expect("a string takes all");
+        }
+    }
+    Policy::compile(&[Source::new("bench.toml", &text)]).expect("the policy is good")
+}
+
+fn caller() -> Identity {
+    Identity {
+        workload: WorkloadName::parse("w").expect("a good name"),
+        cgroup: Cgroup { id: 1, path: None },
+        unit: None,
+        invocation: None,
+        container: None,
+        uid: 1000,
+        gid: 1000,
+        user: None,
+        process: None,
+        executable: None,
+        netns_cookie: 1,
+    }
+}
+
+fn bench(c: &mut Criterion) {
+    let policy = policy();
+    let caller = caller();
+    let headers = http::HeaderMap::new();
+    let mut group = c.benchmark_group("decide");
+    for (name, host, path) in [
+        ("allowed", "h50.example.com", "/v1/r55/ch_1/x/a/b/c"),
+        ("denied", "h50.example.com", "/V1/R50/ch_1;x"),
+        ("no rule", "h50.example.com", "/v2/other"),
+        ("no host", "other.example.com", "/v1/r55"),
+    ] {
+        let authority = Authority::new(HostName::parse(host).expect("a good name"), 443);
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                let path = NormalPath::parse(black_box(path)).expect("a good path");
+                let call = Call {
+                    scheme: Scheme::Https,
+                    authority: &authority,
+                    method: "GET",
+                    path: &path,
+                    query: "",
+                    headers: &headers,
+                };
+                black_box(decide(&policy, &caller, &call))
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, bench);
+criterion_main!(benches);
