@@ -1,5 +1,10 @@
 //! One decision at 10,000 rules: `cargo bench -p callgate --bench decide`. The target is 1 µs.
 
+#![expect(
+    clippy::expect_used,
+    reason = "a benchmark whose own input is wrong has nothing to measure"
+)]
+
 use std::fmt::Write;
 use std::hint::black_box;
 
