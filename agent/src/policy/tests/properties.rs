@@ -43,7 +43,7 @@ fn reference(policy: &Policy, identity: &Identity, call: &Call<'_>) -> Option<St
         (
             paths.min().unwrap_or_else(|| vec![9]),
             wildcard,
-            std::sync::Arc::clone(&rule.label),
+            Arc::clone(&rule.label),
         )
     };
     let best = matching
