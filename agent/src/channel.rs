@@ -48,6 +48,8 @@ pub enum ToWorker {
     },
     /// Serve this listener. Descriptor: the listening socket.
     Listener(ListenerInfo),
+    /// Answer this workload's questions about names. Descriptor: the UDP socket.
+    Names(ListenerInfo),
     /// Accept no more for this workload, close its connections.
     Unlisten {
         /// Whose listeners to drop.

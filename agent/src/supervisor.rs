@@ -223,8 +223,8 @@ impl Supervisor {
         for update in self.keepers.iter().filter_map(Keeper::current) {
             sender.send(credential(update)).await.map_err(gone)?;
         }
-        for (info, socket) in self.capture.listeners()? {
-            sender.listener(info, socket).await.map_err(gone)?;
+        for offer in self.capture.listeners()? {
+            offer.to(&sender).await.map_err(gone)?;
         }
         let ready = async {
             loop {

@@ -5,6 +5,7 @@
 //! of life of all data threads: a worker that hangs stops being fed, and the kernel then refuses connections.
 
 mod data;
+mod names;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -118,6 +119,7 @@ struct Worker {
     shared: Arc<Shared>,
     client: Client,
     threads: DataThreads,
+    resolver: dns::resolver::Resolver,
     liveness: Liveness,
     listeners: HashMap<WorkloadName, Listening>,
 }
@@ -160,11 +162,13 @@ impl Worker {
             },
             limits: Limits::from(start.limits.clone()),
         });
+        let resolver = dns::resolver::Resolver::new(&shared.names)?;
         let threads = DataThreads::start(usize::from(start.threads.max(1)), &shared)?;
         let worker = Self {
             shared,
             client,
             threads,
+            resolver,
             liveness: Liveness::new(descriptors.liveness)?,
             listeners: HashMap::new(),
         };
@@ -178,6 +182,7 @@ impl Worker {
             Event::Policy { generation, sources } => self.set_policy(generation, sources).await?,
             Event::Credential { name, state } => self.set_credential(&name, state),
             Event::Listener(info, socket) => self.listen(info, socket)?,
+            Event::Names(info, socket) => self.answer_names(info, socket)?,
             Event::Unlisten { workload } => {
                 if let Some(listening) = self.listeners.remove(&workload) {
                     listening.stop.cancel();
@@ -256,6 +261,13 @@ impl Worker {
         let stop = listening.stop.clone().cancelled_owned();
         let hand_out = self.threads.hand_out(info.workload);
         tokio::spawn(listener::accept(socket, listening.quota.clone(), stop, hand_out));
+        Ok(())
+    }
+
+    fn answer_names(&mut self, info: ListenerInfo, socket: std::net::UdpSocket) -> Result<(), Error> {
+        let socket = tokio::net::UdpSocket::from_std(socket)?;
+        let rules = names::Names::new(Arc::clone(&self.shared), info.workload);
+        tokio::spawn(dns::stub::serve(socket, self.resolver.clone(), Arc::new(rules)));
         Ok(())
     }
 

@@ -269,6 +269,8 @@ pub enum Kind {
     Tunnel,
     /// One connection that a `direct` rule let pass in the kernel.
     Direct,
+    /// Questions about names that no rule mentions; `count` says how many.
+    Dns,
     /// Connections or packets that the kernel refused; `count` says how many.
     KernelRefusal,
     /// A connection that ended before it carried a request.

@@ -1,7 +1,7 @@
 //! The supervisor's end. The worker reads what the network sends, so nothing that comes up is believed:
 //! frames are bounded in size and rate, contents are parsed again, and one breach ends the worker.
 
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -72,6 +72,14 @@ impl Sender {
     /// If the worker is gone.
     pub async fn listener(&self, info: ListenerInfo, socket: TcpListener) -> Result<(), WorkerGone> {
         self.queue(ToWorker::Listener(info), vec![socket.into()]).await
+    }
+
+    /// Hands the socket over on which a workload's questions about names arrive.
+    ///
+    /// # Errors
+    /// If the worker is gone.
+    pub async fn names(&self, info: ListenerInfo, socket: UdpSocket) -> Result<(), WorkerGone> {
+        self.queue(ToWorker::Names(info), vec![socket.into()]).await
     }
 
     /// Hands a new audit file over.

@@ -4,7 +4,7 @@
 //! used from any thread and runtime.
 
 use std::collections::HashMap;
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -46,6 +46,8 @@ pub enum Event {
     },
     /// Serve this listener; it is non-blocking.
     Listener(ListenerInfo, TcpListener),
+    /// Answer this workload's questions about names; the socket is non-blocking.
+    Names(ListenerInfo, UdpSocket),
     /// Accept no more for this workload, close its connections.
     Unlisten {
         /// Whose listeners to drop.
@@ -385,6 +387,12 @@ fn sort(
             let socket = TcpListener::from(socket);
             socket.set_nonblocking(true)?;
             return Ok(Some(Event::Listener(info, socket)));
+        }
+        ToWorker::Names(info) => {
+            let [socket] = exactly(descriptors)?;
+            let socket = UdpSocket::from(socket);
+            socket.set_nonblocking(true)?;
+            return Ok(Some(Event::Names(info, socket)));
         }
         ToWorker::AuditFile => {
             let [file] = exactly(descriptors)?;

@@ -1,7 +1,7 @@
 //! Holding workloads: their cgroups, listeners and kernel plans, and what the kernel reports of them.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::admin::{Enrolled, Peer};
 use crate::channel::ListenerInfo;
+use crate::channel::supervisor::{Sender, WorkerGone};
 use crate::config::Config;
 use crate::ebpf::{self, Direct, LoadOptions, Programs, Report, Transport, WorkerFds, WorkloadPlan};
 use crate::enroll::trust::Trust;
@@ -41,6 +42,7 @@ struct Held {
     number: u32,
     cgroup: String,
     listeners: Vec<(SocketAddr, TcpListener)>,
+    names: Vec<(SocketAddr, UdpSocket)>,
 }
 
 impl Capture {
@@ -84,7 +86,7 @@ impl Capture {
 
     /// Holds every workload of the policy; gives the listeners that are new. One that is no longer in the policy
     /// stays held with nothing allowed: letting go is `release`'s business, not a reload's.
-    pub(super) fn arm_all(&mut self, policy: &Policy) -> Result<Vec<(ListenerInfo, TcpListener)>, Error> {
+    pub(super) fn arm_all(&mut self, policy: &Policy) -> Result<Vec<Offer>, Error> {
         let mut fresh = Vec::new();
         for workload in policy.workloads() {
             if !self.held.contains_key(workload.name()) {
@@ -110,10 +112,15 @@ impl Capture {
         for (_, listener) in &listeners {
             self.programs.mark_listener(number, listener.as_fd())?;
         }
+        let names = names(&listeners)?;
+        for (_, socket) in &names {
+            self.programs.mark_listener(number, socket.as_fd())?;
+        }
         Ok(Held {
             number,
             cgroup,
             listeners,
+            names,
         })
     }
 
@@ -156,7 +163,7 @@ impl Capture {
     }
 
     /// All listeners, duplicated for a worker.
-    pub(super) fn listeners(&self) -> Result<Vec<(ListenerInfo, TcpListener)>, Error> {
+    pub(super) fn listeners(&self) -> Result<Vec<Offer>, Error> {
         let mut all = Vec::new();
         for (name, held) in &self.held {
             all.extend(offers(name, held)?);
@@ -272,20 +279,53 @@ fn may_exec(peer: &Peer, workload: &Workload) -> bool {
     peer.uid == 0 || exec_by.users.iter().any(is_user) || exec_by.groups.iter().any(in_group)
 }
 
-fn offers(name: &WorkloadName, held: &Held) -> Result<Vec<(ListenerInfo, TcpListener)>, Error> {
-    held.listeners
+/// A socket that a worker serves for one workload.
+pub(super) enum Offer {
+    /// Connections.
+    Connections(ListenerInfo, TcpListener),
+    /// Questions about names.
+    Names(ListenerInfo, UdpSocket),
+}
+
+impl Offer {
+    /// Hands it over.
+    pub(super) async fn to(self, worker: &Sender) -> Result<(), WorkerGone> {
+        match self {
+            Self::Connections(info, socket) => worker.listener(info, socket).await,
+            Self::Names(info, socket) => worker.names(info, socket).await,
+        }
+    }
+}
+
+fn offers(name: &WorkloadName, held: &Held) -> Result<Vec<Offer>, Error> {
+    let info = |addr: SocketAddr| ListenerInfo {
+        workload: name.clone(),
+        number: held.number,
+        addr,
+    };
+    let failed = || super::io("duplicate", Path::new("a socket"));
+    let mut all = Vec::new();
+    for (addr, listener) in &held.listeners {
+        all.push(Offer::Connections(
+            info(*addr),
+            listener.try_clone().map_err(failed())?,
+        ));
+    }
+    for (addr, socket) in &held.names {
+        all.push(Offer::Names(info(*addr), socket.try_clone().map_err(failed())?));
+    }
+    Ok(all)
+}
+
+/// A socket for names on each address that has a listener.
+fn names(listeners: &[(SocketAddr, TcpListener)]) -> Result<Vec<(SocketAddr, UdpSocket)>, Error> {
+    let bind = |ip| {
+        let socket = UdpSocket::bind((ip, 0))?;
+        Ok((socket.local_addr()?, socket))
+    };
+    listeners
         .iter()
-        .map(|(addr, listener)| {
-            let info = ListenerInfo {
-                workload: name.clone(),
-                number: held.number,
-                addr: *addr,
-            };
-            let socket = listener
-                .try_clone()
-                .map_err(super::io("duplicate", Path::new("a listener")))?;
-            Ok((info, socket))
-        })
+        .map(|(addr, _)| bind(addr.ip()).map_err(super::io("bind", Path::new("a UDP socket"))))
         .collect()
 }
 

@@ -60,8 +60,8 @@ impl Supervisor {
         for update in self.keepers.iter().filter_map(Keeper::current) {
             sender.send(credential(update)).await.map_err(gone)?;
         }
-        for (info, socket) in fresh {
-            sender.listener(info, socket).await.map_err(gone)?;
+        for offer in fresh {
+            offer.to(&sender).await.map_err(gone)?;
         }
         self.capture.mark_armed()?;
         Ok(())

@@ -50,6 +50,7 @@ fn kind(kind: Kind) -> Option<&'static str> {
         Kind::Call => None,
         Kind::Tunnel => Some("tunnel"),
         Kind::Direct => Some("direct"),
+        Kind::Dns => Some("name"),
         Kind::KernelRefusal => Some("kernel"),
         Kind::Connection => Some("connection"),
         Kind::Unrecorded => Some("calls without a record"),
