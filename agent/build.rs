@@ -17,7 +17,6 @@ use anyhow::{Context as _, Result, bail};
 
 const OBJECT: &str = "capture.o";
 
-#[expect(clippy::print_stdout, reason = "cargo reads a build script's stdout")]
 fn main() -> Result<()> {
     let out = PathBuf::from(variable("OUT_DIR")?);
     let root = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
