@@ -336,7 +336,7 @@ mod tests {
     #[test]
     fn kernel_devices_become_those_of_stat() {
         assert_eq!(st_dev((254 << 20) | 1), 0xfe01);
-        assert_eq!(st_dev((8 << 20) | 0x123), 0x100_0823);
+        assert_eq!(st_dev((8 << 20) | 0x123), 0x10_0823);
     }
 
     #[test]

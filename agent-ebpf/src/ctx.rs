@@ -3,6 +3,10 @@
     unsafe_code,
     reason = "context fields and helper calls are raw pointers by nature"
 )]
+#![expect(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "the address of a context field and the access to it are one operation"
+)]
 
 use core::ffi::c_void;
 use core::mem::size_of_val;

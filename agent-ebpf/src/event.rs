@@ -1,5 +1,9 @@
 //! Tells the agent what was refused; every refusal is counted, and a flood is cut and said to be cut.
 #![expect(unsafe_code, reason = "ring buffer samples are filled in place")]
+#![expect(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "the address of a sample's field and the write to it are one operation"
+)]
 
 use callgate_common::names::EVENTS_PER_SECOND;
 use callgate_common::{Event, Origin, Reason};

@@ -31,6 +31,8 @@ worlds! {
     pins_of_another_version_are_refused
     a_missing_feature_is_named
     a_full_flow_table_refuses_and_counts
+    a_socket_connected_before_the_arming_sends_nothing_more
+    a_flood_of_refusals_is_cut_and_counted
     after_disarm_nothing_is_captured
 }
 

@@ -50,6 +50,8 @@ fn run(arguments: &[String]) -> io::Result<String> {
         "storm" => storm(rest),
         "listen" => listen(address(rest, 0)?),
         "lend" => lend(text(rest, 0)?, address(rest, 1)?),
+        "flood" => flood(address(rest, 0)?, number(rest, 1)?),
+        "connected-before" => connected_before(address(rest, 0)?),
         "handed" => handed(address(rest, 0)?),
         _ => Err(io::Error::other("unknown operation")),
     }
@@ -255,4 +257,23 @@ fn lend(other: &str, to: SocketAddr) -> io::Result<String> {
     let socket = tcp(&to)?;
     std::fs::write(format!("{other}/cgroup.procs"), "0")?;
     talk(&socket, &to.into())
+}
+
+/// Connects again and again; gives how often that was refused.
+fn flood(to: SocketAddr, count: i32) -> io::Result<String> {
+    let mut refused = 0;
+    for _ in 0..count {
+        refused += u32::from(tcp(&to)?.connect(&to.into()).is_err());
+    }
+    Ok(refused.to_string())
+}
+
+/// Connects a UDP socket, says so, and sends when told to.
+fn connected_before(to: SocketAddr) -> io::Result<String> {
+    let socket = std::net::UdpSocket::bind(("0.0.0.0", 0))?;
+    socket.connect(to)?;
+    println!("ready");
+    io::stdout().flush()?;
+    io::stdin().read_line(&mut String::new())?;
+    socket.send(b"late").map(|sent| sent.to_string())
 }

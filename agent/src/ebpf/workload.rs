@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::hash::Hash;
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use aya::Ebpf;
@@ -187,11 +186,20 @@ fn direct_key(workload: u32, direct: &Direct) -> (u32, DirectKey) {
     (DirectKey::FIXED_BITS + bits, key)
 }
 
-/// The 16 byte form that keys hold.
-#[must_use]
-pub fn octets(addr: IpAddr) -> [u8; 16] {
-    match addr {
-        IpAddr::V4(addr) => addr.to_ipv6_mapped().octets(),
-        IpAddr::V6(addr) => addr.octets(),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv4_range_is_a_longer_prefix_of_its_mapped_form() {
+        let direct = Direct {
+            net: "10.1.2.3/8".parse().unwrap(),
+            port: None,
+            transport: Transport::Udp,
+        };
+        let (bits, key) = direct_key(3, &direct);
+        assert_eq!(bits, DirectKey::FIXED_BITS + 104);
+        assert_eq!((key.workload, key.port, key.protocol), (3, 0, 17));
+        assert_eq!(key.addr, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 0]);
     }
 }

@@ -434,6 +434,38 @@ pub(super) fn a_full_flow_table_refuses_and_counts(world: &mut World) -> Result<
     Ok(())
 }
 
+pub(super) fn a_socket_connected_before_the_arming_sends_nothing_more(world: &mut World) -> Result<()> {
+    let sending = |world: &mut World, arm: bool| -> Result<String> {
+        let mut sender = probe(&world.cgroup("one"), &["connected-before", "203.0.113.9:9"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut lines = BufReader::new(sender.stdout.take().context("no stdout")?).lines();
+        assert_eq!(lines.next().context("it said nothing")??, "ready");
+        if arm {
+            world.serve(1, "one")?;
+        }
+        sender.stdin.take().context("no stdin")?.write_all(b"go\n")?;
+        let line = lines.next().context("no result")??;
+        sender.wait()?;
+        Ok(line)
+    };
+    assert_eq!(sending(world, false)?, "ok 4");
+    assert_eq!(sending(world, true)?, EPERM);
+    assert_eq!(world.count(Reason::Egress)?, 1);
+    Ok(())
+}
+
+pub(super) fn a_flood_of_refusals_is_cut_and_counted(world: &mut World) -> Result<()> {
+    world.serve(1, "one")?;
+    assert_eq!(world.one(&["flood", "192.0.2.1:25", "500"])?, "ok 500");
+    let sent = world.reasons().len() as u64;
+    assert!(sent < 500, "{sent} events");
+    assert_eq!(world.count(Reason::PortNotNamed)?, 500);
+    assert_eq!(world.count(Reason::EventSuppressed)?, 500 - sent);
+    Ok(())
+}
+
 pub(super) fn after_disarm_nothing_is_captured(world: &mut World) -> Result<()> {
     world.serve(1, "one")?;
     assert_redirected(world, &["tcp", "192.0.2.1:443"], "192.0.2.1:443")?;

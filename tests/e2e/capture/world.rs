@@ -102,13 +102,18 @@ impl World {
     fn enter(base: &Path) -> Result<Self> {
         let none: Option<&str> = None;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
-        ensure!(
-            Command::new("ip")
-                .args(["link", "set", "lo", "up"])
-                .status()?
-                .success(),
-            "can't raise lo"
-        );
+        for line in [
+            "link set lo up",
+            "link add out0 type veth peer name far0",
+            "link set out0 up",
+            "link set far0 up",
+            "addr add 203.0.113.1/24 dev out0",
+        ] {
+            ensure!(
+                Command::new("ip").args(line.split(' ')).status()?.success(),
+                "ip {line} failed"
+            );
+        }
         for dir in ["agent", "parent/one", "parent/two"] {
             fs::create_dir_all(base.join(dir))?;
         }
