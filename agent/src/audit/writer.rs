@@ -282,7 +282,8 @@ impl Thread {
     fn gather(&mut self) -> Option<Instant> {
         let shared = Arc::clone(&self.shared);
         let mut queue = locked(&shared.queue);
-        while self.retained.entries.is_empty() && !queue.has_work() {
+        // After a failure that left nothing to write (fdatasync) the next round tries anew, without a call to wake it.
+        while self.retained.entries.is_empty() && queue.failure.is_none() && !queue.has_work() {
             queue.idle = true;
             queue = shared.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }

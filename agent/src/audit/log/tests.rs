@@ -287,3 +287,32 @@ fn ids_are_version_seven_and_all_different() {
         assert!(seen.insert(id));
     }
 }
+
+/// Takes every line, and the first time says that it is not safely stored.
+struct Unsynced(bool);
+
+impl Sink for Unsynced {
+    fn append(&mut self, lines: &[u8]) -> Result<(), AppendError> {
+        if std::mem::replace(&mut self.0, true) {
+            return Ok(());
+        }
+        let source = io::Error::other("fdatasync");
+        Err(AppendError {
+            written: lines.len(),
+            source,
+        })
+    }
+
+    fn reopen(&mut self, _: File) {}
+}
+
+#[test]
+fn a_failure_that_leaves_nothing_to_write_is_got_over_without_a_new_call() {
+    let (log, writer) = start(Unsynced(false), 4, 4);
+    log.begin(opening(&connection(&log, "a")))
+        .unwrap()
+        .finish(Outcome::Completed);
+    until("the log has failed", || log.failure().is_some());
+    until("the log works again", || log.failure().is_none());
+    assert!(writer.close(Duration::from_secs(10)));
+}
