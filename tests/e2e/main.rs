@@ -5,5 +5,7 @@
 
 /// The kernel side alone: each way to connect is caught and attributed, or refused.
 mod capture;
+/// Who is calling: what the records say of the caller, and that nobody passes for another.
+mod identity;
 /// The harness itself: the sandbox is one, the upstream tells callers apart, nothing is left behind.
 mod sandbox;
