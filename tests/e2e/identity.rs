@@ -2,19 +2,25 @@
 //! same path nor a forged name makes one caller pass for another.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use anyhow::{Context, Result};
-use harness::{Client, Output, Record, Upstream, World, assert_record, require, wait};
+use harness::launch::{self, Place};
+use harness::{Client, Output, Record, Upstream, World, agent, assert_record, require, wait};
 
-const API: &str = "api.example.test";
+pub(crate) const API: &str = "api.example.test";
 const PLAIN: &str = "plain.example.test";
-const NOBODY: u32 = 65534;
+pub(crate) const NOBODY: u32 = 65534;
+/// What curl is to print: the status.
+pub(crate) const CODE: &str = "%{http_code}\n";
 
 /// A world with the API, the plain upstream and an agent under this policy.
-fn start(name: &str, policy: &str) -> Result<World> {
+pub(crate) fn start(name: &str, policy: &str) -> Result<World> {
     let mut world = World::new(name)?;
     world.upstream(Upstream::new(API))?;
     world.upstream(Upstream::new(PLAIN).plain())?;
@@ -24,14 +30,14 @@ fn start(name: &str, policy: &str) -> Result<World> {
 }
 
 /// A workload that may call the API, with these further lines in the workload and in its rule.
-fn workload(name: &str, on_workload: &str, on_rule: &str) -> String {
+pub(crate) fn workload(name: &str, on_workload: &str, on_rule: &str) -> String {
     format!(
         "[[workload]]\nname = {name:?}\n{on_workload}\n[[workload.allow]]\nname = \"calls\"\nhost = {API:?}\nprivate = true\n{on_rule}\n"
     )
 }
 
 /// The status that curl got; 0 for none.
-fn status(reply: &Output) -> u16 {
+pub(crate) fn status(reply: &Output) -> u16 {
     let last = reply.stdout.trim_end().rsplit('\n').next().unwrap_or_default();
     last.parse().unwrap_or(0)
 }
@@ -145,7 +151,7 @@ fn a_user_condition_asks_for_the_callers_user() -> Result<()> {
     )?;
     let url = format!("https://{API}/");
     let call = |user: &[&str]| {
-        let command = ["--", "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", &url];
+        let command = ["--", "curl", "-sS", "-o", "/dev/null", "-w", CODE, &url];
         let args: Vec<_> = ["--workload", "billing"]
             .iter()
             .chain(user)
@@ -264,5 +270,235 @@ fn a_kept_connection_is_no_ones_but_its_makers() -> Result<()> {
             "reason" = "caller_not_allowed"
         );
     }
+    Ok(())
+}
+
+/// A workload that only this file may call from, and the file: a copy of curl.
+fn only_by(name: &str) -> Result<(World, PathBuf)> {
+    let mut world = World::new(name)?;
+    world.upstream(Upstream::new(API))?;
+    let file = world.dir().join("client");
+    copy_of("/usr/bin/curl", &file)?;
+    world.policy(
+        "identity.toml",
+        &workload("billing", "", &format!("exe = {file:?}")),
+    )?;
+    world.start_agent()?;
+    Ok((world, file))
+}
+
+#[test]
+fn a_replaced_or_deleted_executable_is_not_the_one_that_a_rule_names() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let (world, file) = only_by("a_replaced_or_deleted_executable_is_not_the_one_that_a_rule_names")?;
+    let (itself, aside) = (file.to_str().unwrap_or_default(), world.dir().join("aside"));
+    let client = world.workload("billing")?;
+    assert_eq!(status(&announced(&client, &file, "/itself")?.0), 200);
+    // The process waits for its configuration until the file that it runs is gone, or another is there.
+    for (path, replaced) in [("/deleted", false), ("/replaced", true)] {
+        let mut command = client.command([
+            itself,
+            "-sS",
+            "-o",
+            "/dev/null",
+            "-w",
+            CODE,
+            "-m",
+            "10",
+            "-K",
+            "-",
+        ]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn()?;
+        wait::until("the client runs", wait::PATIENCE, || {
+            let exe = fs::read_link(format!("/proc/{}/exe", child.id())).ok()?;
+            (exe == file).then_some(())
+        })?;
+        fs::remove_file(&file)?;
+        if replaced {
+            copy_of("/usr/bin/curl", &aside)?;
+            fs::rename(&aside, &file)?;
+        }
+        let mut config = child.stdin.take().context("no standard input")?;
+        writeln!(config, "url = \"https://{API}{path}\"")?;
+        drop(config);
+        let output = child.wait_with_output()?;
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "403", "{path}");
+        let record = assert_record!(world, "path" = path, "reason" = "caller_not_allowed");
+        assert!(
+            record.field("exe.inode").is_u64() && record.field("exe.path").is_null(),
+            "{record:?}"
+        );
+        copy_of("/usr/bin/curl", &file)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_executable_that_is_mounted_over_the_named_one_is_another() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let (world, file) = only_by("an_executable_that_is_mounted_over_the_named_one_is_another")?;
+    let other = world.dir().join("other");
+    copy_of("/usr/bin/curl", &other)?;
+    // Root makes the mount outside, in a mount namespace that the managed process inherits.
+    let script = r#"mount --bind "$0" "$1" && exec "$2" exec --config "$3" --workload billing -- "$1" -sS -o /dev/null -w '%{http_code}\n' "$4""#;
+    let url = format!("https://{API}/mounted");
+    let (binary, config) = (agent::binary()?, world.config());
+    let fixed: [&OsStr; 5] = ["unshare", "--mount", "sh", "-c", script].map(OsStr::new);
+    let arguments = [
+        other.as_os_str(),
+        file.as_os_str(),
+        binary.as_os_str(),
+        config.as_os_str(),
+        url.as_ref(),
+    ];
+    let reply = world.unmanaged()?.run(fixed.into_iter().chain(arguments))?;
+    assert_eq!(status(&reply), 403, "{reply:?}");
+    let record = assert_record!(world, "path" = "/mounted", "reason" = "caller_not_allowed");
+    let inode = fs::metadata(&other)?.ino();
+    assert_eq!(*record.field("exe.inode"), inode, "{record:?}");
+    assert!(record.field("exe.path").is_null(), "{record:?}");
+    Ok(())
+}
+
+#[test]
+fn a_units_name_counts_only_where_pid_1_puts_it() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let policy = workload("billing", "", "units = \"api.service\"");
+    let world = start("a_units_name_counts_only_where_pid_1_puts_it", &policy)?;
+    let mount = world.cgroup().parent().context("a cgroup without a mount")?;
+    let parent = mount.join(world.workload_parent().trim_start_matches('/'));
+    let unit = parent.join("callgate-billing.slice/api.service");
+    fs::create_dir(&unit)?;
+    // No systemd here, so nobody binds the trust bundle into the unit.
+    let url = |path: &str| format!("https://{API}{path}");
+    let args = ["curl", "-ksS", "-o", "/dev/null", "-w", CODE, &url("/unit")];
+    let genuine = Place::in_cgroup(&unit).run(args)?;
+    assert_eq!(status(&genuine), 200, "{genuine:?}");
+    assert_record!(world, "path" = "/unit", "unit" = "api.service", "status" = 200);
+
+    // A managed root makes a cgroup of that name below its own and moves there.
+    let script = r#"own=$0$(sed -n s/^0:://p /proc/self/cgroup); mkdir "$own/api.service"
+        echo 0 > "$own/api.service/cgroup.procs" && exec curl -sS -o /dev/null -w '%{http_code}\n' "$1""#;
+    let mount = mount.to_str().context("a path that is not UTF-8")?;
+    let forged = world
+        .workload("billing")?
+        .run(["sh", "-c", script, mount, &url("/forged")])?;
+    assert_eq!(status(&forged), 403, "{forged:?}");
+    let record = assert_record!(world, "path" = "/forged", "reason" = "caller_not_allowed");
+    assert!(record.text("cgroup.path").ends_with("/api.service"), "{record:?}");
+    assert!(record.field("unit").is_null(), "{record:?}");
+    Ok(())
+}
+
+#[test]
+fn a_managed_process_may_not_use_the_admin_socket() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let policy = workload("billing", "", "") + &workload("other", "", "");
+    let world = start("a_managed_process_may_not_use_the_admin_socket", &policy)?;
+    let socket = world.dir().join("run/admin.sock");
+    let socket = socket.to_str().context("a path that is not UTF-8")?;
+    let ask = |client: &Client, method: &str, path: &str| {
+        let url = format!("http://callgate{path}");
+        client.run([
+            "curl",
+            "-sS",
+            "-w",
+            &format!("\n{CODE}"),
+            "-X",
+            method,
+            "--unix-socket",
+            socket,
+            &url,
+        ])
+    };
+    let managed = world.workload("billing")?;
+    for (method, path) in [
+        ("GET", "/v1/status"),
+        ("POST", "/v1/reload"),
+        ("POST", "/v1/enroll"),
+    ] {
+        let reply = ask(&managed, method, path)?;
+        assert_eq!(status(&reply), 403, "{reply:?}");
+        assert!(reply.stdout.contains("managed processes may not"), "{reply:?}");
+    }
+    let outside = ask(&world.unmanaged()?, "GET", "/v1/status")?;
+    assert_eq!(status(&outside), 200, "{outside:?}");
+    // Nor can one workload's process get into another.
+    let (binary, config) = (agent::binary()?, world.config());
+    let [binary, config] = [&binary, &config].map(|path| path.to_str().unwrap_or_default());
+    let change = managed.run([
+        binary,
+        "exec",
+        "--config",
+        config,
+        "--workload",
+        "other",
+        "--",
+        "echo",
+        "in",
+    ])?;
+    assert!(!change.status.success() && change.stdout.is_empty(), "{change:?}");
+    assert!(change.stderr.contains("managed processes may not"), "{change:?}");
+    Ok(())
+}
+
+#[test]
+fn two_workloads_at_once_are_not_mixed_up() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    const PROCESSES: usize = 5;
+    const EACH: usize = 50;
+    let mut world = World::new("two_workloads_at_once_are_not_mixed_up")?;
+    let names = ["alpha", "beta"];
+    let mut policy = String::new();
+    for name in names {
+        let host = format!("{name}.example.test");
+        world.upstream(Upstream::new(&host).http1())?;
+        policy += &workload(name, "", "").replace(API, &host);
+    }
+    world.policy("identity.toml", &policy)?;
+    world.start_agent()?;
+    // Each path begins with the caller's process id; each call has a connection of its own.
+    let script = r#"exec curl -sS --http1.1 -H 'Connection: close' -o /dev/null -Z --parallel-max 20 "https://$0.example.test/$$/[1-50]""#;
+    let mut running = Vec::new();
+    for name in names {
+        let client = world.workload(name)?;
+        for _ in 0..PROCESSES {
+            running.push(
+                client
+                    .command(["sh", "-c", script, name])
+                    .stderr(Stdio::null())
+                    .spawn()?,
+            );
+        }
+    }
+    for mut child in running {
+        assert!(launch::wait_for(&mut child, launch::CLIENT_LIMIT)?.success());
+    }
+    let all = PROCESSES * EACH * names.len();
+    let records = calls(&world, all)?;
+    assert_eq!(records.len(), all);
+    for record in &records {
+        let pid = record
+            .text("path")
+            .split('/')
+            .nth(1)
+            .unwrap_or_default()
+            .to_owned();
+        assert_eq!(record.text("pid"), pid, "{record:?}");
+        let host = format!("{}.example.test", record.text("workload"));
+        assert!(record.text("authority").starts_with(&host), "{record:?}");
+        assert_eq!(record.text("sni"), host, "{record:?}");
+        assert_eq!(*record.field("status"), 200, "{record:?}");
+    }
+    let distinct = |field: &str| {
+        records
+            .iter()
+            .map(|record| record.text(field))
+            .collect::<BTreeSet<_>>()
+            .len()
+    };
+    assert_eq!((distinct("connection"), distinct("path")), (all, all));
+    assert_eq!(distinct("pid"), PROCESSES * names.len());
     Ok(())
 }

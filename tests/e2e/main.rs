@@ -7,5 +7,7 @@
 mod capture;
 /// Who is calling: what the records say of the caller, and that nobody passes for another.
 mod identity;
+/// What policy answers: to real calls, to `explain`, and in `observe` mode.
+mod policy;
 /// The harness itself: the sandbox is one, the upstream tells callers apart, nothing is left behind.
 mod sandbox;
