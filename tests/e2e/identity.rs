@@ -262,7 +262,12 @@ fn a_kept_connection_is_no_ones_but_its_makers() -> Result<()> {
     // The child runs the allowed file, but the connection is its parent's.
     let child = format!(r#"{OPEN}"$ALLOWED" -c "$HELLO"$'\n''call /child'; exit 0"#);
     assert_eq!(shells.run(&shells.stranger, &child)?, ["403"]);
-    for path in ["/became", "/child"] {
+    // The maker has ended; nobody can tell any more whose connection it was.
+    let orphan = format!(
+        r#"{OPEN}"$ALLOWED" -c "$HELLO"$'\n''while [ -d /proc/$0 ]; do read -t 0.01 <> <(:); done; call /orphan' $$ & exit 0"#
+    );
+    assert_eq!(shells.run(&shells.allowed, &orphan)?, ["403"]);
+    for path in ["/became", "/child", "/orphan"] {
         assert_record!(
             shells.world,
             "path" = path,
@@ -392,58 +397,6 @@ fn a_units_name_counts_only_where_pid_1_puts_it() -> Result<()> {
 }
 
 #[test]
-fn a_managed_process_may_not_use_the_admin_socket() -> Result<()> {
-    require!(Root, CgroupV2, Btf, Agent);
-    let policy = workload("billing", "", "") + &workload("other", "", "");
-    let world = start("a_managed_process_may_not_use_the_admin_socket", &policy)?;
-    let socket = world.dir().join("run/admin.sock");
-    let socket = socket.to_str().context("a path that is not UTF-8")?;
-    let ask = |client: &Client, method: &str, path: &str| {
-        let url = format!("http://callgate{path}");
-        client.run([
-            "curl",
-            "-sS",
-            "-w",
-            &format!("\n{CODE}"),
-            "-X",
-            method,
-            "--unix-socket",
-            socket,
-            &url,
-        ])
-    };
-    let managed = world.workload("billing")?;
-    for (method, path) in [
-        ("GET", "/v1/status"),
-        ("POST", "/v1/reload"),
-        ("POST", "/v1/enroll"),
-    ] {
-        let reply = ask(&managed, method, path)?;
-        assert_eq!(status(&reply), 403, "{reply:?}");
-        assert!(reply.stdout.contains("managed processes may not"), "{reply:?}");
-    }
-    let outside = ask(&world.unmanaged()?, "GET", "/v1/status")?;
-    assert_eq!(status(&outside), 200, "{outside:?}");
-    // Nor can one workload's process get into another.
-    let (binary, config) = (agent::binary()?, world.config());
-    let [binary, config] = [&binary, &config].map(|path| path.to_str().unwrap_or_default());
-    let change = managed.run([
-        binary,
-        "exec",
-        "--config",
-        config,
-        "--workload",
-        "other",
-        "--",
-        "echo",
-        "in",
-    ])?;
-    assert!(!change.status.success() && change.stdout.is_empty(), "{change:?}");
-    assert!(change.stderr.contains("managed processes may not"), "{change:?}");
-    Ok(())
-}
-
-#[test]
 fn two_workloads_at_once_are_not_mixed_up() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     const PROCESSES: usize = 5;
@@ -458,8 +411,9 @@ fn two_workloads_at_once_are_not_mixed_up() -> Result<()> {
     }
     world.policy("identity.toml", &policy)?;
     world.start_agent()?;
-    // Each path begins with the caller's process id; each call has a connection of its own.
-    let script = r#"exec curl -sS --http1.1 -H 'Connection: close' -o /dev/null -Z --parallel-max 20 "https://$0.example.test/$$/[1-50]""#;
+    // Each path begins with the caller's process id; each call has a connection of its own. Unverified, because
+    // curl would read all roots for each.
+    let script = r#"exec curl -ksS --http1.1 -H 'Connection: close' -o /dev/null -Z --parallel-max 20 "https://$0.example.test/$$/[1-50]""#;
     let mut running = Vec::new();
     for name in names {
         let client = world.workload(name)?;

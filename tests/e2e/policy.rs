@@ -1,10 +1,11 @@
-//! What policy answers: the same to a real call as to `callgate explain`, and what it lets out in `observe` mode.
+//! What policy answers: who may start commands and ask the agent, the same to a real call as to `callgate explain`,
+//! and what goes out in `observe` mode.
 
 use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result};
 use harness::launch::tool;
-use harness::{Output, Upstream, World, agent, assert_record, require, wait};
+use harness::{Client, Output, Upstream, World, agent, assert_record, require, wait};
 use serde_json::Value;
 
 use crate::identity::{API, CODE, NOBODY, start, status, workload};
@@ -26,6 +27,58 @@ fn curl(world: &World, args: &[&str]) -> Result<Output> {
 }
 
 #[test]
+fn a_managed_process_may_not_use_the_admin_socket() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let policy = workload("billing", "", "") + &workload("other", "", "");
+    let world = start("a_managed_process_may_not_use_the_admin_socket", &policy)?;
+    let socket = world.dir().join("run/admin.sock");
+    let socket = socket.to_str().context("a path that is not UTF-8")?;
+    let ask = |client: &Client, method: &str, path: &str| {
+        let url = format!("http://callgate{path}");
+        client.run([
+            "curl",
+            "-sS",
+            "-w",
+            &format!("\n{CODE}"),
+            "-X",
+            method,
+            "--unix-socket",
+            socket,
+            &url,
+        ])
+    };
+    let managed = world.workload("billing")?;
+    for (method, path) in [
+        ("GET", "/v1/status"),
+        ("POST", "/v1/reload"),
+        ("POST", "/v1/enroll"),
+    ] {
+        let reply = ask(&managed, method, path)?;
+        assert_eq!(status(&reply), 403, "{reply:?}");
+        assert!(reply.stdout.contains("managed processes may not"), "{reply:?}");
+    }
+    let outside = ask(&world.unmanaged()?, "GET", "/v1/status")?;
+    assert_eq!(status(&outside), 200, "{outside:?}");
+    // Nor can one workload's process get into another.
+    let (binary, config) = (agent::binary()?, world.config());
+    let [binary, config] = [&binary, &config].map(|path| path.to_str().unwrap_or_default());
+    let change = managed.run([
+        binary,
+        "exec",
+        "--config",
+        config,
+        "--workload",
+        "other",
+        "--",
+        "echo",
+        "in",
+    ])?;
+    assert!(change.code() == Some(1) && change.stdout.is_empty(), "{change:?}");
+    assert!(change.stderr.contains("managed processes may not"), "{change:?}");
+    Ok(())
+}
+
+#[test]
 fn exec_is_for_those_that_exec_by_names() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let policy = workload("nobodys", "", "")
@@ -42,7 +95,7 @@ fn exec_is_for_those_that_exec_by_names() -> Result<()> {
         ("by-group", 1, false),
     ] {
         let reply = run(workload, uid)?;
-        assert_eq!(reply.status.success(), may, "{workload} {uid}: {reply:?}");
+        assert_eq!(reply.code(), Some(i32::from(!may)), "{workload} {uid}: {reply:?}");
         assert_eq!(reply.stdout == "in\n", may, "{workload} {uid}: {reply:?}");
         assert_eq!(
             reply.stderr.contains("exec_by"),
