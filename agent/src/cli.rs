@@ -3,7 +3,7 @@
 //! | code | means |
 //! |---|---|
 //! | 0 | good |
-//! | 1 | the answer is no: denied, not running as it should, a reload refused |
+//! | 1 | the answer is no: denied, not running as it should, a reload refused, the agent refuses |
 //! | 2 | wrong usage or input |
 //! | 3 | the environment lacks something |
 
@@ -24,6 +24,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
+use crate::admin::client;
 use crate::config::{Config, DEFAULT_PATH};
 
 /// The answer is no.
@@ -92,7 +93,7 @@ pub fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&format!("{error:#}"));
-            ExitCode::from(LACKING)
+            ExitCode::from(if is_refusal(&error) { NO } else { LACKING })
         }
     }
 }
@@ -145,6 +146,11 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
         .chain()
         .filter_map(|cause| cause.downcast_ref::<io::Error>())
         .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// The agent answered, and its answer is no.
+fn is_refusal(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(client::Error::Refused(_)))
 }
 
 fn complain(text: &str) {

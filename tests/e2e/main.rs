@@ -6,5 +6,9 @@
 /// The kernel side alone: each way to connect is caught and attributed, or refused.
 #[cfg(test)]
 mod capture;
+/// Who is calling: what the records say of the caller, and that nobody passes for another.
+mod identity;
+/// What policy answers: to real calls, to `explain`, and in `observe` mode.
+mod policy;
 /// The harness itself: the sandbox is one, the upstream tells callers apart, nothing is left behind.
 mod sandbox;
