@@ -2,7 +2,7 @@
 //!
 //! Layout rules: integers and byte arrays only (no `bool`, `usize`, `Option` or enum), padding is a named
 //! zeroed field, addresses are 16 bytes in network order (IPv4 in its `::ffff:` form), ports are host order
-//! numbers. [`layout`] asserts sizes at compile time; anything that changes here bumps [`abi::VERSION`].
+//! numbers. `layout` asserts sizes at compile time; anything that changes here bumps [`abi::VERSION`].
 #![no_std]
 
 pub mod abi;

@@ -23,17 +23,14 @@ use crate::maps::NO_WORKLOAD;
 /// `::ffff:0:0/96`: an IPv4 address in its 16 byte form.
 const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
 const LOOPBACK6: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
-/// Ethernet protocol number of IPv4.
+/// Ethernet protocol numbers.
 const ETH_IPV4: u16 = 0x0800;
-/// Ethernet protocol number of IPv6.
 const ETH_IPV6: u16 = 0x86dd;
 
 /// The IP version of a packet.
 #[derive(Clone, Copy, Eq, PartialEq)]
 pub(crate) enum Family {
-    /// IPv4.
     V4,
-    /// IPv6.
     V6,
 }
 

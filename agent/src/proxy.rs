@@ -1,6 +1,6 @@
 //! The path of a call: accept, identify, detect, decide, inject, forward, record.
 //!
-//! [`connection`] takes an accepted connection through the first three; [`request`] takes each request
+//! [`connection`] takes an accepted connection through the first three; `request` takes each request
 //! through the rest. Everything that can refuse does so before a byte leaves the host. Only this module knows
 //! the order.
 //!

@@ -1,7 +1,7 @@
 //! The unprivileged process: gives up everything, then runs one runtime per core.
 //!
 //! This thread is the control side: it takes what the supervisor pushes, accepts connections and hands them to
-//! the data threads in turn ([`data`]). It also feeds the kernel's liveness word, and only with the oldest sign
+//! the data threads in turn (`data`). It also feeds the kernel's liveness word, and only with the oldest sign
 //! of life of all data threads: a worker that hangs stops being fed, and the kernel then refuses connections.
 
 mod data;

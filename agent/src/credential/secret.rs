@@ -11,7 +11,7 @@ pub const MAX_LEN: usize = 8 * 1024;
 /// A credential's value: 1 to [`MAX_LEN`] bytes of visible ASCII, spaces only inside.
 ///
 /// It can't be cloned, compared by `==`, formatted or serialised, and its memory is wiped when it is dropped.
-/// [`Secret::expose`] is for `credential::inject` alone, [`Secret::for_channel`] for `channel` alone.
+/// `expose` is for `credential::inject` alone, [`Secret::for_channel`] for `channel` alone.
 pub struct Secret(Zeroizing<String>);
 
 /// Why a value can't be a secret. Says nothing about the value itself.

@@ -1,7 +1,7 @@
 //! One accepted connection: the phases up to its first request, in order.
 //!
-//! accept -> identify -> detect -> route, then [`intercept`](super::intercept) or
-//! [`tunnel`](super::tunnel). A connection that ends before it carries a call leaves a record of its own.
+//! accept -> identify -> detect -> route, then `intercept` or
+//! `tunnel`. A connection that ends before it carries a call leaves a record of its own.
 
 use std::cell::{Ref, RefCell};
 use std::rc::Rc;
