@@ -73,20 +73,3 @@ fn a_client_runs_in_its_cgroup_as_its_user() -> Result<()> {
     assert!(reply.ends_with("65534\n"), "{reply}");
     Ok(())
 }
-
-#[test]
-fn dropping_a_world_ends_its_processes_and_leaves_nothing() -> Result<()> {
-    require!(Root, CgroupV2);
-    let home = fs::read_link("/proc/thread-self/ns/net")?;
-    let mut world = World::new("dropping_a_world_ends_its_processes_and_leaves_nothing")?;
-    world.upstream(Upstream::new(API))?;
-    let mut running = world.unmanaged()?.command(["sleep", "600"]).spawn()?;
-    let (dir, cgroup) = (world.dir().to_owned(), world.cgroup().to_owned());
-    assert!(dir.exists() && cgroup.exists());
-    drop(world);
-    assert!(!running.wait()?.success());
-    assert!(!dir.exists() && !cgroup.exists());
-    assert_eq!(fs::read_link("/proc/thread-self/ns/net")?, home);
-    assert!(!fs::read_to_string("/proc/thread-self/mountinfo")?.contains("callgate-"));
-    Ok(())
-}
