@@ -1,6 +1,5 @@
 //! What the other tests stand on: a sandbox that is one, an upstream that tells callers apart, and no remains.
 
-use std::fs;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
