@@ -6,6 +6,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::process::Stdio;
 
 use anyhow::{Context, Result};
 use harness::launch::wait_for;
@@ -14,7 +15,44 @@ use harness::{Upstream, World, assert_record, require, wait};
 use crate::audit::{call, call_until, download, only_download_record, start};
 use crate::identity::{API, workload};
 
+/// What curl exits with when it could not connect.
+const COULD_NOT_CONNECT: Option<i32> = Some(7);
 const TOKEN: &str = "tok_fail_closed_1";
+
+#[test]
+fn a_killed_agent_refuses_connections_and_a_new_one_records_what_was_under_way() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let mut world = start("a_killed_agent_refuses_connections_and_a_new_one_records_what_was_under_way")?;
+    let script = r#"echo ready; read -r go; exec curl -sS -m 5 -o /dev/null "$0""#;
+    let mut waiting = world
+        .workload("billing")?
+        .command(["sh", "-c", script, &format!("https://{API}/while-dead")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let mut ready = [0; 6];
+    waiting
+        .stdout
+        .as_mut()
+        .context("no output")?
+        .read_exact(&mut ready)?;
+    let mut client = download(&world)?;
+    world.kill_agent()?;
+    let ended = wait_for(&mut client, wait::PATIENCE)?;
+    assert!(!ended.success(), "{ended}");
+    waiting.stdin.take().context("no input")?.write_all(b"go\n")?;
+    assert_eq!(wait_for(&mut waiting, wait::PATIENCE)?.code(), COULD_NOT_CONNECT);
+    world.start_agent()?;
+    let after = call_until(&world, "/after/", 200)?;
+    assert_eq!(only_download_record(&world, &after)?.text("outcome"), "aborted");
+    let arrived = world.server(API)?.log()?;
+    assert!(
+        !arrived.iter().any(|line| line.uri == "/while-dead"),
+        "{arrived:?}"
+    );
+    Ok(())
+}
 
 #[test]
 fn a_second_agent_is_refused_and_the_first_goes_on() -> Result<()> {
