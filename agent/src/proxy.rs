@@ -113,8 +113,8 @@ impl DataThread {
     }
 
     /// Ends every live call.
-    pub fn revoke_all(&self) {
-        self.tracker.revoke_all();
+    pub fn cut_off(&self) {
+        self.tracker.cut_off();
     }
 
     /// How many calls are under way.

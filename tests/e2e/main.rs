@@ -3,9 +3,13 @@
 //! Run them with `cargo xtask test`, which builds the agent and says where it is. Each test makes a
 //! [`harness::World`] and is named as a sentence; what it expects of a call, it asks the audit records.
 
+/// One record for each call, whatever ends it, and who writes it.
+mod audit;
 /// The kernel side alone: each way to connect is caught and attributed, or refused.
 #[cfg(test)]
 mod capture;
+/// What is missing, broken or gone refuses, and is got over.
+mod fail_closed;
 /// Who is calling: what the records say of the caller, and that nobody passes for another.
 mod identity;
 /// What policy answers: to real calls, to `explain`, and in `observe` mode.

@@ -174,8 +174,8 @@ impl Relay {
         let Some(finish) = &mut self.finish else {
             return Poll::Ready(None);
         };
-        if finish.is_revoked(cx) {
-            self.end(Finish::revoked);
+        if let Some(end) = finish.ended(cx) {
+            self.end(|finish| finish.cut(end));
             return Poll::Ready(Some(Err(DownloadError::Revoked)));
         }
         match Pin::new(&mut self.inner).poll_frame(cx) {

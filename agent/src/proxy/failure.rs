@@ -9,6 +9,8 @@ use crate::net::peek::PeekError;
 use crate::policy::{Denial, DenialReason};
 use crate::tls;
 
+use super::tracker::End;
+
 /// Why it did not go through.
 #[derive(Debug)]
 pub(super) enum Failure {
@@ -18,6 +20,8 @@ pub(super) enum Failure {
     Downstream { kind: &'static str, message: String },
     /// The client left before it had said what it wants.
     Left { message: String },
+    /// The worker ended before the call did.
+    CutOff,
     /// The credential can't be put on.
     Credential { message: String },
     /// The upstream can't be reached or does not behave.
@@ -56,6 +60,7 @@ impl Failure {
                 reason: DenialReason::MalformedRequest,
                 rule: None,
             }),
+            Self::CutOff => Refusal::Unavailable(Unavailable::Draining),
             Self::Internal { .. } => Refusal::Unavailable(Unavailable::Internal),
         }
     }
@@ -69,6 +74,11 @@ impl Failure {
             }
             Self::Left { message } => {
                 recorder.error(Source::Downstream, "closed", &message);
+                Outcome::Aborted
+            }
+            Self::CutOff => {
+                let message = "the agent stopped while the call was under way";
+                recorder.error(Source::Internal, "draining", message);
                 Outcome::Aborted
             }
             Self::Downstream { kind, message } => {
@@ -91,6 +101,15 @@ impl Failure {
         };
         recorder.finish(outcome);
         outcome
+    }
+}
+
+impl From<End> for Failure {
+    fn from(end: End) -> Self {
+        match end {
+            End::Revoked => Self::denied(DenialReason::Revoked),
+            End::CutOff => Self::CutOff,
+        }
     }
 }
 

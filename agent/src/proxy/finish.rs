@@ -8,14 +8,13 @@ use hyper::body::Incoming;
 use crate::audit::{Outcome, Recorder};
 use crate::http::response::UpstreamFault;
 use crate::net::deadline::Busy;
-use crate::policy::DenialReason;
 
 use super::body::{Upload, UploadBody};
 use super::failure::Failure;
 use super::limits::Limits;
 use super::pool::Lease;
 use super::request::Entry;
-use super::tracker::Registration;
+use super::tracker::{End, Registration};
 
 /// A call under way. Dropped without one of its endings (the client left and hyper let go of the answer) the
 /// call is recorded as *aborted*, and its upstream connection is closed.
@@ -86,14 +85,14 @@ impl Finish {
         self.recorder.add_down(bytes as u64);
     }
 
-    /// Whether a new policy forbids the call; if not, the task is woken when one does.
-    pub(super) fn is_revoked(&self, cx: &Context<'_>) -> bool {
-        self.tail.registration.is_revoked(cx)
+    /// Why the call must end now; if it need not, the task is woken when it must.
+    pub(super) fn ended(&self, cx: &Context<'_>) -> Option<End> {
+        self.tail.registration.ended(cx)
     }
 
-    /// Ends when a new policy forbids the call.
-    pub(super) async fn until_revoked(&self) {
-        self.tail.registration.revoked().await;
+    /// Waits until the call must end.
+    pub(super) async fn until_ended(&self) -> End {
+        self.tail.registration.until_ended().await
     }
 
     /// The answer went to the client in full.
@@ -114,9 +113,9 @@ impl Finish {
         self.fail(Failure::upstream(UpstreamFault::Protocol, error));
     }
 
-    /// A new policy forbade it.
-    pub(super) fn revoked(self) {
-        self.fail(Failure::denied(DenialReason::Revoked));
+    /// It had to end before its time.
+    pub(super) fn cut(self, end: End) {
+        self.fail(end.into());
     }
 
     /// It did not go through.

@@ -5,7 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 
 use slab::Slab;
 
@@ -18,8 +18,17 @@ pub(super) struct Tracker {
 /// Asks the current policy about a call again: whether it still may go on.
 pub(super) type StillAllowed = Box<dyn Fn() -> bool>;
 
+/// Why a live call must end before its time.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum End {
+    /// The policy no longer allows it.
+    Revoked,
+    /// The worker ends.
+    CutOff,
+}
+
 struct Live {
-    revoked: Cell<bool>,
+    ended: Cell<Option<End>>,
     waker: RefCell<Option<Waker>>,
     still_allowed: RefCell<Option<StillAllowed>>,
 }
@@ -27,7 +36,7 @@ struct Live {
 impl std::fmt::Debug for Live {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Live")
-            .field("revoked", &self.revoked.get())
+            .field("ended", &self.ended.get())
             .finish_non_exhaustive()
     }
 }
@@ -44,7 +53,7 @@ impl Tracker {
     /// Registers a call that is about to be decided.
     pub(super) fn register(self: &Rc<Self>) -> Registration {
         let live = Rc::new(Live {
-            revoked: Cell::new(false),
+            ended: Cell::new(None),
             waker: RefCell::new(None),
             still_allowed: RefCell::new(None),
         });
@@ -71,7 +80,7 @@ impl Tracker {
                 .as_ref()
                 .is_some_and(|allowed| !allowed());
             if denied {
-                live.revoke();
+                live.end(End::Revoked);
             }
         }
     }
@@ -81,15 +90,19 @@ impl Tracker {
         self.calls.borrow().len()
     }
 
-    /// Revokes every call: the drain's deadline has passed.
-    pub(super) fn revoke_all(&self) {
-        self.calls.borrow().iter().for_each(|(_, live)| live.revoke());
+    /// Ends every call: the drain's deadline has passed.
+    pub(super) fn cut_off(&self) {
+        self.calls
+            .borrow()
+            .iter()
+            .for_each(|(_, live)| live.end(End::CutOff));
     }
 }
 
 impl Live {
-    fn revoke(&self) {
-        self.revoked.set(true);
+    fn end(&self, end: End) {
+        // What policy forbade stays forbidden, whatever ends the call after that.
+        self.ended.set(self.ended.get().or(Some(end)));
         if let Some(waker) = self.waker.borrow_mut().take() {
             waker.wake();
         }
@@ -102,29 +115,22 @@ impl Registration {
         *self.live.still_allowed.borrow_mut() = Some(still_allowed);
     }
 
-    /// Whether the call was revoked; if not, the task is woken when it is.
-    pub(super) fn is_revoked(&self, cx: &Context<'_>) -> bool {
-        if self.live.revoked.get() {
-            return true;
+    /// Why the call must end now; if it need not, the task is woken when it must.
+    pub(super) fn ended(&self, cx: &Context<'_>) -> Option<End> {
+        if let Some(end) = self.live.ended.get() {
+            return Some(end);
         }
         let mut waker = self.live.waker.borrow_mut();
         match &mut *waker {
             Some(known) if known.will_wake(cx.waker()) => {}
             slot => *slot = Some(cx.waker().clone()),
         }
-        false
+        None
     }
 
-    /// Ends when the call is revoked.
-    pub(super) async fn revoked(&self) {
-        std::future::poll_fn(|cx| {
-            if self.is_revoked(cx) {
-                std::task::Poll::Ready(())
-            } else {
-                std::task::Poll::Pending
-            }
-        })
-        .await;
+    /// Waits until the call must end.
+    pub(super) async fn until_ended(&self) -> End {
+        std::future::poll_fn(|cx| self.ended(cx).map_or(Poll::Pending, Poll::Ready)).await
     }
 }
 

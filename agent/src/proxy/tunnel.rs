@@ -9,7 +9,7 @@ use crate::addr::UpstreamAddr;
 use crate::audit::record::Protocol;
 use crate::audit::{Kind, Opening, Outcome, Recorder};
 use crate::net::splice::{self, Counts, SpliceError};
-use crate::policy::{self, DenialReason, Flow, Permit, Route, Scheme};
+use crate::policy::{self, Flow, Permit, Route, Scheme};
 
 use super::connection::{ClientStream, Connection};
 use super::failure::Failure;
@@ -66,7 +66,7 @@ async fn pass(
     let patience = connection.thread.shared.limits.tunnel_patience();
     tokio::select! {
         spliced = splice::splice(stream, upstream, patience, counts) => spliced.map_err(|error| of_splice(&error)),
-        () = registration.revoked() => Err(Failure::denied(DenialReason::Revoked)),
+        end = registration.until_ended() => Err(end.into()),
     }
 }
 

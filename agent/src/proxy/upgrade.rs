@@ -41,13 +41,13 @@ async fn pass(client: OnUpgrade, upstream: OnUpgrade, mut finish: Finish) {
         &counts,
     );
     let ended = tokio::select! {
-        spliced = splicing => Some(spliced),
-        () = finish.until_revoked() => None,
+        spliced = splicing => Ok(spliced),
+        end = finish.until_ended() => Err(end),
     };
     finish.add(counts.up(), counts.down());
     match ended {
-        Some(Ok(())) => finish.complete(),
-        Some(Err(error)) => finish.fail(tunnel::of_splice(&error)),
-        None => finish.revoked(),
+        Ok(Ok(())) => finish.complete(),
+        Ok(Err(error)) => finish.fail(tunnel::of_splice(&error)),
+        Err(end) => finish.cut(end),
     }
 }

@@ -122,8 +122,13 @@ impl Records {
         match inflight::recover(&opened, &written) {
             Ok(records) => {
                 let count = records.len();
+                let mut all_written = true;
                 for record in records {
-                    self.append(&record);
+                    all_written &= self.append(&record);
+                }
+                if !all_written {
+                    tracing::error!(path = %path.display(), "calls that a worker had under way can't be recorded now; the agent's next start tries again");
+                    return Ok(());
                 }
                 if count > 0 {
                     tracing::warn!(
@@ -207,15 +212,18 @@ impl Records {
         self.append(&record);
     }
 
-    fn append(&mut self, record: &Record) {
+    /// Says whether it is written; why not is logged.
+    fn append(&mut self, record: &Record) -> bool {
         let mut line = Vec::new();
         if let Err(error) = record.write_line(&mut line) {
             tracing::error!(%error, "a record can't be put into words");
-            return;
+            return false;
         }
         if let Err(error) = self.sink.append(&line) {
             tracing::error!(error = %error.source, kind = ?record.kind, "a record of the supervisor could not be written");
+            return false;
         }
+        true
     }
 }
 

@@ -159,7 +159,7 @@ async fn drain(thread: &DataThread, deadline: Instant) {
     while thread.live_calls() > 0 && Instant::now() < deadline {
         look.tick().await;
     }
-    thread.revoke_all();
+    thread.cut_off();
     // One turn for the tasks that were woken to write their records.
     tokio::time::timeout(Duration::from_millis(500), async {
         while thread.live_calls() > 0 {
