@@ -34,8 +34,8 @@ pub struct LoadOptions {
     pub bpffs_dir: PathBuf,
     /// The workloads' parent, as a path below the cgroup v2 mount. Must exist.
     pub parent: PathBuf,
-    /// Where callers are checked for sockets made elsewhere: `parent` or one above it. Sockets made outside of
-    /// it and handed in are seen by the perimeter alone.
+    /// Where callers are checked for sockets made elsewhere: `parent` or one above it. Programs follow the cgroup
+    /// that made a socket, so one made outside of this and handed in is seen by no program at all.
     pub guard: PathBuf,
     /// The cgroup that the listeners are made in, below the mount; `None` is this process's own.
     pub agent: Option<PathBuf>,
