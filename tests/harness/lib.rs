@@ -27,6 +27,7 @@ pub mod ca;
 pub mod cgroup;
 pub mod kernel;
 pub mod launch;
+pub mod limit;
 pub mod notify;
 pub mod sandbox;
 pub mod upstream;

@@ -15,6 +15,7 @@ use crate::audit::{self, Expected, Record};
 use crate::ca::Ca;
 use crate::cgroup::Cgroup;
 use crate::launch::Place;
+use crate::limit::{Limit, WORLD_LIMIT};
 use crate::sandbox::Sandbox;
 use crate::upstream::{Files, Server, Upstream};
 use crate::wait;
@@ -28,6 +29,7 @@ const AUDIT_FILE: &str = "audit/calls.jsonl";
 pub struct World {
     agent: Option<Agent>,
     upstreams: Vec<Server>,
+    _limit: Limit,
     cgroup: Cgroup,
     sandbox: Sandbox,
     ca: Ca,
@@ -62,6 +64,7 @@ impl World {
         Ok(Self {
             agent: None,
             upstreams: Vec::new(),
+            _limit: Limit::new(cgroup.dir().to_owned(), WORLD_LIMIT),
             cgroup,
             sandbox,
             ca,
