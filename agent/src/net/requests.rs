@@ -50,7 +50,8 @@ pub struct Refused {
     pub target: String,
 }
 
-/// What the stream and those who answer its requests tell each other.
+/// What the stream and those who answer its requests tell each other. They are of one thread; the lock is there
+/// because hyper gives a switched stream away only if it is `Send`, and is never waited for.
 #[derive(Clone, Debug, Default)]
 pub struct Notice(Arc<Mutex<Told>>);
 
@@ -279,11 +280,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Requests<S> {
             let mut buf = ReadBuf::new(&mut scratch);
             match Pin::new(&mut self.stream).poll_read(cx, &mut buf) {
                 Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
-                    let idle = Instant::now() + LINGER_IDLE;
-                    linger.timer.as_mut().reset(idle.min(linger.end));
-                    if idle >= linger.end + LINGER_IDLE {
+                    let now = Instant::now();
+                    if now >= linger.end {
                         return Poll::Ready(());
                     }
+                    linger.timer.as_mut().reset(linger.end.min(now + LINGER_IDLE));
                 }
                 Poll::Ready(_) => return Poll::Ready(()),
                 Poll::Pending => return linger.timer.as_mut().poll(cx),

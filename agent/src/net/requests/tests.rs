@@ -68,3 +68,42 @@ async fn behind_a_switch_everything_passes() {
     far.write_all(b"\nmore").await.unwrap();
     assert_eq!(requests.read(&mut buffer).await.unwrap(), 5);
 }
+
+/// How long a shutdown in the middle of a body takes.
+async fn lingered(requests: &mut Requests<tokio::io::DuplexStream>) -> Duration {
+    let mut buffer = [0; 64];
+    while requests.read(&mut buffer).await.unwrap() == buffer.len() {}
+    let start = Instant::now();
+    requests.shutdown().await.unwrap();
+    start.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_closed_connection_is_read_on_but_not_for_ever() {
+    let head = b"POST / HTTP/1.1\r\nContent-Length: 1000000\r\n\r\nbody";
+    let (near, mut silent) = duplex(1024);
+    silent.write_all(head).await.unwrap();
+    let mut requests = Requests::new(near, LIMITS, Notice::default());
+    assert_eq!(lingered(&mut requests).await, LINGER_IDLE);
+
+    let (near, mut chatty) = duplex(1024);
+    chatty.write_all(head).await.unwrap();
+    let mut requests = Requests::new(near, LIMITS, Notice::default());
+    let talk = tokio::spawn(async move {
+        while chatty.write_all(b"more").await.is_ok() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    });
+    let took = lingered(&mut requests).await;
+    assert!((LINGER..=LINGER + LINGER_IDLE).contains(&took), "{took:?}");
+    drop(requests);
+    talk.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn between_two_requests_nobody_waits_for_the_client() {
+    let (near, mut far) = duplex(1024);
+    far.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let mut requests = Requests::new(near, LIMITS, Notice::default());
+    assert_eq!(lingered(&mut requests).await, Duration::ZERO);
+}
