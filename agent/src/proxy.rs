@@ -17,7 +17,6 @@ mod intercept;
 mod limits;
 mod pool;
 mod request;
-mod stream;
 mod tracker;
 mod tunnel;
 mod upgrade;

@@ -1,5 +1,7 @@
 //! Connecting to upstreams. Every way in takes a [`Permit`].
 
+mod stream;
+
 use std::net::{IpAddr, SocketAddr};
 
 use hyper::client::conn::{http1, http2};
@@ -14,8 +16,8 @@ use crate::tls::Offer;
 
 use super::failure::{self, Failure};
 use super::pool::Dialled;
-use super::stream::UpstreamStream;
 use super::{DataThread, Local};
+use stream::UpstreamStream;
 
 /// Where a permitted call goes: over TLS to the address that the client dialled, since the upstream must prove
 /// the permit's name there; in the clear to one that the agent resolves itself.

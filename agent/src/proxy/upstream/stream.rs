@@ -99,3 +99,36 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for UpstreamStream<S> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+    use tokio::time::Instant;
+
+    use super::*;
+
+    const STALL: Duration = Duration::from_secs(60);
+
+    #[tokio::test(start_paused = true)]
+    async fn an_upstream_that_takes_nothing_ends_the_wait() {
+        let (near, _far) = duplex(16);
+        let mut stream = UpstreamStream::new(near, STALL);
+        let start = Instant::now();
+        let error = stream.write_all(&[0; 64]).await.unwrap_err();
+        assert_eq!((error.kind(), start.elapsed()), (io::ErrorKind::TimedOut, STALL));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failed_write_leaves_the_answer_to_be_read() {
+        let (near, mut far) = duplex(64);
+        far.write_all(b"early").await.unwrap();
+        drop(far);
+        let mut stream = UpstreamStream::new(near, STALL);
+        let write = tokio::time::timeout(STALL * 2, stream.write_all(b"more")).await;
+        assert!(write.is_err(), "the write told of its failure: {write:?}");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(answer, "early");
+        stream.shutdown().await.unwrap();
+    }
+}
