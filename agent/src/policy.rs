@@ -226,6 +226,15 @@ impl DenialReason {
             Self::Revoked => "revoked",
         }
     }
+
+    /// Whether it is HTTP itself that the client broke: no policy could allow the request.
+    #[must_use]
+    pub fn breaks_http(self) -> bool {
+        matches!(
+            self,
+            Self::MalformedRequest | Self::HeadTooLarge | Self::HeadTimeout
+        )
+    }
 }
 
 /// A credential's name in the policy: `[a-z0-9][a-z0-9_-]{0,63}`.

@@ -223,9 +223,13 @@ fn refused(name: &str, cases: &[Case]) -> Result<()> {
             "{what}: {answer}\n{record:?}"
         );
         assert_eq!(record.field("status"), *status, "{what}: {record:?}");
+        let source = match *reason {
+            "malformed_request" | "head_too_large" => "downstream",
+            _ => "policy",
+        };
         assert_eq!(
-            shown(record, &["outcome", "reason"]),
-            format!("denied {reason}"),
+            shown(record, &["outcome", "reason", "error.source"]),
+            format!("denied {reason} {source}"),
             "{what}: {record:?}"
         );
     }
@@ -366,9 +370,13 @@ leave(sock)
     let records = calls(&world, 2)?;
     let seen: Vec<_> = records
         .iter()
-        .map(|record| shown(record, &["path", "outcome", "error.kind"]))
+        .map(|record| shown(record, &["path", "outcome", "error.source", "error.kind"]))
         .collect();
-    assert_eq!(seen, ["/a/slow denied head_timeout", "/a/gone aborted closed"]);
+    let expected = [
+        "/a/slow denied downstream head_timeout",
+        "/a/gone aborted downstream closed",
+    ];
+    assert_eq!(seen, expected);
     assert_eq!(upstream.arrived()?, []);
     Ok(())
 }
