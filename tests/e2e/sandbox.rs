@@ -1,10 +1,11 @@
 //! What the other tests stand on: a sandbox that is one, an upstream that tells callers apart, and no remains.
 
+use std::fs;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::Result;
-use harness::{Upstream, World, require, wait};
+use harness::{Upstream, World, launch, require, wait};
 
 const API: &str = "api.example.test";
 
@@ -70,5 +71,22 @@ fn a_client_runs_in_its_cgroup_as_its_user() -> Result<()> {
         Some(world.workload_parent().replace("/workloads", "/clients").as_str())
     );
     assert!(reply.ends_with("65534\n"), "{reply}");
+    Ok(())
+}
+
+#[test]
+fn dropping_a_world_ends_its_processes_and_leaves_nothing() -> Result<()> {
+    require!(Root, CgroupV2);
+    let home = fs::read_link("/proc/thread-self/ns/net")?;
+    let mut world = World::new("dropping_a_world_ends_its_processes_and_leaves_nothing")?;
+    world.upstream(Upstream::new(API))?;
+    let mut running = world.unmanaged()?.command(["sleep", "600"]).spawn()?;
+    let (dir, cgroup) = (world.dir().to_owned(), world.cgroup().to_owned());
+    assert!(dir.exists() && cgroup.exists());
+    drop(world);
+    assert!(!launch::wait_for(&mut running, wait::PATIENCE)?.success());
+    assert!(!dir.exists() && !cgroup.exists());
+    assert_eq!(fs::read_link("/proc/thread-self/ns/net")?, home);
+    assert!(!fs::read_to_string("/proc/thread-self/mountinfo")?.contains("callgate-"));
     Ok(())
 }

@@ -106,10 +106,11 @@ pub fn kill_all(dir: &Path) {
     }
 }
 
-/// Kills, then removes, bottom up; a directory goes as soon as its last process has been taken down.
+/// Kills and removes, bottom up; a directory goes as soon as its last process has been taken down.
 fn remove(dir: &Path) {
-    kill_all(dir);
     let removed = wait::until("an empty cgroup", wait::PATIENCE, || {
+        // In every round: a process that was just being started may join after the first.
+        kill_all(dir);
         for member in tree(dir) {
             // Busy for as long as a process is still dying; the next round tries again.
             drop(fs::remove_dir(member));
