@@ -288,6 +288,8 @@ pub struct Figures {
     pub failed: u64,
     /// Whether records can be written, now.
     pub audit_ok: bool,
+    /// Why they can't.
+    pub audit_error: Option<String>,
     /// By workload.
     pub workloads: Vec<WorkloadFigures>,
 }

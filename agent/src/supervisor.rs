@@ -351,6 +351,9 @@ impl Supervisor {
             }
         }
         self.capture.look_after(&mut self.records);
+        if let Err(error) = self.records.settle() {
+            tracing::error!(%error, "calls of a worker that ended can't be recorded");
+        }
         match self.records.rotate() {
             Ok(Some(file)) => {
                 if self.worker.sender().audit_file(file).await.is_err() {
@@ -373,7 +376,9 @@ impl Supervisor {
 
     fn read_events(&mut self) {
         let reports = self.capture.reports();
-        self.records.kernel(&reports, &self.capture, &self.policy);
+        let in_force = (self.policy.as_ref(), self.generation);
+        self.records
+            .kernel(&reports, &self.capture, in_force, self.answers.resolver());
     }
 
     async fn answer(&mut self, request: Request) {

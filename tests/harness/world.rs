@@ -176,6 +176,15 @@ impl World {
         self.settings.push('\n');
     }
 
+    /// Puts the audit file on a file system of its own that takes no more than this. Before the agent starts.
+    ///
+    /// # Errors
+    /// If it can't be mounted.
+    pub fn small_audit_disk(&mut self, bytes: usize) -> Result<()> {
+        let dir = self.path("audit");
+        self.sandbox.mount_disk(&dir, bytes)
+    }
+
     /// Starts the agent and waits until it is ready.
     ///
     /// # Errors

@@ -71,12 +71,15 @@ pub(super) async fn serve(
     let recorder = match open(&entry, &asked) {
         Ok(recorder) => recorder,
         Err(unavailable) => {
-            tracing::error!(%unavailable, "a call was refused: it could not be recorded");
-            return Ok(own(answers::refuse(
-                &Refusal::Unavailable(Unavailable::Audit),
-                "",
-                client,
-            )));
+            // The log has said once that it fails, and the count of such calls becomes a record.
+            tracing::debug!(%unavailable, "a call was refused: it could not be recorded");
+            let refusal = match unavailable {
+                crate::audit::Unavailable::Quota { .. } => Failure::denied(DenialReason::Limit).refusal(),
+                crate::audit::Unavailable::Sink { .. } | crate::audit::Unavailable::Table => {
+                    Refusal::Unavailable(Unavailable::Audit)
+                }
+            };
+            return Ok(own(answers::refuse(&refusal, "", client)));
         }
     };
     let mut finish = Finish::new(&entry, recorder);
