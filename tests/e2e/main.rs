@@ -16,3 +16,5 @@ mod identity;
 mod policy;
 /// The harness itself: the sandbox is one, the upstream tells callers apart, nothing is left behind.
 mod sandbox;
+/// TLS between client and agent: what is served, what is refused, and how.
+mod tls;
