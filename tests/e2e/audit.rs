@@ -62,7 +62,7 @@ fn agent_status(world: &World) -> Result<(Option<i32>, Value)> {
 }
 
 /// The worker's process id.
-fn worker(world: &World) -> Result<u32> {
+pub(crate) fn worker(world: &World) -> Result<u32> {
     let (_, document) = agent_status(world)?;
     let pid = document["worker_pid"].as_u64().context("no worker")?;
     Ok(u32::try_from(pid)?)

@@ -8,6 +8,8 @@ mod audit;
 /// The kernel side alone: each way to connect is caught and attributed, or refused.
 #[cfg(test)]
 mod capture;
+/// A secret reaches its upstream and nothing else; bad sources give none.
+mod credential;
 /// What is missing, broken or gone refuses, and is got over.
 mod fail_closed;
 /// Who is calling: what the records say of the caller, and that nobody passes for another.

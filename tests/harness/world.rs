@@ -34,6 +34,7 @@ pub struct World {
     sandbox: Sandbox,
     ca: Ca,
     settings: String,
+    agent_env: Vec<(String, String)>,
     dir: TempDir,
 }
 
@@ -69,6 +70,7 @@ impl World {
             sandbox,
             ca,
             settings: String::new(),
+            agent_env: Vec::new(),
             dir,
         })
     }
@@ -91,7 +93,7 @@ impl World {
         fs::create_dir(&dir).context("can't make the upstream's directory (two for one host?)")?;
         let files = Files {
             dir,
-            leaf: self.ca.issue(what.host())?,
+            leaf: self.ca.issue(what.certified())?,
         };
         let server = Server::start(&what, &files, &self.outside()?, addresses)?;
         self.upstreams.push(server);
@@ -155,6 +157,11 @@ impl World {
         self.settings.push('\n');
     }
 
+    /// A variable for the agent's environment, from its next start on.
+    pub fn agent_env(&mut self, key: &str, value: &str) {
+        self.agent_env.push((key.to_owned(), value.to_owned()));
+    }
+
     /// Starts the agent and waits until it is ready.
     ///
     /// # Errors
@@ -164,7 +171,10 @@ impl World {
             bail!("the agent runs already");
         }
         self.write_config()?;
-        let place = Place::in_cgroup(self.cgroup.child("agent")?);
+        let mut place = Place::in_cgroup(self.cgroup.child("agent")?);
+        for (key, value) in &self.agent_env {
+            place = place.with_env(key, value);
+        }
         self.agent = Some(Agent::start(&place, &self.config(), self.dir())?);
         Ok(())
     }
