@@ -4,4 +4,5 @@ pub mod deadline;
 pub mod farewell;
 pub mod listener;
 pub mod peek;
+pub mod requests;
 pub mod splice;

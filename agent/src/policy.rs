@@ -190,6 +190,10 @@ pub enum DenialReason {
     ForbiddenForm,
     /// The request breaks HTTP in a way that two parsers read differently.
     MalformedRequest,
+    /// The request's head has more bytes or fields than the limits allow.
+    HeadTooLarge,
+    /// The request's head did not come in whole in time.
+    HeadTimeout,
     /// A limit was reached.
     Limit,
     /// It was allowed when it began; a newer policy no longer allows it.
@@ -216,6 +220,8 @@ impl DenialReason {
             Self::UnknownProtocol => "unknown_protocol",
             Self::ForbiddenForm => "forbidden_form",
             Self::MalformedRequest => "malformed_request",
+            Self::HeadTooLarge => "head_too_large",
+            Self::HeadTimeout => "head_timeout",
             Self::Limit => "limit",
             Self::Revoked => "revoked",
         }

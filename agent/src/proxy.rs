@@ -18,6 +18,7 @@ mod intercept;
 mod limits;
 mod pool;
 mod request;
+mod stream;
 mod tracker;
 mod tunnel;
 mod upgrade;

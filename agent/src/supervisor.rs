@@ -472,13 +472,14 @@ impl From<&crate::config::Limits> for channel::Limits {
             header_ms: millis(limits.headers_timeout),
             idle_ms: millis(limits.idle_timeout),
             write_stall_ms: millis(limits.write_timeout),
+            connect_ms: millis(limits.connect_timeout),
+            answer_ms: millis(limits.answer_timeout),
             h2_streams: limits.h2_streams,
             h2_resets: limits.h2_resets,
             h2_reset_window_ms: millis(limits.h2_resets_window),
             connections: size(limits.connections),
             buffer_bytes: limits.buffers_size as u64,
             body_bytes: size(limits.body_size),
-            ..Self::default()
         }
     }
 }

@@ -172,6 +172,46 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Timed<T> {
     }
 }
 
+/// A wait for somebody who may be silent for so long; where that comes often, the timer is moved only when it fires.
+#[derive(Debug)]
+pub struct Silence {
+    limit: Duration,
+    since: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Silence {
+    /// Nobody is waited for yet.
+    #[must_use]
+    pub fn new(limit: Duration) -> Self {
+        Self {
+            limit,
+            since: None,
+            timer: None,
+        }
+    }
+
+    /// The wait is over.
+    pub fn heard(&mut self) {
+        self.since = None;
+    }
+
+    /// Waits; ready when it has lasted too long.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let deadline = *self.since.get_or_insert_with(Instant::now) + self.limit;
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        while timer.as_mut().poll(cx).is_ready() {
+            if Instant::now() >= deadline {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(deadline);
+        }
+        Poll::Pending
+    }
+}
+
 /// One wait: since when, and the timer that ends it. The timer is kept from wait to wait.
 #[derive(Debug, Default)]
 struct Wait {

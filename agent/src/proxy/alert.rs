@@ -25,7 +25,8 @@ pub(super) fn of_failure(failure: &Failure) -> Alert {
             ..
         }) => Alert::UnrecognizedName,
         Failure::Denied(_) => Alert::AccessDenied,
-        Failure::Downstream { .. }
+        Failure::Malformed(_)
+        | Failure::Downstream { .. }
         | Failure::Left { .. }
         | Failure::CutOff
         | Failure::Credential { .. }

@@ -14,6 +14,7 @@ use crate::tls::Offer;
 
 use super::failure::{self, Failure};
 use super::pool::Dialled;
+use super::stream::UpstreamStream;
 use super::{DataThread, Local};
 
 /// Where a permitted call goes: over TLS to the address that the client dialled, since the upstream must prove
@@ -150,6 +151,7 @@ async fn http1<S>(thread: &DataThread, stream: S) -> Result<Dialled, Failure>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
+    let stream = UpstreamStream::new(stream, thread.shared.limits.write_stall());
     let (sender, connection) = http1::Builder::new()
         .max_buf_size(thread.shared.limits.http1_upstream_buffer())
         .handshake(TokioIo::new(stream))
