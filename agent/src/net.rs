@@ -1,6 +1,7 @@
 //! Sockets.
 
 pub mod deadline;
+pub mod farewell;
 pub mod listener;
 pub mod peek;
 pub mod requests;

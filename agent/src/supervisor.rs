@@ -42,6 +42,8 @@ use worker_process::{Backoff, WorkerProcess};
 const DRAIN: Duration = Duration::from_secs(20);
 /// How long a new worker may take until it serves.
 const START_LIMIT: Duration = Duration::from_secs(20);
+/// How long start and reload wait for the first values of credentials.
+const FIRST_VALUES: Duration = Duration::from_secs(3);
 /// How often sources, pins and leftovers are looked at.
 const TICK: Duration = Duration::from_millis(500);
 /// How often the kernel's refusals are read.
@@ -169,7 +171,7 @@ impl Supervisor {
         let Loaded { policy, sources } = store::load_dir(&config.policy_dir);
         let policy = Arc::new(policy.map_err(Error::Policy)?);
         let mut keepers: Vec<Keeper> = policy.credentials().cloned().map(Keeper::new).collect();
-        poll(&mut keepers).await;
+        settle(&mut keepers).await;
         let mut records = Records::open(&config)?;
         let mut capture = Capture::start(&config)?;
         capture.arm_all(&policy)?;
@@ -345,7 +347,12 @@ impl Supervisor {
     }
 
     async fn look_around(&mut self) {
-        for update in poll(&mut self.keepers).await {
+        for update in self
+            .keepers
+            .iter_mut()
+            .filter_map(Keeper::poll)
+            .collect::<Vec<_>>()
+        {
             if self.worker.sender().send(credential(update)).await.is_err() {
                 tracing::warn!("a credential could not be handed to the worker; its successor gets it");
             }
@@ -435,9 +442,10 @@ fn unprivileged(name: &str) -> Result<Unprivileged, Error> {
 }
 
 /// Looks at all sources side by side: a slow helper must not keep another credential waiting.
-async fn poll(keepers: &mut [Keeper]) -> Vec<Update> {
-    let polled = futures_util::future::join_all(keepers.iter_mut().map(Keeper::poll)).await;
-    polled.into_iter().flatten().collect()
+/// First values. Who waits here answers nobody meanwhile; a slow helper's value comes later.
+async fn settle(keepers: &mut [Keeper]) {
+    let settling = keepers.iter_mut().map(|keeper| keeper.settle(FIRST_VALUES));
+    futures_util::future::join_all(settling).await;
 }
 
 fn credential(update: Update) -> ToWorker {

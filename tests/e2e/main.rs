@@ -8,6 +8,8 @@ mod audit;
 /// The kernel side alone: each way to connect is caught and attributed, or refused.
 #[cfg(test)]
 mod capture;
+/// A secret reaches its upstream and nothing else; bad sources give none.
+mod credential;
 /// What is missing, broken or gone refuses, and is got over.
 mod fail_closed;
 /// HTTP/1.1: bodies, odd requests, credentials on the wire, upgrades, and what upstreams do wrong.
@@ -18,3 +20,5 @@ mod identity;
 mod policy;
 /// The harness itself: the sandbox is one, the upstream tells callers apart, nothing is left behind.
 mod sandbox;
+/// TLS between client and agent: what is served, what is refused, and how.
+mod tls;

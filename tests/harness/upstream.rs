@@ -23,6 +23,8 @@ pub struct Upstream {
     http2: bool,
     bearer: Option<(String, String)>,
     locations: Vec<(String, String)>,
+    formats: Vec<(String, String)>,
+    certificate_of: Option<String>,
 }
 
 impl Upstream {
@@ -36,6 +38,8 @@ impl Upstream {
             http2: true,
             bearer: None,
             locations: Vec::new(),
+            formats: Vec::new(),
+            certificate_of: None,
         }
     }
 
@@ -74,6 +78,25 @@ impl Upstream {
         self
     }
 
+    /// Another format for access logs, to be named in a location.
+    #[must_use]
+    pub fn log_format(mut self, name: &str, format: &str) -> Self {
+        self.formats.push((name.to_owned(), format.to_owned()));
+        self
+    }
+
+    /// With a certificate for another host than its own.
+    #[must_use]
+    pub fn certificate_of(mut self, host: &str) -> Self {
+        self.certificate_of = Some(host.to_owned());
+        self
+    }
+
+    /// The name that its certificate is for.
+    pub(crate) fn certified(&self) -> &str {
+        self.certificate_of.as_deref().unwrap_or(&self.host)
+    }
+
     /// The host name.
     #[must_use]
     pub fn host(&self) -> &str {
@@ -96,6 +119,9 @@ impl Upstream {
         writeln!(text, "events {{ worker_connections 4096; }}\nhttp {{")?;
         writeln!(text, "  log_format line escape=json '{LOG_FORMAT}';")?;
         writeln!(text, "  access_log {dir}/access.log line;")?;
+        for (name, format) in &self.formats {
+            writeln!(text, "  log_format {name} '{format}';")?;
+        }
         for kind in ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"] {
             writeln!(text, "  {kind}_temp_path {dir}/{kind};")?;
         }
@@ -125,10 +151,13 @@ impl Upstream {
         }
         let check = r#"if ($account = "") { return 401 '{"error":"a bearer token is needed"}\n'; }"#;
         let check = if self.bearer.is_some() { check } else { "" };
-        writeln!(
-            text,
-            "    location / {{ {check}\n      return 200 '{OK_BODY}\\n'; }}\n  }}\n}}"
-        )?;
+        if !self.locations.iter().any(|(pattern, _)| pattern == "/") {
+            writeln!(
+                text,
+                "    location / {{ {check}\n      return 200 '{OK_BODY}\\n'; }}"
+            )?;
+        }
+        writeln!(text, "  }}\n}}")?;
         Ok(text)
     }
 }

@@ -36,6 +36,7 @@ pub struct World {
     sandbox: Sandbox,
     ca: Ca,
     settings: String,
+    agent_env: Vec<(String, String)>,
     dir: TempDir,
 }
 
@@ -72,6 +73,7 @@ impl World {
             sandbox,
             ca,
             settings: String::new(),
+            agent_env: Vec::new(),
             dir,
         })
     }
@@ -93,7 +95,7 @@ impl World {
         fs::create_dir(&dir).context("can't make the upstream's directory (two for one host?)")?;
         let files = Files {
             dir,
-            leaf: self.ca.issue(what.host())?,
+            leaf: self.ca.issue(what.certified())?,
         };
         let server = Server::start(&what, &files, &self.outside()?, addresses)?;
         self.upstreams.push(server);
@@ -185,6 +187,11 @@ impl World {
         self.sandbox.mount_disk(&dir, bytes)
     }
 
+    /// A variable for the agent's environment, from its next start on.
+    pub fn agent_env(&mut self, key: &str, value: &str) {
+        self.agent_env.push((key.to_owned(), value.to_owned()));
+    }
+
     /// Starts the agent and waits until it is ready.
     ///
     /// # Errors
@@ -194,7 +201,10 @@ impl World {
             bail!("the agent runs already");
         }
         self.write_config()?;
-        let place = Place::in_cgroup(self.cgroup.child("agent")?);
+        let mut place = Place::in_cgroup(self.cgroup.child("agent")?);
+        for (key, value) in &self.agent_env {
+            place = place.with_env(key, value);
+        }
         self.agent = Some(Agent::start(&place, &self.config(), self.dir())?);
         Ok(())
     }

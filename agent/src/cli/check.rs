@@ -1,5 +1,7 @@
 //! `callgate check`: every error in config and policy; touches nothing.
 
+mod secrets;
+
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,6 +21,9 @@ pub struct CheckArgs {
     /// The policy's directory, instead of the one that the settings name
     #[arg(long, value_name = "DIR")]
     pub policy_dir: Option<PathBuf>,
+    /// Leave out the files that credentials come from; without root they always are, as only the agent may read them
+    #[arg(long)]
+    pub no_secrets: bool,
     /// One JSON document instead of text
     #[arg(long)]
     pub json: bool,
@@ -74,7 +79,13 @@ pub fn check(args: &CheckArgs) -> Checked {
 /// # Errors
 /// If `out` can't be written to.
 pub fn run(args: &CheckArgs, out: &mut dyn Write, styled: bool) -> io::Result<ExitCode> {
-    let checked = check(args);
+    let mut checked = check(args);
+    if let Some(policy) = checked.policy.as_ref()
+        && !args.no_secrets
+        && nix::unistd::geteuid().is_root()
+    {
+        checked.found.extend(secrets::check(policy));
+    }
     let errors = count(&checked.found, Severity::Error);
     if args.json {
         let document = serde_json::json!({ "ok": errors == 0, "findings": checked.found });
@@ -238,6 +249,7 @@ mod tests {
         let mut args = CheckArgs {
             config: dir.path().join("callgate.toml"),
             policy_dir: Some(dir.path().join("policy.d")),
+            no_secrets: false,
             json: false,
         };
         let mut printed = Vec::new();

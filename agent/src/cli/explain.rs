@@ -164,6 +164,7 @@ fn load(args: &ExplainArgs) -> Result<Policy, InputError> {
     let checked = check(&CheckArgs {
         config: args.config.clone(),
         policy_dir: args.policy_dir.clone(),
+        no_secrets: true,
         json: false,
     });
     let drawn = render(&checked.found, &checked.sources, false);

@@ -100,15 +100,16 @@ pub async fn run(command: &[String], timeout: Duration) -> Result<Secret, ExecEr
         program: program.clone(),
         source,
     })?;
-    if !status.success() {
+    if let Some(status) = status.filter(|status| !status.success()) {
         let status = describe(status);
         return Err(ExecError::Status { program, status });
     }
     Secret::from_line(std::mem::take(&mut *bytes)).map_err(|source| ExecError::Output { program, source })
 }
 
-/// Reads until the helper closes its output or has printed too much (which [`Secret`] then refuses).
-async fn output(child: &mut Child) -> std::io::Result<(Zeroizing<Vec<u8>>, ExitStatus)> {
+/// Reads until the helper closes its output and ends, or has printed too much: then its end is not waited for, and
+/// [`Secret`] refuses what it printed.
+async fn output(child: &mut Child) -> std::io::Result<(Zeroizing<Vec<u8>>, Option<ExitStatus>)> {
     const MOST: usize = MAX_LEN + 3;
     let mut bytes = Zeroizing::new(vec![0; MOST]);
     let mut filled = 0;
@@ -121,8 +122,11 @@ async fn output(child: &mut Child) -> std::io::Result<(Zeroizing<Vec<u8>>, ExitS
         }
     }
     bytes.truncate(filled);
+    if filled == MOST {
+        return Ok((bytes, None));
+    }
     let status = child.wait().await?;
-    Ok((bytes, status))
+    Ok((bytes, Some(status)))
 }
 
 fn describe(status: ExitStatus) -> String {

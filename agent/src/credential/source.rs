@@ -6,6 +6,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use time::OffsetDateTime;
 use time::macros::format_description;
+use tokio::sync::oneshot;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::secret::Secret;
 use super::spec::{CredentialSource, CredentialSpec};
@@ -55,6 +57,33 @@ pub enum SourceError {
     /// A helper.
     #[error(transparent)]
     Exec(#[from] exec::ExecError),
+    /// A helper's last answer is too old and there is no new one.
+    #[error("the credential helper's last answer has ended, and it gives no new one")]
+    Ended,
+}
+
+/// A helper under way; dropping it kills the helper.
+struct Running {
+    began: Instant,
+    ttl: Duration,
+    answer: oneshot::Receiver<Result<Secret, exec::ExecError>>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Running {
+    fn start(command: Vec<String>, timeout: Duration, ttl: Duration) -> Self {
+        let (tell, answer) = oneshot::channel();
+        let task = tokio::spawn(async move {
+            // The receiver is dropped only with the task.
+            drop(tell.send(exec::run(&command, timeout).await));
+        });
+        Self {
+            began: Instant::now(),
+            ttl,
+            answer,
+            _task: AbortOnDropHandle::new(task),
+        }
+    }
 }
 
 /// One credential's source, with what it gave last.
@@ -67,6 +96,7 @@ pub struct Keeper {
     first_seen: SystemTime,
     due: Instant,
     expires: Option<Instant>,
+    running: Option<Running>,
 }
 
 impl fmt::Debug for Keeper {
@@ -92,6 +122,7 @@ impl Keeper {
             first_seen: SystemTime::UNIX_EPOCH,
             due: Instant::now(),
             expires: None,
+            running: None,
         }
     }
 
@@ -101,9 +132,17 @@ impl Keeper {
         &self.spec
     }
 
-    /// Looks at the source if it is time to. `None` if nothing changed. Call it every [`POLL`]; helpers run only
-    /// when their answer is about to end, each in its own keeper, so run keepers side by side.
-    pub async fn poll(&mut self) -> Option<Update> {
+    /// Looks at the source if it is time to. `None` if nothing changed. Call it every [`POLL`], within a runtime:
+    /// a helper is started here and its answer taken by a later call, so that whoever calls never waits for one.
+    pub fn poll(&mut self) -> Option<Update> {
+        if let CredentialSource::Exec {
+            command,
+            timeout,
+            ttl,
+        } = self.spec.source.clone()
+        {
+            return self.poll_helper(command, timeout, ttl);
+        }
         if Instant::now() < self.due {
             return None;
         }
@@ -113,17 +152,28 @@ impl Keeper {
                 Ok(path) => self.read_file(&path),
                 Err(error) => Err(error.into()),
             },
-            CredentialSource::Exec {
-                command,
-                timeout,
-                ttl,
-            } => return self.run(&command, timeout, ttl).await,
+            CredentialSource::Exec { .. } => return None,
         };
         self.due = Instant::now() + POLL;
         match result {
             Ok(None) => None,
             Ok(Some(secret)) => self.took(secret),
             Err(error) => self.failed(&error),
+        }
+    }
+
+    /// As [`Keeper::poll`], but waits for a helper that runs, at most for `limit`.
+    pub async fn settle(&mut self, limit: Duration) -> Option<Update> {
+        let update = self.poll();
+        let Some(mut running) = self.running.take() else {
+            return update;
+        };
+        match tokio::time::timeout(limit, &mut running.answer).await {
+            Ok(answer) => self.helper_ended(&running, answer.ok()),
+            Err(_elapsed) => {
+                self.running = Some(running);
+                update
+            }
         }
     }
 
@@ -156,12 +206,37 @@ impl Keeper {
 
     /// A helper's answer is asked for again when four fifths of its time are over, so that a failure can be
     /// made good before it ends; when it has ended there is none.
-    async fn run(&mut self, command: &[String], timeout: Duration, ttl: Duration) -> Option<Update> {
-        let began = Instant::now();
-        match exec::run(command, timeout).await {
+    fn poll_helper(&mut self, command: Vec<String>, timeout: Duration, ttl: Duration) -> Option<Update> {
+        let now = Instant::now();
+        if let Some(mut running) = self.running.take() {
+            match running.answer.try_recv() {
+                Ok(answer) => return self.helper_ended(&running, Some(answer)),
+                Err(oneshot::error::TryRecvError::Closed) => return self.helper_ended(&running, None),
+                Err(oneshot::error::TryRecvError::Empty) => self.running = Some(running),
+            }
+        } else if self.due <= now {
+            self.running = Some(Running::start(command, timeout, ttl));
+        }
+        if self.expires.is_some_and(|expires| expires <= now) {
+            self.expires = None;
+            return self.failed(&SourceError::Ended);
+        }
+        None
+    }
+
+    fn helper_ended(
+        &mut self,
+        running: &Running,
+        answer: Option<Result<Secret, exec::ExecError>>,
+    ) -> Option<Update> {
+        let Some(answer) = answer else {
+            self.due = Instant::now() + RETRY;
+            return self.failed(&SourceError::Ended);
+        };
+        match answer {
             Ok(secret) => {
-                self.due = began + ttl.mul_f32(0.8);
-                self.expires = Some(began + ttl);
+                self.due = running.began + running.ttl.mul_f32(0.8);
+                self.expires = Some(running.began + running.ttl);
                 self.took(secret)
             }
             Err(error) => {

@@ -91,33 +91,52 @@ pub enum PeekError {
     },
 }
 
+/// A connection whose beginning could not be read.
+#[derive(Debug)]
+pub struct Unread<S> {
+    /// Why.
+    pub error: PeekError,
+    /// It began like TLS, so that the client understands an alert.
+    pub tls: bool,
+    /// The connection, to say so on.
+    pub stream: S,
+}
+
 /// Reads until the protocol, and for TLS the whole ClientHello, is known; nothing is lost of what was read.
 ///
 /// # Errors
-/// See [`PeekError`]; the connection is gone then.
-pub async fn peek<S>(mut stream: S, limits: Limits) -> Result<(Detected, Replay<S>), PeekError>
+/// See [`PeekError`]; with the connection, whose first bytes are gone then.
+pub async fn peek<S>(mut stream: S, limits: Limits) -> Result<(Detected, Replay<S>), Unread<S>>
+where
+    S: AsyncRead + Unpin,
+{
+    let (mut prefix, mut tls) = (BytesMut::with_capacity(4096), false);
+    match read(&mut stream, limits, &mut prefix, &mut tls).await {
+        Ok(detected) => Ok((detected, Replay::new(prefix, stream))),
+        Err(error) => Err(Unread { error, tls, stream }),
+    }
+}
+
+async fn read<S>(
+    stream: &mut S,
+    limits: Limits,
+    prefix: &mut BytesMut,
+    tls: &mut bool,
+) -> Result<Detected, PeekError>
 where
     S: AsyncRead + Unpin,
 {
     let start = Instant::now();
-    let mut prefix = BytesMut::with_capacity(4096);
-    let mut tls = false;
     loop {
-        let limit = if tls { limits.hello } else { limits.detection };
-        match timeout_at(start + limit, stream.read_buf(&mut prefix)).await {
+        let limit = if *tls { limits.hello } else { limits.detection };
+        match timeout_at(start + limit, stream.read_buf(prefix)).await {
             Ok(Ok(0)) => return Err(PeekError::Closed { bytes: prefix.len() }),
             Ok(Ok(_)) => {}
             Ok(Err(source)) => return Err(PeekError::Io { source }),
-            Err(_elapsed) => return Err(late(tls, limit, prefix.len())),
+            Err(_elapsed) => return Err(late(*tls, limit, prefix.len())),
         }
-        if let Some(detected) = judge(&prefix, &mut tls)? {
-            return Ok((
-                detected,
-                Replay {
-                    prefix: Some(prefix),
-                    stream,
-                },
-            ));
+        if let Some(detected) = judge(prefix, tls)? {
+            return Ok(detected);
         }
         if prefix.len() >= limits.bytes {
             return Err(PeekError::TooLarge { limit: limits.bytes });

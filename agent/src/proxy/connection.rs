@@ -17,13 +17,16 @@ use crate::audit::{self, Kind, Opening};
 use crate::ebpf::Origin;
 use crate::identity::{Identity, WorkloadName};
 use crate::net::deadline::Activity;
+use crate::net::farewell;
 use crate::net::listener::{Accepted, Slot};
 use crate::net::peek::{self, Detected, Replay};
-use crate::policy::{self, DenialReason, Flow, Route, Scheme};
+use crate::policy::{self, DenialReason, Flow, Permit, Route, Scheme};
 use crate::tls::client_hello::ClientHello;
 
 use super::DataThread;
+use super::alert;
 use super::failure::Failure;
+use super::intercept::Handshake;
 
 /// A client's stream, its first bytes still to be read.
 pub(super) type ClientStream = Replay<TcpStream>;
@@ -158,11 +161,39 @@ async fn detect(connection: &Connection, stream: TcpStream) -> Result<(Detected,
     let start = Instant::now();
     let peeked = peek::peek(stream, connection.thread.shared.limits.peek()).await;
     connection.log.borrow_mut().detect = Some(start.elapsed());
-    peeked.map_err(|error| Failure::from(&error))
+    match peeked {
+        Ok(found) => Ok(found),
+        Err(unread) => {
+            if unread.tls {
+                farewell::send(unread.stream, &alert::of_peek(&unread.error).bytes()).await;
+            }
+            Err(Failure::from(&unread.error))
+        }
+    }
 }
 
-/// Where a TLS connection goes: its requests are read, or it passes unread.
+/// Where a TLS connection goes: its requests are read, or it passes unread. What refuses here answers with an alert.
 async fn tls(connection: &Rc<Connection>, hello: ClientHello, stream: ClientStream) -> Result<(), Failure> {
+    match way(connection, hello).await {
+        Ok(Way::Intercept(handshake)) => super::intercept::tls(connection, handshake, stream).await,
+        Ok(Way::Tunnel(permit)) => {
+            super::tunnel::serve(connection, &permit, stream).await;
+            Ok(())
+        }
+        Err(failure) => {
+            farewell::send(stream, &alert::of_failure(&failure).bytes()).await;
+            Err(failure)
+        }
+    }
+}
+
+/// What is done with a TLS connection, once nothing can refuse it any more without an answer inside of TLS.
+enum Way {
+    Intercept(Handshake),
+    Tunnel(Box<Permit>),
+}
+
+async fn way(connection: &Connection, hello: ClientHello) -> Result<Way, Failure> {
     let host = hello.sni.ok_or_else(|| Failure::denied(DenialReason::NoName))?;
     connection.log.borrow_mut().sni = Some(host.as_str().into());
     let enforced = connection.thread.shared.policy.current();
@@ -172,11 +203,10 @@ async fn tls(connection: &Rc<Connection>, hello: ClientHello, stream: ClientStre
         scheme: Scheme::Https,
     };
     match policy::engine::route(&enforced.policy, &connection.identity(), &flow) {
-        Ok(Route::Intercept) => super::intercept::tls(connection, host, hello.alpn, stream).await,
-        Ok(Route::Tunnel(permit)) => {
-            super::tunnel::serve(connection, &permit, stream).await;
-            Ok(())
-        }
+        Ok(Route::Intercept) => Handshake::prepare(connection, host, hello.alpn)
+            .await
+            .map(Way::Intercept),
+        Ok(Route::Tunnel(permit)) => Ok(Way::Tunnel(Box::new(permit))),
         Err(denial) => Err(Failure::Denied(denial)),
     }
 }

@@ -147,9 +147,8 @@ impl From<&PeekError> for Failure {
             }
             PeekError::HelloTimeout { .. } => "hello_timeout",
             PeekError::TooLarge { .. } => return Self::denied(DenialReason::Limit),
-            PeekError::DetectionTimeout { .. } | PeekError::Malformed => {
-                return Self::denied(DenialReason::UnknownProtocol);
-            }
+            PeekError::DetectionTimeout { .. } => return Self::denied(DenialReason::UnknownProtocol),
+            PeekError::Malformed => "client_hello",
             PeekError::Io { .. } => "io",
         };
         Self::Downstream {

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use hyper::body::Incoming;
@@ -19,6 +20,7 @@ use crate::net::requests::{Notice, Requests};
 use crate::policy::Scheme;
 use crate::tls::Offer;
 use crate::tls::client_hello::Alpn;
+use crate::tls::leaf::Leaf;
 
 use super::Local;
 use super::connection::{ClientStream, Connection};
@@ -38,21 +40,53 @@ pub(super) async fn plain(connection: &Rc<Connection>, stream: ClientStream) {
     http1(Rc::new(entry), stream).await;
 }
 
-/// Terminates TLS as `host` and reads requests.
+/// What a handshake with a client needs.
+pub(super) struct Handshake {
+    host: HostName,
+    leaf: Arc<Leaf>,
+    offer: Offer,
+    start: Instant,
+}
+
+impl Handshake {
+    /// Gets the leaf for `host`.
+    ///
+    /// # Errors
+    /// If none can be had.
+    pub(super) async fn prepare(
+        connection: &Connection,
+        host: HostName,
+        alpn: Alpn,
+    ) -> Result<Self, Failure> {
+        let start = Instant::now();
+        let leaf = leaf(connection, &host).await?;
+        let offer = if alpn.http2 {
+            Offer::Http2AndHttp1
+        } else {
+            Offer::Http1
+        };
+        Ok(Self {
+            host,
+            leaf,
+            offer,
+            start,
+        })
+    }
+}
+
+/// Terminates TLS and reads requests.
 pub(super) async fn tls(
     connection: &Rc<Connection>,
-    host: HostName,
-    alpn: Alpn,
+    handshake: Handshake,
     stream: ClientStream,
 ) -> Result<(), Failure> {
-    let start = Instant::now();
+    let Handshake {
+        host,
+        leaf,
+        offer,
+        start,
+    } = handshake;
     let shared = &connection.thread.shared;
-    let leaf = leaf(connection, &host).await?;
-    let offer = if alpn.http2 {
-        Offer::Http2AndHttp1
-    } else {
-        Offer::Http1
-    };
     let (stream, session) = shared
         .acceptor
         .accept(stream, &leaf, offer, shared.limits.handshake())
@@ -76,10 +110,7 @@ pub(super) async fn tls(
 }
 
 /// The leaf for `host`; the supervisor signs an intermediate when there is none yet, or a new one in time.
-async fn leaf(
-    connection: &Connection,
-    host: &HostName,
-) -> Result<std::sync::Arc<crate::tls::leaf::Leaf>, Failure> {
+async fn leaf(connection: &Connection, host: &HostName) -> Result<Arc<Leaf>, Failure> {
     let shared = &connection.thread.shared;
     let now = SystemTime::now();
     if shared.leaves.needs(host, now) {

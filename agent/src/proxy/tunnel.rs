@@ -9,9 +9,11 @@ use crate::addr::UpstreamAddr;
 use crate::audit::record::Protocol;
 use crate::audit::{Kind, Opening, Outcome, Recorder};
 use crate::http::response::UpstreamFault;
+use crate::net::farewell;
 use crate::net::splice::{self, Counts, SpliceError};
 use crate::policy::{self, Flow, Permit, Route, Scheme};
 
+use super::alert;
 use super::connection::{ClientStream, Connection};
 use super::failure::Failure;
 use super::tracker::StillAllowed;
@@ -62,7 +64,14 @@ async fn pass(
 ) -> Result<(), Failure> {
     let registration = connection.thread.tracker.register();
     registration.decided(still_allowed(connection, permit));
-    let (upstream, UpstreamAddr(address)) = upstream::connect_resolved(&connection.thread, permit).await?;
+    let (upstream, UpstreamAddr(address)) = match upstream::connect_resolved(&connection.thread, permit).await
+    {
+        Ok(connected) => connected,
+        Err(failure) => {
+            farewell::send(stream, &alert::of_failure(&failure).bytes()).await;
+            return Err(failure);
+        }
+    };
     recorder.upstream(address);
     let patience = connection.thread.shared.limits.tunnel_patience();
     tokio::select! {

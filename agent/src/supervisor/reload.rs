@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Error, Supervisor, credential, poll};
+use super::{Error, Supervisor, credential, settle};
 use crate::admin::Reloaded;
 use crate::credential::source::Keeper;
 use crate::policy::store::{self, Loaded};
@@ -51,12 +51,13 @@ impl Supervisor {
         self.policy = policy;
         self.sources = sources;
         self.generation += 1;
+        // Before the policy goes out: the worker refuses calls whose credential it has no value for.
+        self.keep_credentials().await;
         let sender = self.worker.sender().clone();
         let gone = |_gone| Error::NotServing {
             why: "it takes no messages".into(),
         };
         sender.send(self.policy_message()).await.map_err(gone)?;
-        self.keep_credentials().await;
         for update in self.keepers.iter().filter_map(Keeper::current) {
             sender.send(credential(update)).await.map_err(gone)?;
         }
@@ -77,7 +78,7 @@ impl Supervisor {
                 None => Keeper::new(spec.clone()),
             });
         }
-        poll(&mut self.keepers).await;
+        settle(&mut self.keepers).await;
     }
 }
 

@@ -40,8 +40,12 @@ const BUFFER_LIMIT: usize = 64 * 1024;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u8)]
 pub enum Alert {
-    /// The ClientHello names a host that may not be passed as a tunnel.
+    /// The handshake did not get on in time.
+    HandshakeFailure = 40,
+    /// Policy refuses the connection before a call could be read.
     AccessDenied = 49,
+    /// The ClientHello breaks the format, or is larger than the agent reads.
+    DecodeError = 50,
     /// The agent can't serve the name, as it has no certificate for it.
     InternalError = 80,
     /// The ClientHello names no host.

@@ -23,7 +23,7 @@ fn keeper(source: CredentialSource) -> Keeper {
 /// As the second after.
 async fn look(keeper: &mut Keeper) -> Option<Result<(String, String), String>> {
     keeper.due = Instant::now();
-    let update = keeper.poll().await?;
+    let update = keeper.settle(Duration::from_secs(20)).await?;
     Some(match update.value {
         Value::Ready { secret, version } => Ok((secret.expose().to_owned(), version.to_string())),
         Value::Unavailable { reason } => Err(reason.to_string()),
@@ -83,10 +83,10 @@ async fn a_source_is_not_looked_at_before_it_is_due() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("secret");
     let mut keeper = keeper(CredentialSource::File { path: path.clone() });
-    assert!(keeper.poll().await.is_some());
+    assert!(keeper.poll().is_some());
     keeper.due = Instant::now() + Duration::from_secs(3600);
     write(&path, "hunter2");
-    assert!(keeper.poll().await.is_none());
+    assert!(keeper.poll().is_none());
 }
 
 #[tokio::test]
@@ -120,6 +120,28 @@ async fn a_helper_that_fails_leaves_its_last_answer_only_until_that_ends() {
             .unwrap_err()
             .contains("exit status 1")
     );
+}
+
+#[tokio::test]
+async fn a_helper_that_hangs_holds_nobody_up_and_its_old_answer_ends_in_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("secret");
+    write(&path, "hunter1");
+    let script = format!("cat {0} && rm {0} || exec sleep 60", path.display());
+    let mut keeper = keeper(CredentialSource::Exec {
+        command: ["/bin/sh", "-c", &script].map(str::to_owned).to_vec(),
+        timeout: Duration::from_secs(60),
+        ttl: Duration::from_secs(3600),
+    });
+    assert_eq!(look(&mut keeper).await.unwrap().unwrap().0, "hunter1");
+    keeper.due = Instant::now();
+    assert!(keeper.poll().is_none(), "the helper runs, the old answer holds");
+    assert!(matches!(keeper.current().unwrap().value, Value::Ready { .. }));
+    keeper.expires = Some(Instant::now());
+    let Some(Value::Unavailable { reason }) = keeper.poll().map(|update| update.value) else {
+        panic!("the old answer has ended");
+    };
+    assert!(reason.contains("has ended"), "{reason}");
 }
 
 #[tokio::test]
