@@ -8,6 +8,8 @@ mod audit;
 /// The kernel side alone: each way to connect is caught and attributed, or refused.
 #[cfg(test)]
 mod capture;
+/// A command under `exec` can neither leave its workload nor undo what holds it.
+mod escape;
 /// What is missing, broken or gone refuses, and is got over.
 mod fail_closed;
 /// Who is calling: what the records say of the caller, and that nobody passes for another.
