@@ -121,9 +121,16 @@ fn read4(packet: &Packet) -> Option<Headers> {
 #[inline(always)]
 fn read6(packet: &Packet) -> Option<Headers> {
     const HEADER: usize = 40;
+    /// Next header TCP, eight bytes, option "jumbo payload" of four (RFC 2675 section 2): what the kernel itself
+    /// puts before a segment of more than 64 KiB on its way to segmentation (BIG TCP), and nothing else.
+    const JUMBO: [u8; 4] = [flow::TCP, 0, 0xc2, 4];
+    const JUMBO_SIZE: usize = 8;
     let protocol = packet.load::<u8>(6)?;
     let source = packet.load::<[u8; 16]>(8)?;
     let destination = packet.load::<[u8; 16]>(24)?;
+    if protocol == 0 && packet.load::<u16>(4)? == 0 && packet.load::<[u8; 4]>(HEADER)? == JUMBO {
+        return transport(packet, HEADER + JUMBO_SIZE, flow::TCP, source, destination);
+    }
     transport(packet, HEADER, protocol, source, destination)
 }
 

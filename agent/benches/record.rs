@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use callgate::addr::{Authority, HostName};
-use callgate::audit::file::{self, FileSink, Sync};
+use callgate::audit::file::{self, FileSink, Sync, Writes};
 use callgate::audit::record::{Caller, Exe, Protocol, Record, redact_query};
 use callgate::audit::{Connection, Kind, Log, Opening, Outcome, Phase, Queries, Settings, inflight};
 use callgate::identity::{Cgroup, WorkloadName};
@@ -54,7 +54,11 @@ fn record(criterion: &mut Criterion) {
         queries: Queries::Keys,
         slots_per_workload: 4096,
     };
-    let Ok((log, writer)) = Log::start(Box::new(FileSink::new(log, Sync::Never)), table, settings) else {
+    let Ok((log, writer)) = Log::start(
+        Box::new(FileSink::new(log, Writes::Worker, Sync::Never)),
+        table,
+        settings,
+    ) else {
         return;
     };
     let connection = Connection {

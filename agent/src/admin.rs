@@ -77,6 +77,9 @@ pub struct Status {
     pub worker_pid: Option<u32>,
     /// Whether records can be written.
     pub audit_ok: bool,
+    /// Why they can't.
+    #[serde(default)]
+    pub audit_error: Option<String>,
     /// Calls since the worker's start.
     pub calls: u64,
     /// Those that policy refused.

@@ -179,6 +179,8 @@ pub struct Limits {
     pub write_stall_ms: u32,
     /// Time for the connection to an upstream, TLS included.
     pub connect_ms: u32,
+    /// Time that the head of an upstream's answer may take.
+    pub answer_ms: u32,
     /// Concurrent streams on one HTTP/2 connection.
     pub h2_streams: u32,
     /// Resets tolerated within `h2_reset_window_ms`.
@@ -205,6 +207,7 @@ impl Default for Limits {
             idle_ms: 300_000,
             write_stall_ms: 60_000,
             connect_ms: 10_000,
+            answer_ms: 300_000,
             h2_streams: 100,
             h2_resets: 200,
             h2_reset_window_ms: 10_000,
@@ -285,6 +288,8 @@ pub struct Figures {
     pub failed: u64,
     /// Whether records can be written, now.
     pub audit_ok: bool,
+    /// Why they can't.
+    pub audit_error: Option<String>,
     /// By workload.
     pub workloads: Vec<WorkloadFigures>,
 }

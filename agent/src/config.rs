@@ -133,6 +133,10 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// How long a peer may take no byte that we have for it.
     pub write_timeout: Duration,
+    /// The time for a connection to an upstream, TLS included.
+    pub connect_timeout: Duration,
+    /// How long an upstream may let the head of its answer wait while it takes nothing of the request.
+    pub answer_timeout: Duration,
     /// Streams at once on an HTTP/2 connection.
     pub h2_streams: u32,
     /// Resets on an HTTP/2 connection within [`Limits::h2_resets_window`].
@@ -232,6 +236,8 @@ impl Default for Limits {
             headers_timeout: Duration::from_secs(15),
             idle_timeout: Duration::from_secs(300),
             write_timeout: Duration::from_secs(60),
+            connect_timeout: Duration::from_secs(10),
+            answer_timeout: Duration::from_secs(300),
             h2_streams: 100,
             h2_resets: 200,
             h2_resets_window: Duration::from_secs(10),

@@ -2,5 +2,6 @@
 
 pub mod authority;
 pub mod detect;
+pub mod framing;
 pub mod headers;
 pub mod response;

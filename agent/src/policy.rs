@@ -190,6 +190,10 @@ pub enum DenialReason {
     ForbiddenForm,
     /// The request breaks HTTP in a way that two parsers read differently.
     MalformedRequest,
+    /// The request's head has more bytes or fields than the limits allow.
+    HeadTooLarge,
+    /// The request's head did not come in whole in time.
+    HeadTimeout,
     /// A limit was reached.
     Limit,
     /// It was allowed when it began; a newer policy no longer allows it.
@@ -216,9 +220,20 @@ impl DenialReason {
             Self::UnknownProtocol => "unknown_protocol",
             Self::ForbiddenForm => "forbidden_form",
             Self::MalformedRequest => "malformed_request",
+            Self::HeadTooLarge => "head_too_large",
+            Self::HeadTimeout => "head_timeout",
             Self::Limit => "limit",
             Self::Revoked => "revoked",
         }
+    }
+
+    /// Whether it is HTTP itself that the client broke: no policy could allow the request.
+    #[must_use]
+    pub fn breaks_http(self) -> bool {
+        matches!(
+            self,
+            Self::MalformedRequest | Self::HeadTooLarge | Self::HeadTimeout
+        )
     }
 }
 

@@ -351,6 +351,9 @@ impl Supervisor {
             }
         }
         self.capture.look_after(&mut self.records);
+        if let Err(error) = self.records.settle() {
+            tracing::error!(%error, "calls of a worker that ended can't be recorded");
+        }
         match self.records.rotate() {
             Ok(Some(file)) => {
                 if self.worker.sender().audit_file(file).await.is_err() {
@@ -373,7 +376,9 @@ impl Supervisor {
 
     fn read_events(&mut self) {
         let reports = self.capture.reports();
-        self.records.kernel(&reports, &self.capture, &self.policy);
+        let in_force = (self.policy.as_ref(), self.generation);
+        self.records
+            .kernel(&reports, &self.capture, in_force, self.answers.resolver());
     }
 
     async fn answer(&mut self, request: Request) {
@@ -464,13 +469,14 @@ impl From<&crate::config::Limits> for channel::Limits {
             header_ms: millis(limits.headers_timeout),
             idle_ms: millis(limits.idle_timeout),
             write_stall_ms: millis(limits.write_timeout),
+            connect_ms: millis(limits.connect_timeout),
+            answer_ms: millis(limits.answer_timeout),
             h2_streams: limits.h2_streams,
             h2_resets: limits.h2_resets,
             h2_reset_window_ms: millis(limits.h2_resets_window),
             connections: size(limits.connections),
             buffer_bytes: limits.buffers_size as u64,
             body_bytes: size(limits.body_size),
-            ..Self::default()
         }
     }
 }

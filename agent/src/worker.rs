@@ -137,7 +137,11 @@ impl Worker {
         client: Client,
     ) -> Result<(Self, Writer), Error> {
         let table = audit::inflight::Table::map(&File::from(descriptors.inflight))?;
-        let sink = audit::file::FileSink::new(File::from(descriptors.audit), audit::file::Sync::default());
+        let sink = audit::file::FileSink::new(
+            File::from(descriptors.audit),
+            audit::file::Writes::Worker,
+            audit::file::Sync::default(),
+        );
         let settings = audit::Settings {
             queries: if start.query_values {
                 audit::Queries::Verbatim
@@ -293,6 +297,7 @@ impl Worker {
             denied: self.threads.sum(crate::proxy::Figures::denied),
             failed: self.threads.sum(crate::proxy::Figures::failed),
             audit_ok: self.shared.audit.failure().is_none(),
+            audit_error: self.shared.audit.failure().map(|why| why.to_string()),
             workloads,
         }
     }

@@ -1,6 +1,9 @@
 //! Every call has exactly one record, whoever is killed or hangs up; and the process that writes them holds nothing
 //! that it does not need.
 
+/// The log's disk is full, its file is taken away.
+mod disk;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -55,14 +58,14 @@ pub(crate) fn call_until(world: &World, prefix: &str, wanted: u16) -> Result<Str
 }
 
 /// What `callgate status --json` says, whatever its exit code.
-fn agent_status(world: &World) -> Result<(Option<i32>, Value)> {
+pub(crate) fn agent_status(world: &World) -> Result<(Option<i32>, Value)> {
     let output = world.agent()?.command("status", &["--json"])?;
     let document = serde_json::from_str(&output.stdout).with_context(|| format!("{output:?}"))?;
     Ok((output.code(), document))
 }
 
 /// The worker's process id.
-fn worker(world: &World) -> Result<u32> {
+pub(crate) fn worker(world: &World) -> Result<u32> {
     let (_, document) = agent_status(world)?;
     let pid = document["worker_pid"].as_u64().context("no worker")?;
     Ok(u32::try_from(pid)?)

@@ -12,6 +12,8 @@ mod capture;
 mod escape;
 /// What is missing, broken or gone refuses, and is got over.
 mod fail_closed;
+/// HTTP/1.1: bodies, odd requests, credentials on the wire, upgrades, and what upstreams do wrong.
+mod http;
 /// Who is calling: what the records say of the caller, and that nobody passes for another.
 mod identity;
 /// What policy answers: to real calls, to `explain`, and in `observe` mode.

@@ -137,6 +137,24 @@ impl Sandbox {
         self.bind(&merged, Path::new(BUNDLE))
     }
 
+    /// A file system of this size at `dir`, to be filled.
+    ///
+    /// # Errors
+    /// If it can't be mounted.
+    pub fn mount_disk(&mut self, dir: &Path, bytes: usize) -> Result<()> {
+        let options = format!("size={bytes}");
+        mount(
+            Some("disk"),
+            dir,
+            Some("tmpfs"),
+            MsFlags::empty(),
+            Some(options.as_str()),
+        )
+        .context("can't mount a tmpfs")?;
+        self.mounts.push(dir.to_owned());
+        Ok(())
+    }
+
     /// Mounts a BPF file system at `dir`; its pins go with it.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ use crate::cgroup::Cgroup;
 use crate::launch::Place;
 use crate::limit::{Limit, WORLD_LIMIT};
 use crate::sandbox::Sandbox;
+use crate::scripted::Scripted;
 use crate::upstream::{Files, Server, Upstream};
 use crate::wait;
 use crate::workload::Client;
@@ -29,6 +30,7 @@ const AUDIT_FILE: &str = "audit/calls.jsonl";
 pub struct World {
     agent: Option<Agent>,
     upstreams: Vec<Server>,
+    addresses: u8,
     _limit: Limit,
     cgroup: Cgroup,
     sandbox: Sandbox,
@@ -64,6 +66,7 @@ impl World {
         Ok(Self {
             agent: None,
             upstreams: Vec::new(),
+            addresses: 0,
             _limit: Limit::new(cgroup.dir().to_owned(), WORLD_LIMIT),
             cgroup,
             sandbox,
@@ -84,8 +87,7 @@ impl World {
     /// # Errors
     /// If nginx does not start; with what it says.
     pub fn upstream(&mut self, what: Upstream) -> Result<&Server> {
-        let serial = u8::try_from(self.upstreams.len()).context("too many upstreams")?;
-        let addresses = self.sandbox.outside_address(serial)?;
+        let addresses = self.next_address()?;
         self.sandbox.add_host(what.host(), addresses.0, addresses.1)?;
         let dir = self.path("upstream").join(what.host());
         fs::create_dir(&dir).context("can't make the upstream's directory (two for one host?)")?;
@@ -96,6 +98,25 @@ impl World {
         let server = Server::start(&what, &files, &self.outside()?, addresses)?;
         self.upstreams.push(server);
         self.server(what.host())
+    }
+
+    /// Starts a [`Scripted`] upstream for `host`: on port 443 with TLS, by a certificate for `proves`, or on port 80.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub fn scripted(&mut self, host: &str, proves: Option<&str>) -> Result<Scripted> {
+        let addresses = self.next_address()?;
+        self.sandbox.add_host(host, addresses.0, addresses.1)?;
+        let dir = self.path("upstream").join(host);
+        fs::create_dir(&dir).context("can't make the upstream's directory (two for one host?)")?;
+        let leaf = proves.map(|name| self.ca.issue(name)).transpose()?;
+        Scripted::start(&self.outside()?, &dir, addresses, leaf.as_ref())
+    }
+
+    fn next_address(&mut self) -> Result<(std::net::Ipv4Addr, std::net::Ipv6Addr)> {
+        let addresses = self.sandbox.outside_address(self.addresses)?;
+        self.addresses += 1;
+        Ok(addresses)
     }
 
     /// The upstream of this name.
@@ -153,6 +174,15 @@ impl World {
     pub fn settings(&mut self, toml: &str) {
         self.settings.push_str(toml);
         self.settings.push('\n');
+    }
+
+    /// Puts the audit file on a file system of its own that takes no more than this. Before the agent starts.
+    ///
+    /// # Errors
+    /// If it can't be mounted.
+    pub fn small_audit_disk(&mut self, bytes: usize) -> Result<()> {
+        let dir = self.path("audit");
+        self.sandbox.mount_disk(&dir, bytes)
     }
 
     /// Starts the agent and waits until it is ready.

@@ -1,8 +1,14 @@
 //! Append-only JSON lines sink: writes, rotation, what a full disk does.
 //!
-//! The supervisor opens, rotates and repairs the file; a worker gets a descriptor that can only append. Whoever
-//! appends holds the file's lock (flock) while it does, so a draining worker, its successor and the supervisor
-//! can share one file: a line that the disk had no room for is cut off again before another can follow it.
+//! The supervisor opens, rotates and mends the file; a worker gets a descriptor that can only append, and its
+//! system call filter kills it for cutting the file. Whoever appends holds the file's lock (flock) while it does,
+//! so a draining worker, its successor and the supervisor can share one file. Three things keep lines whole:
+//!
+//! - Room is reserved (fallocate) before a byte is written, so a full disk refuses a batch as a whole.
+//! - Where a write ends short all the same (no fallocate on this file system, an I/O error), the supervisor cuts
+//!   the part off again; a worker keeps the lock and completes the line before anything else is written.
+//! - A writer that dies in the middle of write(2) leaves the rest to [`mend`], which the supervisor calls whenever
+//!   a worker has ended, before it writes what that worker owed.
 //!
 //! A full disk stops the calls of all workloads, because none can be recorded. What keeps one workload from
 //! filling it: size-bounded rotation (the log never takes more than `max_bytes * (keep + 1)`, so give it a file
@@ -10,19 +16,30 @@
 //! under way. What does not: one workload's many calls push other workloads' older records out of the rotated
 //! files sooner. Keep enough of them, or ship them elsewhere.
 
-use std::collections::HashSet;
+mod tail;
+
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use serde::Deserialize;
+use nix::errno::Errno;
+use nix::fcntl::FallocateFlags;
 
-use super::record::RequestId;
 use super::writer::{AppendError, Sink};
+
+pub use tail::{ids, mend};
 
 /// Where the log is unless the configuration says otherwise.
 pub const DEFAULT_PATH: &str = "/var/log/callgate/audit.jsonl";
+
+/// Room is reserved in pieces of this many bytes, so that not every batch asks the file system.
+const ROOM: u64 = 256 * 1024;
+/// How long a worker waits for another writer that holds the file's lock.
+const WORKER_PATIENCE: Duration = Duration::from_secs(1);
+/// The same for the supervisor, whose other work waits meanwhile.
+const SUPERVISOR_PATIENCE: Duration = Duration::from_millis(50);
 
 /// Opens the log for appending; a new one gets mode 0640. Never follows a symbolic link.
 ///
@@ -37,63 +54,6 @@ pub fn open(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Cuts off a last line that has no newline: what a writer that died in the middle of write(2) left. The call's
-/// slot in the in-flight table is still taken, so nothing is lost.
-///
-/// # Errors
-/// If the file can't be locked, read or cut.
-pub fn repair(path: &Path) -> io::Result<()> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
-        .open(path)?;
-    file.lock()?;
-    let mut end = file.metadata()?.len();
-    let whole = end;
-    let mut block = [0; 4096];
-    while end > 0 {
-        let start = end.saturating_sub(block.len() as u64);
-        let part = &mut block[..usize::try_from(end - start).map_err(io::Error::other)?];
-        file.read_exact_at(part, start)?;
-        if let Some(at) = part.iter().rposition(|byte| *byte == b'\n') {
-            end = start + at as u64 + 1;
-            break;
-        }
-        end = start;
-    }
-    if end < whole {
-        file.set_len(end)?;
-    }
-    Ok(())
-}
-
-/// The ids in the last `tail` bytes of a log; none if there is no such file. For [`super::inflight::recover`]:
-/// a record whose slot was not freed yet is among the last ones.
-///
-/// # Errors
-/// If the file can't be read.
-pub fn ids(path: &Path, tail: u64) -> io::Result<HashSet<RequestId>> {
-    #[derive(Deserialize)]
-    struct Head {
-        id: RequestId,
-    }
-    let mut file = match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(HashSet::new()),
-        opened => opened?,
-    };
-    let len = file.metadata()?.len();
-    file.seek(SeekFrom::Start(len.saturating_sub(tail)))?;
-    let mut ids = HashSet::new();
-    // The first line may be cut in half and the last may be torn: neither is a record.
-    for line in BufReader::new(file.take(tail)).split(b'\n') {
-        if let Ok(head) = serde_json::from_slice::<Head>(&line?) {
-            ids.insert(head.id);
-        }
-    }
-    Ok(ids)
-}
-
 /// The path of the `number`th oldest file, `audit.jsonl.1` being the youngest of them.
 #[must_use]
 pub fn rotated(path: &Path, number: u32) -> PathBuf {
@@ -102,15 +62,15 @@ pub fn rotated(path: &Path, number: u32) -> PathBuf {
     name.into()
 }
 
-/// If the log has reached `max_bytes`, makes it `.1` (and `.1` `.2`, up to `keep`, at least one) and opens a new
-/// one, to be passed to [`super::Log::reopen`].
+/// If the log has reached `max_bytes`, makes it `.1` (and `.1` `.2`, up to `keep`, at least one). Says whether it
+/// did: then a new one is to be opened.
 ///
 /// # Errors
-/// If a file can't be renamed or opened. The log then still is where it was, or the next call goes on.
-pub fn rotate(path: &Path, max_bytes: u64, keep: u32) -> io::Result<Option<File>> {
+/// If a file can't be renamed. The log then still is where it was, or the next call goes on.
+pub fn rotate(path: &Path, max_bytes: u64, keep: u32) -> io::Result<bool> {
     match fs::metadata(path) {
-        Ok(metadata) if metadata.len() < max_bytes => return Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return open(path).map(Some),
+        Ok(metadata) if metadata.len() < max_bytes => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
         Ok(_) => {}
         Err(error) => return Err(error),
     }
@@ -121,7 +81,25 @@ pub fn rotate(path: &Path, max_bytes: u64, keep: u32) -> io::Result<Option<File>
         }
     }
     fs::rename(path, rotated(path, 1))?;
-    open(path).map(Some)
+    Ok(true)
+}
+
+/// Waits for the file's lock, which nobody keeps for long.
+fn lock(file: &File, patience: Duration) -> io::Result<()> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(fs::TryLockError::WouldBlock) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(fs::TryLockError::WouldBlock) => {
+                let message = "another process of the agent holds it in the middle of a line";
+                return Err(io::Error::new(io::ErrorKind::WouldBlock, message));
+            }
+            Err(fs::TryLockError::Error(error)) => return Err(error),
+        }
+    }
 }
 
 /// What is done against a power cut. A killed process loses nothing either way.
@@ -134,79 +112,160 @@ pub enum Sync {
     EachBatch,
 }
 
+/// Who appends.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Writes {
+    /// A worker: may not cut the file.
+    Worker,
+    /// The supervisor: may, and must not be kept waiting.
+    Supervisor,
+}
+
 /// The sink that appends to a file.
 #[derive(Debug)]
 pub struct FileSink {
     file: File,
+    who: Writes,
     sync: Sync,
-    /// Bytes of the next line that are in the file already and could not be cut off.
+    /// Bytes of the next line that are in the file already; the lock is held until the rest is.
     torn: usize,
+    /// Up to this offset the file has its blocks.
+    room: u64,
 }
 
 impl FileSink {
     /// Takes a file from [`open`].
     #[must_use]
-    pub fn new(file: File, sync: Sync) -> Self {
-        Self { file, sync, torn: 0 }
+    pub fn new(file: File, who: Writes, sync: Sync) -> Self {
+        Self {
+            file,
+            who,
+            sync,
+            torn: 0,
+            room: 0,
+        }
+    }
+
+    /// Whether `path` still is this file: not renamed, not removed.
+    ///
+    /// # Errors
+    /// If the path can't be looked at for another reason than that nothing is there.
+    pub fn is_at(&self, path: &Path) -> io::Result<bool> {
+        let own = self.file.metadata()?;
+        match fs::symlink_metadata(path) {
+            Ok(found) => Ok((found.dev(), found.ino()) == (own.dev(), own.ino())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn lock(&self) -> io::Result<()> {
+        if self.torn > 0 {
+            return Ok(());
+        }
+        lock(
+            &self.file,
+            match self.who {
+                Writes::Worker => WORKER_PATIENCE,
+                Writes::Supervisor => SUPERVISOR_PATIENCE,
+            },
+        )
     }
 
     fn write(&mut self, lines: &[u8]) -> Result<(), AppendError> {
-        let mut done = std::mem::take(&mut self.torn);
+        let mut done = self.torn;
+        let failed = |source| AppendError { written: 0, source };
+        self.reserve(lines.len().saturating_sub(done)).map_err(failed)?;
+        self.torn = 0;
         while let Some(rest) = lines.get(done..).filter(|rest| !rest.is_empty()) {
             match self.file.write(rest) {
-                Ok(0) => return Err(self.cut_back(lines, done, io::ErrorKind::WriteZero.into())),
+                Ok(0) => return Err(self.cut_short(lines, done, io::ErrorKind::WriteZero.into())),
                 Ok(count) => done += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(self.cut_back(lines, done, error)),
+                Err(error) => return Err(self.cut_short(lines, done, error)),
             }
         }
         Ok(())
     }
 
-    /// Takes the part of a line off again. Where even that fails (an append-only inode) the line is completed
-    /// next time.
-    fn cut_back(&mut self, lines: &[u8], done: usize, source: io::Error) -> AppendError {
+    /// Sees that the file system has room for the whole batch.
+    fn reserve(&mut self, len: usize) -> io::Result<()> {
+        let metadata = self.file.metadata()?;
+        if metadata.nlink() == 0 {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the file was deleted"));
+        }
+        let (end, len) = (metadata.len(), len as u64);
+        // A file that is shorter than its room was cut by somebody, and lost its blocks with that.
+        if end + len <= self.room && end + ROOM >= self.room {
+            return Ok(());
+        }
+        let enough = match allocate(&self.file, end, len.max(ROOM)) {
+            // Not so much, but perhaps as much as is needed.
+            Err(Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG) => allocate(&self.file, end, len).map(|()| len),
+            done => done.map(|()| len.max(ROOM)),
+        };
+        match enough {
+            Ok(len) => self.room = end + len,
+            // Here writes have to do without.
+            Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::ENODEV | Errno::ESPIPE) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// A write that ended in the middle of a line.
+    fn cut_short(&mut self, lines: &[u8], done: usize, source: io::Error) -> AppendError {
         let written = lines[..done]
             .iter()
             .rposition(|byte| *byte == b'\n')
             .map_or(0, |at| at + 1);
         let part = done - written;
-        if part > 0 {
-            let cut = self
-                .file
-                .metadata()
-                .and_then(|meta| self.file.set_len(meta.len() - part as u64));
-            if cut.is_err() {
-                self.torn = part;
-            }
+        let cut = || {
+            let len = self.file.metadata()?.len();
+            self.file.set_len(len.saturating_sub(part as u64))
+        };
+        if part > 0 && (self.who == Writes::Worker || cut().is_err()) {
+            self.torn = part;
         }
         AppendError { written, source }
     }
 }
 
+fn allocate(file: &File, offset: u64, len: u64) -> Result<(), Errno> {
+    let offset = i64::try_from(offset).map_err(|_too_large| Errno::EFBIG)?;
+    let len = i64::try_from(len).map_err(|_too_large| Errno::EFBIG)?;
+    loop {
+        match nix::fcntl::fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, offset, len) {
+            Err(Errno::EINTR) => {}
+            done => return done,
+        }
+    }
+}
+
 impl Sink for FileSink {
     fn append(&mut self, lines: &[u8]) -> Result<(), AppendError> {
-        let failed = |source| AppendError { written: 0, source };
-        self.file.lock().map_err(failed)?;
+        let failed = |written| move |source| AppendError { written, source };
+        if lines.is_empty() {
+            return Ok(());
+        }
+        self.lock().map_err(failed(0))?;
         let result = self.write(lines);
+        if self.torn > 0 {
+            return result;
+        }
         let unlocked = self.file.unlock();
         result?;
-        unlocked.map_err(|source| AppendError {
-            written: lines.len(),
-            source,
-        })?;
+        unlocked.map_err(failed(lines.len()))?;
         if self.sync == Sync::EachBatch {
-            self.file.sync_data().map_err(|source| AppendError {
-                written: lines.len(),
-                source,
-            })?;
+            self.file.sync_data().map_err(failed(lines.len()))?;
         }
         Ok(())
     }
 
     fn reopen(&mut self, file: File) {
+        // Closing the old one lets go of its lock; a part of a line that is left there is mended.
         self.file = file;
-        self.torn = 0;
+        (self.torn, self.room) = (0, 0);
     }
 }
 

@@ -49,13 +49,13 @@ pub enum Unavailable {
         reason: Arc<str>,
     },
     /// The workload has as many calls under way as it may.
-    #[error("the workload has {quota} calls under way, the most that it may (`audit.slots_per_workload`)")]
+    #[error("the workload has {quota} calls under way, the most that it may")]
     Quota {
         /// The number that it may have.
         quota: u32,
     },
     /// More workloads call than the table has room for.
-    #[error("the audit log's in-flight table has no room for one more workload (`audit.slots`)")]
+    #[error("the audit log's in-flight table has no room for one more workload")]
     Table,
 }
 

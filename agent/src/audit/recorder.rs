@@ -84,7 +84,15 @@ impl Recorder {
         self.record.decision = Some(Decision::Deny);
         self.record.reason = Some(denial.reason.code().into());
         self.record.rule = denial.rule.as_ref().map(|rule| rule.as_ref().into());
-        self.error(Source::Policy, denial.reason.code(), "refused by policy");
+        let (source, message) = if denial.reason.breaks_http() {
+            (
+                Source::Downstream,
+                "the request is not readable in one way only, or not in time",
+            )
+        } else {
+            (Source::Policy, "refused by policy")
+        };
+        self.error(source, denial.reason.code(), message);
     }
 
     /// What is spoken, where it shows later than at the beginning (gRPC, WebSocket).

@@ -49,7 +49,11 @@ fn show(status: &Status, out: &mut dyn Write) -> anyhow::Result<()> {
         "calls       {} ({} denied, {} failed)",
         status.calls, status.denied, status.failed
     )?;
-    writeln!(out, "records     {}", word(status.audit_ok))?;
+    write!(out, "records     {}", word(status.audit_ok))?;
+    match &status.audit_error {
+        Some(why) => writeln!(out, " ({why}; calls are refused)")?,
+        None => writeln!(out)?,
+    }
     writeln!(out, "perimeter   {}", word(status.perimeter_intact))?;
     let mut workloads = table(["WORKLOAD", "CGROUP", "CONNECTIONS"]);
     for one in &status.workloads {

@@ -42,7 +42,7 @@ const PATHS: [&str; 5] = [
 ];
 
 /// The keys of `[limits]` with their least and greatest values.
-const LIMITS: [(&str, u64, u64); 15] = [
+const LIMITS: [(&str, u64, u64); 17] = [
     ("client_hello_kib", 4, 1024),
     ("client_hello_seconds", 1, 600),
     ("headers_kib", 8, 1024),
@@ -50,6 +50,8 @@ const LIMITS: [(&str, u64, u64); 15] = [
     ("headers_seconds", 1, 600),
     ("idle_seconds", 1, 86_400),
     ("write_seconds", 1, 3600),
+    ("connect_seconds", 1, 600),
+    ("answer_seconds", 1, 86_400),
     ("h2_streams", 1, 10_000),
     ("h2_resets", 10, 100_000),
     ("h2_resets_window_seconds", 1, 600),

@@ -91,6 +91,8 @@ fn set_limit(limits: &mut Limits, key: &str, number: u64) {
         "headers_seconds" => limits.headers_timeout = seconds,
         "idle_seconds" => limits.idle_timeout = seconds,
         "write_seconds" => limits.write_timeout = seconds,
+        "connect_seconds" => limits.connect_timeout = seconds,
+        "answer_seconds" => limits.answer_timeout = seconds,
         "h2_streams" => limits.h2_streams = count,
         "h2_resets" => limits.h2_resets = count,
         "h2_resets_window_seconds" => limits.h2_resets_window = seconds,

@@ -32,7 +32,9 @@ const INITIAL_PIDS: u64 = 0xEFFF_FFFC;
 pub struct LoadOptions {
     /// Pins go here; a BPF file system is mounted on it if it does not lie on one.
     pub bpffs_dir: PathBuf,
-    /// The workloads' parent, as a path below the cgroup v2 mount. Must exist.
+    /// Where cgroup v2 is mounted.
+    pub mount: PathBuf,
+    /// The workloads' parent, as a path below the mount. Must exist.
     pub parent: PathBuf,
     /// Where callers are checked for sockets made elsewhere: `parent` or one above it. Programs follow the cgroup
     /// that made a socket, so one made outside of this and handed in is seen by no program at all.
@@ -48,12 +50,13 @@ pub struct LoadOptions {
 }
 
 impl LoadOptions {
-    /// The product's settings for a pin directory and a parent.
+    /// The product's settings for a pin directory, the cgroup v2 mount and a parent below it.
     #[must_use]
-    pub fn new(bpffs_dir: impl Into<PathBuf>, parent: impl Into<PathBuf>) -> Self {
+    pub fn new(bpffs_dir: impl Into<PathBuf>, mount: impl Into<PathBuf>, parent: impl Into<PathBuf>) -> Self {
         let parent = parent.into();
         Self {
             bpffs_dir: bpffs_dir.into(),
+            mount: mount.into(),
             guard: parent.clone(),
             parent,
             agent: None,
@@ -77,7 +80,6 @@ pub struct WorkerFds {
 pub struct Programs {
     ebpf: Ebpf,
     pins: Pins,
-    mount: PathBuf,
     guard: u64,
     agent: u64,
     events: Option<Events>,
@@ -94,7 +96,7 @@ impl Programs {
     pub fn load(options: &LoadOptions) -> Result<Self, Error> {
         let object = object::bytes()?;
         check_features(options)?;
-        let mount = cgroup::mount_point()?;
+        let mount = &options.mount;
         let agent = options.agent.clone().map_or_else(cgroup::own, Ok)?;
         if agent.starts_with(&options.parent) && agent != options.parent {
             return Err(Error::OwnWorkload { path: agent });
@@ -116,7 +118,6 @@ impl Programs {
         Ok(Self {
             ebpf,
             pins,
-            mount,
             guard,
             agent,
             events,
@@ -129,12 +130,6 @@ impl Programs {
     #[must_use]
     pub fn armed(&self) -> &[(u64, u32)] {
         &self.armed
-    }
-
-    /// The cgroup v2 mount.
-    #[must_use]
-    pub fn cgroup_mount(&self) -> &Path {
-        &self.mount
     }
 
     /// Arms a workload, or gives an armed one a new plan. When this returns, everything in the cgroup is held.

@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+
 use super::{Error, io_error};
 use crate::identity::process::HeldProcess;
 
@@ -31,7 +33,10 @@ impl Mount {
     pub fn find() -> Result<Self, Error> {
         let file = Path::new("/proc/self/mountinfo");
         let text = std::fs::read(file).map_err(io_error("read", file))?;
-        Self::parse(&text).ok_or(Error::NoMount)
+        Self::candidates(&text)
+            .into_iter()
+            .find(Self::is_visible)
+            .ok_or(Error::NoMount)
     }
 
     /// Where it is.
@@ -52,9 +57,14 @@ impl Mount {
         self.path.join(cgroup.trim_start_matches('/'))
     }
 
-    /// The last mount of the whole hierarchy that can be written counts: a later mount on the same place
-    /// hides an earlier one, and a bind mount of a part of it shows other paths than `/proc` does.
-    fn parse(mountinfo: &[u8]) -> Option<Self> {
+    /// A mount of something else above it, or over it, hides one that is still listed.
+    fn is_visible(&self) -> bool {
+        statfs(&self.path).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC)
+    }
+
+    /// Mounts of the whole hierarchy, those that can be written first, later ones first: a later mount on the same
+    /// place hides an earlier one, and a bind mount of a part of it shows other paths than `/proc` does.
+    fn candidates(mountinfo: &[u8]) -> Vec<Self> {
         let entries: Vec<Entry<'_>> = mountinfo
             .split(|b| *b == b'\n')
             .filter_map(Entry::parse)
@@ -64,17 +74,19 @@ impl Mount {
         } else {
             Layout::Unified
         };
-        let whole = |entry: &&Entry<'_>| entry.kind == b"cgroup2" && entry.root == b"/";
-        let found = entries
+        let mut whole: Vec<&Entry<'_>> = entries
             .iter()
             .rev()
-            .filter(whole)
-            .find(|entry| entry.writable)
-            .or_else(|| entries.iter().rev().find(whole))?;
-        Some(Self {
-            path: unescape(found.place),
-            layout,
-        })
+            .filter(|entry| entry.kind == b"cgroup2" && entry.root == b"/")
+            .collect();
+        whole.sort_by_key(|entry| !entry.writable);
+        whole
+            .into_iter()
+            .map(|entry| Self {
+                path: unescape(entry.place),
+                layout,
+            })
+            .collect()
     }
 }
 
@@ -138,7 +150,7 @@ mod tests {
 
     #[track_caller]
     fn check(mountinfo: &str, expected: Option<(&str, Layout)>) {
-        let found = Mount::parse(mountinfo.as_bytes());
+        let found = Mount::candidates(mountinfo.as_bytes()).into_iter().next();
         let expected = expected.map(|(path, layout)| Mount {
             path: path.into(),
             layout,
@@ -174,6 +186,16 @@ mod tests {
             None,
         );
         check("garbage\n\n", None);
+    }
+
+    #[test]
+    fn a_mount_that_another_hides_is_passed_over() {
+        let hidden = Mount {
+            path: "/proc".into(),
+            layout: Layout::Unified,
+        };
+        assert!(!hidden.is_visible());
+        assert!(Mount::find().unwrap().is_visible());
     }
 
     #[test]

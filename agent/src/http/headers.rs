@@ -6,17 +6,19 @@
 //!
 //! # What hyper 1.12 does with requests that two parsers read differently
 //!
-//! A test here sends each to hyper's own server; if an upgrade changes an answer, the test says so.
+//! In HTTP/1 `framing` refuses all but the last two rows before hyper reads a byte of them; [`form`] asks again, for
+//! HTTP/2 too. A test here sends each to hyper's own server; if an upgrade changes an answer, the test says so.
 //!
 //! | request | hyper | here |
 //! |---|---|---|
 //! | blank before the colon, obs-fold, NUL or bare CR in a header | 400 | |
 //! | Content-Length twice and different, signed, or in a list | 400 | |
 //! | Transfer-Encoding that does not end in chunked, or in HTTP/1.0 | 400 | |
-//! | Content-Length beside Transfer-Encoding | drops the length, reads as chunked (RFC 9112 section 6.3) | can't be seen; never forwarded |
-//! | `chunked` twice, or after another coding | read as chunked | [`form`] refuses |
-//! | Host twice, CONNECT, TRACE | passed on | [`form`], `authority::settle` refuse |
-//! | a line ended by a bare LF (RFC 9112 section 2.2 permits it) | read | forwarded with CRLF |
+//! | Content-Length beside Transfer-Encoding | drops the length, reads as chunked (RFC 9112 section 6.3) | `framing` refuses |
+//! | `chunked` twice, or after another coding | read as chunked | `framing` and [`form`] refuse |
+//! | a line ended by a bare LF (RFC 9112 section 2.2 permits it) | read | `framing` refuses |
+//! | CONNECT, TRACE | passed on | [`form`] refuses |
+//! | Host twice | passed on | `authority::settle` refuses |
 //!
 //! Nothing is forwarded as it came: hyper's client writes the head anew and frames the body itself, so a
 //! difference that hyper reads away never reaches the upstream.

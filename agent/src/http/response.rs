@@ -176,6 +176,14 @@ fn denied(reason: DenialReason) -> Wording {
             "This method or protocol upgrade is never passed on.",
         ),
         DenialReason::MalformedRequest => (StatusCode::BAD_REQUEST, "The request is not well-formed HTTP."),
+        DenialReason::HeadTooLarge => (
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "The request line and headers are larger, or more, than the limits allow.",
+        ),
+        DenialReason::HeadTimeout => (
+            StatusCode::REQUEST_TIMEOUT,
+            "The request's headers did not come in whole in time.",
+        ),
         DenialReason::Revoked => (
             StatusCode::FORBIDDEN,
             "The policy has changed and no longer allows this call.",
@@ -278,7 +286,11 @@ pub fn refuse(refusal: &Refusal, request_id: &str, client: Client) -> Response<F
         headers.insert(REQUEST_ID, id);
     }
     // After a malformed request nobody knows where the next one begins.
-    if client.http1 && wording.status == StatusCode::BAD_REQUEST {
+    let lost = matches!(
+        wording.status,
+        StatusCode::BAD_REQUEST | StatusCode::REQUEST_TIMEOUT | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+    );
+    if client.http1 && lost {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response

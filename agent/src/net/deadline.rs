@@ -68,7 +68,7 @@ pub struct Timed<T> {
     reading: Wait,
     head_since: Option<Instant>,
     epoch: u32,
-    writing: Wait,
+    writing: Silence,
 }
 
 impl<T> Timed<T> {
@@ -81,7 +81,7 @@ impl<T> Timed<T> {
             reading: Wait::default(),
             head_since: None,
             epoch: 0,
-            writing: Wait::default(),
+            writing: Silence::new(deadlines.write_stall),
         }
     }
 
@@ -130,11 +130,10 @@ impl<T: AsyncRead + Unpin> AsyncRead for Timed<T> {
 impl<T: AsyncWrite + Unpin> Timed<T> {
     fn stalled<R>(&mut self, progress: Poll<io::Result<R>>, cx: &mut Context<'_>) -> Poll<io::Result<R>> {
         if progress.is_ready() {
-            self.writing.clear();
+            self.writing.heard();
             return progress;
         }
-        let deadline = self.writing.since() + self.deadlines.write_stall;
-        ready!(self.writing.poll_until(deadline, cx));
+        ready!(self.writing.poll(cx));
         Poll::Ready(Err(io::Error::new(
             io::ErrorKind::TimedOut,
             "the client took nothing for too long",
@@ -172,7 +171,37 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Timed<T> {
     }
 }
 
-/// One wait: since when, and the timer that ends it. The timer is kept from wait to wait.
+/// A wait for somebody who may be silent for so long.
+#[derive(Debug)]
+pub struct Silence {
+    limit: Duration,
+    wait: Wait,
+}
+
+impl Silence {
+    /// Nobody is waited for yet.
+    #[must_use]
+    pub fn new(limit: Duration) -> Self {
+        Self {
+            limit,
+            wait: Wait::default(),
+        }
+    }
+
+    /// The wait is over.
+    pub fn heard(&mut self) {
+        self.wait.clear();
+    }
+
+    /// Waits; ready when it has lasted too long.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let deadline = self.wait.since() + self.limit;
+        self.wait.poll_until(deadline, cx)
+    }
+}
+
+/// One wait: since when, and the timer that ends it. The timer is kept from wait to wait, and moved to a later time
+/// only when it fires: that comes once in many short waits.
 #[derive(Debug, Default)]
 struct Wait {
     since: Option<Instant>,
@@ -192,10 +221,16 @@ impl Wait {
         let timer = self
             .timer
             .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-        if timer.deadline() != deadline {
+        if timer.deadline() > deadline {
             timer.as_mut().reset(deadline);
         }
-        timer.as_mut().poll(cx)
+        while timer.as_mut().poll(cx).is_ready() {
+            if Instant::now() >= deadline {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(deadline);
+        }
+        Poll::Pending
     }
 }
 

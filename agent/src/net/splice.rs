@@ -101,6 +101,7 @@ where
     let mut down = Direction::new(["upstream", "client"], &counts.down);
     let mut timer = pin!(sleep_until(Instant::now() + patience.idle.min(patience.stall)));
     std::future::poll_fn(|context| {
+        (up.last, down.last) = (down.source_closed, up.source_closed);
         let up_done = up.poll(context, client.as_mut(), upstream.as_mut())?.is_ready();
         let down_done = down.poll(context, upstream.as_mut(), client.as_mut())?.is_ready();
         if up_done && down_done {
@@ -156,6 +157,8 @@ struct Direction<'a> {
     start: usize,
     end: usize,
     source_closed: bool,
+    /// The other side has closed already.
+    last: bool,
     unflushed: bool,
     done: bool,
     progress: Instant,
@@ -170,6 +173,7 @@ impl<'a> Direction<'a> {
             start: 0,
             end: 0,
             source_closed: false,
+            last: false,
             unflushed: false,
             done: false,
             progress: Instant::now(),
@@ -222,7 +226,11 @@ impl<'a> Direction<'a> {
         source: Pin<&mut R>,
     ) -> Poll<io::Result<()>> {
         let mut into = ReadBuf::new(&mut self.buffer);
-        ready!(source.poll_read(context, &mut into))?;
+        match ready!(source.poll_read(context, &mut into)) {
+            // Many end TLS without saying so once there is nobody to talk to.
+            Err(error) if self.last && error.kind() == io::ErrorKind::UnexpectedEof => {}
+            read => read?,
+        }
         self.start = 0;
         self.end = into.filled().len();
         self.source_closed = self.end == 0;

@@ -4,13 +4,16 @@ use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
 
+use crate::credential::is_client_credential;
 use crate::http::headers::clean_trailers;
+use crate::net::deadline::Silence;
 
 use super::finish::Finish;
 
@@ -20,6 +23,8 @@ pub(super) struct Upload {
     bytes: Cell<u64>,
     complete: Cell<bool>,
     broken: Cell<bool>,
+    abandoned: Cell<bool>,
+    waits: Cell<bool>,
 }
 
 impl Upload {
@@ -33,6 +38,16 @@ impl Upload {
         self.complete.get()
     }
 
+    /// The call has ended: what is still to come of the body goes nowhere.
+    pub(super) fn abandon(&self) {
+        self.abandoned.set(true);
+    }
+
+    /// Whether it is the client that more of the body has to come from.
+    pub(super) fn waits(&self) -> bool {
+        self.waits.get()
+    }
+
     /// Whether the client's body ended in an error.
     pub(super) fn is_broken(&self) -> bool {
         self.broken.get()
@@ -44,16 +59,19 @@ impl Upload {
 pub(super) struct UploadBody {
     inner: Incoming,
     progress: Rc<Upload>,
+    silence: Silence,
 }
 
 impl UploadBody {
-    pub(super) fn new(inner: Incoming) -> (Self, Rc<Upload>) {
+    /// `idle` is how long the client may send nothing of it.
+    pub(super) fn new(inner: Incoming, idle: Duration) -> (Self, Rc<Upload>) {
         let progress = Rc::new(Upload::default());
         progress.complete.set(inner.is_end_stream());
         (
             Self {
                 inner,
                 progress: Rc::clone(&progress),
+                silence: Silence::new(idle),
             },
             progress,
         )
@@ -62,14 +80,25 @@ impl UploadBody {
 
 impl Body for UploadBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = UploadError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let polled = Pin::new(&mut self.inner).poll_frame(cx);
-        let progress = &self.progress;
+        if self.progress.abandoned.get() && !self.progress.complete.get() {
+            return Poll::Ready(Some(Err(UploadError::Abandoned)));
+        }
+        let this = &mut *self;
+        let polled = Pin::new(&mut this.inner).poll_frame(cx);
+        let progress = &this.progress;
+        progress.waits.set(polled.is_pending());
+        if polled.is_ready() {
+            this.silence.heard();
+        } else if this.silence.poll(cx).is_ready() {
+            progress.broken.set(true);
+            return Poll::Ready(Some(Err(UploadError::Silent)));
+        }
         match &polled {
             Poll::Pending => {}
             Poll::Ready(None) => progress.complete.set(true),
@@ -78,10 +107,10 @@ impl Body for UploadBody {
                 if let Some(data) = frame.data_ref() {
                     progress.bytes.set(progress.bytes.get() + data.len() as u64);
                 }
-                progress.complete.set(self.inner.is_end_stream());
+                progress.complete.set(this.inner.is_end_stream());
             }
         }
-        polled.map_ok(cleaned)
+        polled.map_ok(cleaned_upload).map_err(UploadError::Client)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -90,6 +119,40 @@ impl Body for UploadBody {
 
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
+    }
+}
+
+/// Why a request's body ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum UploadError {
+    /// The client broke off.
+    #[error("the client's body broke off: {0}")]
+    Client(hyper::Error),
+    /// Nothing came for too long.
+    #[error("the client sent nothing of its body for too long")]
+    Silent,
+    /// Its call was over.
+    #[error("the call ended before its body")]
+    Abandoned,
+}
+
+/// As [`cleaned`], and without what could be a credential, whatever the rule says of headers: no service takes one
+/// from there.
+fn cleaned_upload(frame: Frame<Bytes>) -> Frame<Bytes> {
+    match frame.into_trailers() {
+        Ok(mut trailers) => {
+            clean_trailers(&mut trailers);
+            let found: Vec<_> = trailers
+                .keys()
+                .filter(|name| is_client_credential(name))
+                .cloned()
+                .collect();
+            for name in found {
+                trailers.remove(name);
+            }
+            Frame::trailers(trailers)
+        }
+        Err(frame) => frame,
     }
 }
 
@@ -117,12 +180,14 @@ pub(super) enum DownloadBody {
 pub(super) struct Relay {
     inner: Incoming,
     finish: Option<Finish>,
+    silence: Silence,
 }
 
 impl Relay {
     pub(super) fn new(inner: Incoming, finish: Finish) -> Self {
         Self {
             inner,
+            silence: Silence::new(finish.limits().idle()),
             finish: Some(finish),
         }
     }
@@ -134,6 +199,9 @@ pub(super) enum DownloadError {
     /// The upstream broke off.
     #[error("the upstream's answer broke off: {0}")]
     Upstream(#[from] hyper::Error),
+    /// The upstream fell silent.
+    #[error("the upstream sent nothing for too long")]
+    Silent,
     /// A new policy forbids what was under way.
     #[error("the policy no longer allows this call")]
     Revoked,
@@ -179,6 +247,10 @@ impl Relay {
             return Poll::Ready(Some(Err(DownloadError::Revoked)));
         }
         match Pin::new(&mut self.inner).poll_frame(cx) {
+            Poll::Pending if self.silence.poll(cx).is_ready() => {
+                self.end(Finish::silent);
+                Poll::Ready(Some(Err(DownloadError::Silent)))
+            }
             Poll::Pending => Poll::Pending,
             Poll::Ready(None) => {
                 self.end(Finish::complete);
@@ -193,11 +265,13 @@ impl Relay {
     }
 
     fn pass(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        self.silence.heard();
         let frame = cleaned(frame);
         if let (Some(finish), Some(data)) = (&mut self.finish, frame.data_ref()) {
             finish.passed(data.len());
         }
-        if self.inner.is_end_stream() {
+        // hyper does not ask for more behind trailers.
+        if frame.is_trailers() || self.inner.is_end_stream() {
             self.end(Finish::complete);
         }
         frame
@@ -207,5 +281,12 @@ impl Relay {
         if let Some(finish) = self.finish.take() {
             how(finish);
         }
+    }
+}
+
+impl Drop for Relay {
+    /// hyper lets go of an answer that nobody takes any more.
+    fn drop(&mut self) {
+        self.end(Finish::left);
     }
 }

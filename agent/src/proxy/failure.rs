@@ -4,8 +4,10 @@
 use crate::audit::record::Source;
 use crate::audit::{Outcome, Recorder};
 use crate::credential;
+use crate::http::framing::Fault;
 use crate::http::response::{Refusal, Unavailable, UpstreamFault};
 use crate::net::peek::PeekError;
+use crate::net::requests::{Cause, Refused};
 use crate::policy::{Denial, DenialReason};
 use crate::tls;
 
@@ -16,6 +18,8 @@ use super::tracker::End;
 pub(super) enum Failure {
     /// Policy, or a check before it.
     Denied(Denial),
+    /// The request is not HTTP, or not in one way only; what is wrong with it.
+    Malformed(&'static str),
     /// The client broke off or misbehaved below HTTP.
     Downstream { kind: &'static str, message: String },
     /// The client left before it had said what it wants.
@@ -56,7 +60,7 @@ impl Failure {
             Self::Credential { .. } => Refusal::Unavailable(Unavailable::Credential),
             Self::Upstream { fault, .. } => Refusal::Upstream(*fault),
             // Who broke off won't read this; a client that only closed its sending side may.
-            Self::Downstream { .. } | Self::Left { .. } => Refusal::Denied(Denial {
+            Self::Malformed(_) | Self::Downstream { .. } | Self::Left { .. } => Refusal::Denied(Denial {
                 reason: DenialReason::MalformedRequest,
                 rule: None,
             }),
@@ -70,6 +74,12 @@ impl Failure {
         let outcome = match self {
             Self::Denied(denial) => {
                 recorder.denied(&denial);
+                Outcome::Denied
+            }
+            Self::Malformed(what) => {
+                let reason = DenialReason::MalformedRequest;
+                recorder.error(Source::Downstream, reason.code(), what);
+                recorder.denied(&Denial { reason, rule: None });
                 Outcome::Denied
             }
             Self::Left { message } => {
@@ -101,6 +111,20 @@ impl Failure {
         };
         recorder.finish(outcome);
         outcome
+    }
+}
+
+/// What a request that was refused unread is told, and its record.
+impl From<&Refused> for Failure {
+    fn from(refused: &Refused) -> Self {
+        match refused.cause {
+            Cause::Fault(Fault::Malformed(what)) => Self::Malformed(what),
+            Cause::Fault(Fault::TooLarge) => Self::denied(DenialReason::HeadTooLarge),
+            Cause::Slow => Self::denied(DenialReason::HeadTimeout),
+            Cause::Closed => Self::Left {
+                message: "the client closed the connection in the middle of a request's head".to_owned(),
+            },
+        }
     }
 }
 

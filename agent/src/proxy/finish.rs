@@ -64,7 +64,7 @@ impl Finish {
 
     /// The request's body is about to be sent.
     pub(super) fn uploading(&mut self, body: Incoming) -> UploadBody {
-        let (body, progress) = UploadBody::new(body);
+        let (body, progress) = UploadBody::new(body, self.limits().idle());
         self.tail.upload = Some(progress);
         body
     }
@@ -95,6 +95,22 @@ impl Finish {
         self.tail.registration.until_ended().await
     }
 
+    /// Waits until the upstream has been silent, and has taken nothing of the request, for too long. A client that
+    /// sends its body slowly does not count against it.
+    pub(super) async fn overdue(&self) {
+        let taken = || self.tail.upload.as_ref().map_or(0, |upload| upload.bytes());
+        let client_is_slow = || self.tail.upload.as_ref().is_some_and(|upload| upload.waits());
+        let mut before = taken();
+        loop {
+            tokio::time::sleep(self.limits().answer()).await;
+            let now = taken();
+            if now == before && !client_is_slow() {
+                return;
+            }
+            before = now;
+        }
+    }
+
     /// The answer went to the client in full.
     pub(super) fn complete(mut self) {
         self.count_upload();
@@ -108,9 +124,26 @@ impl Finish {
         self.tail.give_back();
     }
 
+    /// The connection carries another protocol from here on.
+    pub(super) fn switched(&self) {
+        self.tail.entry.notice.switched();
+    }
+
+    /// The client left before the answer's end.
+    pub(super) fn left(self) {
+        let message = "the client closed the connection before the answer's end".to_owned();
+        self.fail(Failure::Left { message });
+    }
+
     /// The answer broke off.
     pub(super) fn broken(self, error: &hyper::Error) {
         self.fail(Failure::upstream(UpstreamFault::Protocol, error));
+    }
+
+    /// The upstream fell silent in the middle of its answer.
+    pub(super) fn silent(self) {
+        let message = "the upstream sent nothing of its answer for too long";
+        self.fail(Failure::upstream(UpstreamFault::Timeout, &message));
     }
 
     /// It had to end before its time.
@@ -144,11 +177,20 @@ impl Finish {
     }
 }
 
+impl Drop for Tail {
+    /// Nobody waits for the rest of a body whose call has ended.
+    fn drop(&mut self) {
+        if let Some(upload) = &self.upload {
+            upload.abandon();
+        }
+    }
+}
+
 impl Tail {
     /// The connection can carry another request if this one went out in full.
-    fn give_back(self) {
-        let whole = self.upload.is_none_or(|upload| upload.is_complete());
-        if let (true, Some(lease)) = (whole, self.lease) {
+    fn give_back(mut self) {
+        let whole = self.upload.as_ref().is_none_or(|upload| upload.is_complete());
+        if let (true, Some(lease)) = (whole, self.lease.take()) {
             self.entry.connection.thread.pool.give_back(lease);
         }
     }

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::addr::HostName;
 use crate::net::deadline::Timed;
+use crate::net::requests::{Notice, Requests};
 use crate::policy::Scheme;
 use crate::tls::Offer;
 use crate::tls::client_hello::Alpn;
@@ -32,6 +33,7 @@ pub(super) async fn plain(connection: &Rc<Connection>, stream: ClientStream) {
         scheme: Scheme::Http,
         sni: None,
         http2: false,
+        notice: Notice::default(),
     };
     http1(Rc::new(entry), stream).await;
 }
@@ -63,6 +65,7 @@ pub(super) async fn tls(
         scheme: Scheme::Https,
         sni: Some(host),
         http2: session.http2,
+        notice: Notice::default(),
     });
     if session.http2 {
         http2(entry, stream).await
@@ -106,6 +109,7 @@ where
         limits.http1_deadlines(),
         entry.connection.activity.clone(),
     );
+    let stream = Requests::new(stream, limits.head(), entry.notice.clone());
     let mut builder = http1::Builder::new();
     builder
         // Timed keeps its own: hyper's would also end an idle connection after the limit of a head.
@@ -114,8 +118,8 @@ where
         .half_close(true)
         .max_buf_size(limits.http1_buffer())
         .max_header_size(limits.header_bytes())
-        .max_headers(limits.header_fields())
-        .pipeline_flush(true);
+        // Not `pipeline_flush`: with it hyper buffers answers without a bound.
+        .max_headers(limits.header_fields());
     let service = service_fn(|request| answer(&entry, request));
     let mut serving = pin!(
         builder
@@ -167,7 +171,8 @@ fn answer(
     entry: &Rc<Entry>,
     request: http::Request<Incoming>,
 ) -> impl Future<Output = Result<http::Response<super::body::DownloadBody>, Infallible>> + 'static + use<> {
-    request::serve(Rc::clone(entry), request)
+    let refused = entry.notice.take_refused();
+    request::serve(Rc::clone(entry), request, refused)
 }
 
 fn ended(entry: &Entry, served: Result<(), hyper::Error>) {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::channel;
+use crate::http::framing::HeadLimits;
 use crate::net::deadline::Deadlines;
 use crate::net::peek;
 use crate::net::splice::Patience;
@@ -39,6 +40,18 @@ impl Limits {
         millis(self.0.connect_ms)
     }
 
+    pub(super) fn answer(&self) -> Duration {
+        millis(self.0.answer_ms)
+    }
+
+    pub(super) fn idle(&self) -> Duration {
+        millis(self.0.idle_ms)
+    }
+
+    pub(super) fn write_stall(&self) -> Duration {
+        millis(self.0.write_stall_ms)
+    }
+
     pub(super) fn http1_deadlines(&self) -> Deadlines {
         Deadlines {
             head: Some(millis(self.0.header_ms)),
@@ -68,6 +81,13 @@ impl Limits {
 
     pub(super) fn http1_upstream_buffer(&self) -> usize {
         HTTP1_BUFFER
+    }
+
+    pub(super) fn head(&self) -> HeadLimits {
+        HeadLimits {
+            bytes: self.header_bytes(),
+            fields: self.header_fields(),
+        }
     }
 
     pub(super) fn header_bytes(&self) -> usize {

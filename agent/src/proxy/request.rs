@@ -19,6 +19,7 @@ use crate::http::headers::{self, Form};
 use crate::http::response::{Client, Refusal, Unavailable, UpstreamFault};
 use crate::http::{authority, response as answers};
 use crate::identity::Identity;
+use crate::net::requests::{Notice, Refused};
 use crate::policy::{self, Call, Decision, DenialReason, NormalPath, Permit, Scheme};
 use crate::tls::Offer;
 
@@ -38,6 +39,8 @@ pub(super) struct Entry {
     pub(super) scheme: Scheme,
     pub(super) sni: Option<HostName>,
     pub(super) http2: bool,
+    /// Which requests were refused before they were read, and whether protocols were switched.
+    pub(super) notice: Notice,
 }
 
 /// What the request is for, once SNI, Host and the dialled port agree and the path has one meaning.
@@ -52,26 +55,37 @@ struct Target {
 pub(super) async fn serve(
     entry: Rc<Entry>,
     request: Request<Incoming>,
+    refused: Option<Refused>,
 ) -> Result<Response<DownloadBody>, Infallible> {
     let (mut parts, body) = request.into_parts();
     let client = Client::of(parts.version, &parts.headers);
     let as_came = parts.uri.clone();
-    let target = target(&entry, &mut parts);
-    let recorder = match open(&entry, &parts, &as_came, target.as_ref().ok(), client) {
+    let target = match &refused {
+        None => target(&entry, &mut parts).map_err(Failure::denied),
+        Some(refused) => Err(Failure::from(refused)),
+    };
+    let asked = match &refused {
+        None => Asked::new(&parts, &as_came, target.as_ref().ok(), client),
+        Some(refused) => Asked::unread(refused),
+    };
+    let recorder = match open(&entry, &asked) {
         Ok(recorder) => recorder,
         Err(unavailable) => {
-            tracing::error!(%unavailable, "a call was refused: it could not be recorded");
-            return Ok(own(answers::refuse(
-                &Refusal::Unavailable(Unavailable::Audit),
-                "",
-                client,
-            )));
+            // The log has said once that it fails, and the count of such calls becomes a record.
+            tracing::debug!(%unavailable, "a call was refused: it could not be recorded");
+            let refusal = match unavailable {
+                crate::audit::Unavailable::Quota { .. } => Failure::denied(DenialReason::Limit).refusal(),
+                crate::audit::Unavailable::Sink { .. } | crate::audit::Unavailable::Table => {
+                    Refusal::Unavailable(Unavailable::Audit)
+                }
+            };
+            return Ok(own(answers::refuse(&refusal, "", client)));
         }
     };
     let mut finish = Finish::new(&entry, recorder);
     let answer = match target {
         Ok(target) => go(&entry, &mut finish, target, parts, body).await,
-        Err(reason) => Err(Failure::denied(reason)),
+        Err(failure) => Err(failure),
     };
     Ok(match answer {
         Ok(Answer::Relay(head, body)) => relay(head, body, finish),
@@ -140,14 +154,43 @@ fn origin_form(path: &NormalPath, query: Option<&str>) -> Result<Uri, DenialReas
     Ok(Uri::from(target))
 }
 
-fn open(
-    entry: &Entry,
-    parts: &request::Parts,
-    as_came: &Uri,
-    target: Option<&Target>,
-    client: Client,
-) -> Result<Recorder, crate::audit::Unavailable> {
-    let protocol = match (entry.http2, client.grpc) {
+/// What a request asks for, as its record tells it.
+struct Asked<'a> {
+    grpc: bool,
+    authority: Option<&'a Authority>,
+    method: &'a str,
+    path: &'a str,
+    query: Option<&'a str>,
+}
+
+impl<'a> Asked<'a> {
+    fn new(parts: &'a request::Parts, as_came: &'a Uri, target: Option<&'a Target>, client: Client) -> Self {
+        Self {
+            grpc: client.grpc,
+            authority: target.map(|target| &target.authority),
+            method: parts.method.as_str(),
+            path: target.map_or(as_came.path(), |target| target.path.as_str()),
+            query: as_came.query(),
+        }
+    }
+
+    fn unread(refused: &'a Refused) -> Self {
+        let (path, query) = match refused.target.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (refused.target.as_str(), None),
+        };
+        Self {
+            grpc: false,
+            authority: None,
+            method: &refused.method,
+            path,
+            query,
+        }
+    }
+}
+
+fn open(entry: &Entry, asked: &Asked<'_>) -> Result<Recorder, crate::audit::Unavailable> {
+    let protocol = match (entry.http2, asked.grpc) {
         (true, true) => Protocol::Grpc,
         (true, false) => Protocol::H2,
         (false, _) => Protocol::H1,
@@ -158,10 +201,10 @@ fn open(
         kind: Kind::Call,
         scheme: Some(entry.scheme),
         protocol: Some(protocol),
-        authority: target.map(|target| &target.authority),
-        method: Some(parts.method.as_str()),
-        path: Some(target.map_or(as_came.path(), |target| target.path.as_str())),
-        query: as_came.query(),
+        authority: asked.authority,
+        method: Some(asked.method),
+        path: Some(asked.path),
+        query: asked.query,
     });
     entry.connection.begun();
     let mut recorder = begun?;
@@ -343,7 +386,15 @@ async fn forward(entry: &Rc<Entry>, finish: &mut Finish, outgoing: Outgoing) -> 
     let mut request = Request::from_parts(parts, body);
     let response = loop {
         request = speak(request, &permit, lease.is_http2())?;
-        match lease.send(request).await {
+        let sent = tokio::select! {
+            sent = lease.send(request) => sent,
+            end = finish.until_ended() => return Err(end.into()),
+            () = finish.overdue() => {
+                let late = "the upstream did not answer in time";
+                return Err(Failure::upstream(UpstreamFault::Timeout, &late));
+            }
+        };
+        match sent {
             Ok(response) => break response,
             // The kept connection was closed meanwhile, before a byte of this request left.
             Err(SendError::Unsent(unsent)) if lease.reused() => {
@@ -394,6 +445,7 @@ fn answer(
     let client =
         client.ok_or_else(|| Failure::internal("upgrade", &"the client's side can't be switched"))?;
     finish.recorder().protocol(Protocol::Ws);
+    finish.switched();
     Ok(Answer::Upgrade(upgrade::Switched {
         response: Response::from_parts(head, body),
         client,

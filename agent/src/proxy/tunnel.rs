@@ -8,6 +8,7 @@ use std::rc::Rc;
 use crate::addr::UpstreamAddr;
 use crate::audit::record::Protocol;
 use crate::audit::{Kind, Opening, Outcome, Recorder};
+use crate::http::response::UpstreamFault;
 use crate::net::splice::{self, Counts, SpliceError};
 use crate::policy::{self, Flow, Permit, Route, Scheme};
 
@@ -90,11 +91,19 @@ fn still_allowed(connection: &Connection, permit: &Permit) -> StillAllowed {
 
 /// What the record says of a copy that did not end by itself.
 pub(super) fn of_splice(error: &SpliceError) -> Failure {
-    let kind = match error {
-        SpliceError::Idle { .. } => "idle",
-        SpliceError::Stalled { .. } => "stalled",
-        SpliceError::Io { .. } => "io",
+    let (kind, side) = match error {
+        SpliceError::Idle { .. } => ("idle", "client"),
+        SpliceError::Stalled { side, .. } => ("stalled", *side),
+        SpliceError::Io { side, .. } => ("io", *side),
     };
+    if side == "upstream" {
+        let fault = if kind == "stalled" {
+            UpstreamFault::Timeout
+        } else {
+            UpstreamFault::Protocol
+        };
+        return Failure::upstream(fault, error);
+    }
     Failure::Downstream {
         kind,
         message: error.to_string(),

@@ -1,5 +1,7 @@
 //! Connecting to upstreams. Every way in takes a [`Permit`].
 
+mod stream;
+
 use std::net::{IpAddr, SocketAddr};
 
 use hyper::client::conn::{http1, http2};
@@ -15,6 +17,7 @@ use crate::tls::Offer;
 use super::failure::{self, Failure};
 use super::pool::Dialled;
 use super::{DataThread, Local};
+use stream::UpstreamStream;
 
 /// Where a permitted call goes: over TLS to the address that the client dialled, since the upstream must prove
 /// the permit's name there; in the clear to one that the agent resolves itself.
@@ -150,6 +153,7 @@ async fn http1<S>(thread: &DataThread, stream: S) -> Result<Dialled, Failure>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
+    let stream = UpstreamStream::new(stream, thread.shared.limits.write_stall());
     let (sender, connection) = http1::Builder::new()
         .max_buf_size(thread.shared.limits.http1_upstream_buffer())
         .handshake(TokioIo::new(stream))

@@ -55,6 +55,11 @@ impl Answers {
         );
     }
 
+    /// What finds out who a caller is.
+    pub(super) fn resolver(&self) -> &Resolver {
+        &self.resolver
+    }
+
     pub(super) fn set_policy(&self, policy: &Arc<Policy>) {
         self.policy.store(Arc::clone(policy));
     }

@@ -53,7 +53,8 @@ impl Capture {
     pub(super) fn start(config: &Config) -> Result<Self, Error> {
         let workloads = Workloads::open(Mount::find()?, &config.cgroup_parent, &config.runtime_dir)?;
         let parent = workloads.parent().trim_start_matches('/');
-        let mut programs = Programs::load(&LoadOptions::new(&config.bpffs_dir, parent))?;
+        let mount = workloads.mount().path();
+        let mut programs = Programs::load(&LoadOptions::new(&config.bpffs_dir, mount, parent))?;
         let events = programs.events();
         Ok(Self {
             programs,

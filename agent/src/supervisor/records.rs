@@ -13,6 +13,7 @@ use crate::audit::{Kind, Outcome, RequestId, Sink as _, file, inflight};
 use crate::channel::worker::StartDescriptors;
 use crate::config::Config;
 use crate::ebpf::{Origin, Reason, Report, WorkerFds};
+use crate::identity::resolve::{Claim, Resolver, Want};
 use crate::identity::{Cgroup, Sha256};
 use crate::policy::Policy;
 
@@ -24,6 +25,8 @@ pub(super) const SLOTS_PER_WORKLOAD: u32 = 2048;
 const SLOTS: u32 = 8192;
 /// How much of the audit file's end is searched for records that a table also holds, in bytes.
 const TAIL: u64 = 64 << 20;
+/// Records of the supervisor that wait for room on the disk, in bytes.
+const MAX_WAITING: usize = 1 << 20;
 
 /// Why records can't be kept.
 #[derive(Debug, thiserror::Error)]
@@ -56,27 +59,34 @@ pub(super) struct Records {
     sink: file::FileSink,
     state_dir: PathBuf,
     table: u64,
+    /// Tables that are still to become records: their worker is not gone yet, or the disk is full.
+    owed: Vec<PathBuf>,
+    /// Lines that could not be written yet, [`MAX_WAITING`] bytes at most.
+    waiting: Vec<u8>,
+    /// Records that there was no room for even there.
+    lost: u64,
+    failure: Option<String>,
 }
 
 impl Records {
     /// Opens the file, and turns what the last run left in its tables into records.
     pub(super) fn open(config: &Config) -> Result<Self, Error> {
         let path = config.audit.file.clone();
-        if path.exists() {
-            file::repair(&path).map_err(at("repair", &path))?;
-        }
         let opened = file::open(&path).map_err(at("open", &path))?;
         let mut records = Self {
             path,
             max_size: config.audit.max_size,
             keep: config.audit.keep,
-            sink: file::FileSink::new(opened, file::Sync::default()),
+            sink: sink(opened),
             state_dir: config.state_dir.clone(),
             table: 0,
+            owed: Vec::new(),
+            waiting: Vec::new(),
+            lost: 0,
+            failure: None,
         };
-        for left in records.left_over()? {
-            records.recover_file(&left)?;
-        }
+        records.owed = records.left_over()?;
+        records.settle()?;
         Ok(records)
     }
 
@@ -101,14 +111,34 @@ impl Records {
         Ok(last)
     }
 
-    /// Turns what a worker that ended had under way into records.
+    /// Turns what a worker that ended had under way into records; later ([`Records::settle`]) what can't be now.
     pub(super) fn recover(&mut self, table: u64) -> Result<(), Error> {
         let path = self.table_path(table);
         if path.exists() {
-            self.recover_file(&path)
-        } else {
-            Ok(())
+            self.owed.push(path);
         }
+        self.settle()
+    }
+
+    /// Writes what is owed, as far as it can be written now.
+    pub(super) fn settle(&mut self) -> Result<(), Error> {
+        self.write_waiting();
+        if self.owed.is_empty() || self.failure.is_some() {
+            return Ok(());
+        }
+        // Whoever died may have died in the middle of a line.
+        file::mend(&self.path, TAIL).map_err(at("mend", &self.path))?;
+        for path in std::mem::take(&mut self.owed) {
+            if !self.recover_file(&path)? {
+                self.owed.push(path);
+            }
+        }
+        Ok(())
+    }
+
+    /// Why the supervisor's own records can't be written at present.
+    pub(super) fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
     }
 
     fn table_path(&self, table: u64) -> PathBuf {
@@ -116,19 +146,28 @@ impl Records {
             .join(format!("inflight-{}-{table}", std::process::id()))
     }
 
-    fn recover_file(&mut self, path: &Path) -> Result<(), Error> {
+    /// Says whether it is done.
+    fn recover_file(&mut self, path: &Path) -> Result<bool, Error> {
         let opened = File::open(path).map_err(at("open", path))?;
-        let written = file::ids(&self.path, TAIL).map_err(at("read", &self.path))?;
+        // The worker's descriptor holds the lock for as long as the worker lives: until then the calls are its own.
+        match opened.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => return Ok(false),
+            Err(std::fs::TryLockError::Error(error)) => return Err(at("lock", path)(error)),
+        }
+        let mut written = file::ids(&self.path, TAIL).map_err(at("read", &self.path))?;
+        let before = file::rotated(&self.path, 1);
+        written.extend(file::ids(&before, TAIL).map_err(at("read", &before))?);
         match inflight::recover(&opened, &written) {
             Ok(records) => {
                 let count = records.len();
-                let mut all_written = true;
+                let mut lines = Vec::new();
                 for record in records {
-                    all_written &= self.append(&record);
+                    append_line(&record, &mut lines);
                 }
-                if !all_written {
-                    tracing::error!(path = %path.display(), "calls that a worker had under way can't be recorded now; the agent's next start tries again");
-                    return Ok(());
+                if let Err(error) = self.sink.append(&lines) {
+                    tracing::error!(error = %error.source, path = %path.display(), "calls that a worker had under way can't be recorded now; tried again until they can");
+                    return Ok(false);
                 }
                 if count > 0 {
                     tracing::warn!(
@@ -140,7 +179,8 @@ impl Records {
             // A table that was being made when the agent died has no call in it.
             Err(error) => tracing::warn!(%error, path = %path.display(), "an in-flight table can't be read"),
         }
-        std::fs::remove_file(path).map_err(at("remove", path))
+        std::fs::remove_file(path).map_err(at("remove", path))?;
+        Ok(true)
     }
 
     /// What a new worker works with.
@@ -154,6 +194,9 @@ impl Records {
             .mode(0o600)
             .open(&path)
             .map_err(at("make", &path))?;
+        table
+            .try_lock()
+            .map_err(|error| at("lock", &path)(error.into()))?;
         inflight::create(&table, SLOTS).map_err(|source| Error::Table { path, source })?;
         let audit = file::open(&self.path).map_err(at("open", &self.path))?;
         Ok(StartDescriptors {
@@ -164,26 +207,32 @@ impl Records {
         })
     }
 
-    /// Starts a new file if this one is full: the worker's descriptor of it.
+    /// Starts a new file if this one is full, was renamed or was removed: the worker's descriptor of it.
     pub(super) fn rotate(&mut self) -> Result<Option<OwnedFd>, Error> {
-        let Some(fresh) =
-            file::rotate(&self.path, self.max_size, self.keep).map_err(at("rotate", &self.path))?
-        else {
+        let full = file::rotate(&self.path, self.max_size, self.keep).map_err(at("rotate", &self.path))?;
+        if !full && self.sink.is_at(&self.path).map_err(at("look at", &self.path))? {
             return Ok(None);
-        };
+        }
+        let opened = file::open(&self.path).map_err(at("open", &self.path))?;
+        self.sink.reopen(opened);
         let again = file::open(&self.path).map_err(at("open", &self.path))?;
-        self.sink = file::FileSink::new(again, file::Sync::default());
-        Ok(Some(fresh.into()))
+        Ok(Some(again.into()))
     }
 
     /// Records what the kernel refused, or let pass by a direct rule.
-    pub(super) fn kernel(&mut self, reports: &[Report], capture: &Capture, policy: &Policy) {
+    pub(super) fn kernel(
+        &mut self,
+        reports: &[Report],
+        capture: &Capture,
+        (policy, generation): (&Policy, u64),
+        resolver: &Resolver,
+    ) {
         let version = Arc::new(PolicyVersion {
             digest: digest(policy.digest()),
-            generation: 0,
+            generation,
         });
         for report in reports {
-            let mut record = blank(kind(report.reason), caller(&report.origin, capture));
+            let mut record = blank(kind(report.reason), caller(&report.origin, capture, resolver));
             record.policy = Some(Arc::clone(&version));
             record.original_destination = Some(report.origin.destination());
             record.protocol = protocol(report.origin.protocol());
@@ -212,18 +261,54 @@ impl Records {
         self.append(&record);
     }
 
-    /// Says whether it is written; why not is logged.
-    fn append(&mut self, record: &Record) -> bool {
+    /// Writes a record of the supervisor's own, or keeps it until it can be written.
+    fn append(&mut self, record: &Record) {
         let mut line = Vec::new();
-        if let Err(error) = record.write_line(&mut line) {
-            tracing::error!(%error, "a record can't be put into words");
-            return false;
+        append_line(record, &mut line);
+        if self.waiting.len() + line.len() > MAX_WAITING {
+            self.lost += 1;
+            return;
         }
-        if let Err(error) = self.sink.append(&line) {
-            tracing::error!(error = %error.source, kind = ?record.kind, "a record of the supervisor could not be written");
-            return false;
+        self.waiting.append(&mut line);
+        if self.failure.is_none() {
+            self.write_waiting();
         }
-        true
+    }
+
+    fn write_waiting(&mut self) {
+        if self.lost > 0 && self.waiting.len() < MAX_WAITING / 2 {
+            let mut record = blank(Kind::Unrecorded, Caller::default());
+            record.outcome = Outcome::Denied;
+            record.count = Some(std::mem::take(&mut self.lost));
+            append_line(&record, &mut self.waiting);
+        }
+        match self.sink.append(&self.waiting) {
+            Ok(()) => {
+                self.waiting.clear();
+                if self.failure.take().is_some() {
+                    tracing::info!("the supervisor's records can be written again");
+                }
+            }
+            Err(error) => {
+                self.waiting.drain(..error.written);
+                if self.failure.is_none() {
+                    tracing::error!(error = %error.source, "records of the supervisor can't be written; they are kept until they can");
+                }
+                self.failure = Some(error.to_string());
+            }
+        }
+    }
+}
+
+fn sink(file: File) -> file::FileSink {
+    file::FileSink::new(file, file::Writes::Supervisor, file::Sync::default())
+}
+
+fn append_line(record: &Record, lines: &mut Vec<u8>) {
+    let whole = lines.len();
+    if let Err(error) = record.write_line(lines) {
+        tracing::error!(%error, "a record can't be put into words");
+        lines.truncate(whole);
     }
 }
 
@@ -263,7 +348,21 @@ fn protocol(number: u8) -> Option<Protocol> {
     }
 }
 
-fn caller(origin: &Origin, capture: &Capture) -> Caller {
+/// Who it was, from what `/proc` and the cgroup tree still say of it; where they say nothing any more, from the
+/// kernel's own facts alone.
+fn caller(origin: &Origin, capture: &Capture, resolver: &Resolver) -> Caller {
+    let want = Want {
+        exe: true,
+        digest: false,
+    };
+    if origin.has_caller()
+        && let Ok(identity) = resolver.resolve(&Claim::from(origin), want)
+    {
+        let mut caller = Caller::from(&identity);
+        // The kernel reported the file even where its path can't be proven.
+        caller.exe = caller.exe.or_else(|| exe(origin));
+        return caller;
+    }
     let workload = capture.name_of(origin.workload()).cloned();
     if !origin.has_caller() {
         return Caller {
@@ -282,12 +381,16 @@ fn caller(origin: &Origin, capture: &Capture) -> Caller {
         uid: Some(origin.uid()),
         gid: Some(origin.gid()),
         comm: Some(String::from_utf8_lossy(origin.comm()).into()),
-        exe: origin.exe().map(|(device, inode)| record::Exe {
-            path: None,
-            device,
-            inode,
-            sha256: None,
-        }),
+        exe: exe(origin),
         ..Caller::default()
     }
+}
+
+fn exe(origin: &Origin) -> Option<record::Exe> {
+    origin.exe().map(|(device, inode)| record::Exe {
+        path: None,
+        device,
+        inode,
+        sha256: None,
+    })
 }

@@ -19,7 +19,12 @@ impl Supervisor {
             policy_digest: self.policy.digest().to_string(),
             generation: self.generation,
             worker_pid: self.worker.pid(),
-            audit_ok: self.figures.audit_ok,
+            audit_ok: self.figures.audit_ok && self.records.failure().is_none(),
+            audit_error: self
+                .figures
+                .audit_error
+                .clone()
+                .or_else(|| self.records.failure().map(ToOwned::to_owned)),
             calls: self.figures.calls,
             denied: self.figures.denied,
             failed: self.figures.failed,

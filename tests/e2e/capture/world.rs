@@ -15,8 +15,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use callgate::ebpf::{
-    Events, Feature, Liveness, LoadOptions, Origin, Origins, Programs, Reason, WorkloadPlan, cgroup,
+    Events, Feature, Liveness, LoadOptions, Origin, Origins, Programs, Reason, WorkloadPlan,
 };
+use callgate::enroll::Mount;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
@@ -34,8 +35,9 @@ pub(super) fn in_world(test: &str, body: fn(&mut World) -> Result<()>) {
         eprintln!("{test}: skipped: loading kernel programs needs root");
         return;
     }
-    let base = cgroup::mount_point()
+    let base = Mount::find()
         .unwrap()
+        .path()
         .join(format!("callgate-test-{}-{test}", std::process::id()));
     let test = format!("capture::{test}");
     let remove = RemoveTree(base.clone());
@@ -119,8 +121,9 @@ impl World {
         }
         fs::write(base.join("agent/cgroup.procs"), "0")?;
         let pins = tempfile::tempdir()?;
-        let below = base.strip_prefix(cgroup::mount_point()?)?.to_owned();
-        let mut options = LoadOptions::new(pins.path().join("bpf"), below.join("parent"));
+        let mount = Mount::find()?.path().to_owned();
+        let below = base.strip_prefix(&mount)?.to_owned();
+        let mut options = LoadOptions::new(pins.path().join("bpf"), mount, below.join("parent"));
         options.guard = below;
         let mut programs = Programs::load(&options)?;
         let events = programs.events().context("events were taken")?;

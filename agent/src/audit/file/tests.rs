@@ -6,7 +6,11 @@ use std::process::Command;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 
+use std::collections::HashSet;
+use std::os::unix::fs::FileExt as _;
+
 use super::*;
+use crate::audit::RequestId;
 
 fn in_directory() -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
@@ -37,9 +41,61 @@ fn a_torn_last_line_is_cut_off_and_whole_ones_stay() {
     ] {
         let (_directory, path) = in_directory();
         fs::write(&path, before).unwrap();
-        repair(&path).unwrap();
+        mend(&path, 1 << 20).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), after);
     }
+}
+
+#[test]
+fn a_part_that_another_record_was_appended_to_is_blanked_and_every_line_is_json_again() {
+    let (_directory, path) = in_directory();
+    let whole = "{\"v\":1,\"path\":\"/{\\\"v\\\":\"}";
+    fs::write(&path, format!("{whole}\n{{\"v\":1,\"ti{whole}\n{whole}\n{whole}")).unwrap();
+    mend(&path, 1 << 20).unwrap();
+    let text = fs::read_to_string(&path).unwrap();
+    assert_eq!(text, format!("{whole}\n          {whole}\n{whole}\n"));
+    mend(&path, 20).unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), text);
+}
+
+#[test]
+fn a_worker_that_may_not_cut_the_file_completes_its_line_before_anybody_else_writes() {
+    let (_directory, path) = in_directory();
+    let mut worker = FileSink::new(open(&path).unwrap(), Writes::Worker, Sync::Never);
+    let lines = b"first\nsecond\n";
+    // As if write(2) had ended there.
+    worker.lock().unwrap();
+    OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .write_all_at(&lines[..8], 0)
+        .unwrap();
+    assert_eq!(
+        worker
+            .cut_short(lines, 8, io::ErrorKind::StorageFull.into())
+            .written,
+        6
+    );
+    let mut other = FileSink::new(open(&path).unwrap(), Writes::Supervisor, Sync::Never);
+    assert_eq!(other.append(b"third\n").unwrap_err().written, 0);
+    worker.append(&lines[6..]).unwrap();
+    other.append(b"third\n").unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), "first\nsecond\nthird\n");
+}
+
+#[test]
+fn a_file_that_was_removed_takes_no_records() {
+    let (_directory, path) = in_directory();
+    let mut sink = FileSink::new(open(&path).unwrap(), Writes::Worker, Sync::Never);
+    sink.append(b"first\n").unwrap();
+    assert!(sink.is_at(&path).unwrap());
+    fs::remove_file(&path).unwrap();
+    assert!(!sink.is_at(&path).unwrap());
+    assert_eq!(sink.append(b"second\n").unwrap_err().written, 0);
+    sink.reopen(open(&path).unwrap());
+    sink.append(b"second\n").unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), "second\n");
 }
 
 #[test]
@@ -47,18 +103,16 @@ fn rotation_keeps_as_many_as_it_should() {
     let (_directory, path) = in_directory();
     for number in 0..5 {
         fs::write(&path, format!("{number}")).unwrap();
-        assert!(rotate(&path, 1, 2).unwrap().is_some());
+        assert!(rotate(&path, 1, 2).unwrap());
     }
-    assert!(
-        rotate(&path, 1, 2).unwrap().is_none(),
-        "an empty log is not rotated"
-    );
+    open(&path).unwrap();
+    assert!(!rotate(&path, 1, 2).unwrap(), "an empty log is not rotated");
     assert_eq!(fs::read_to_string(rotated(&path, 1)).unwrap(), "4");
     assert_eq!(fs::read_to_string(rotated(&path, 2)).unwrap(), "3");
     assert!(!rotated(&path, 3).exists());
     fs::remove_file(&path).unwrap();
     assert!(
-        rotate(&path, 1, 2).unwrap().is_some(),
+        rotate(&path, 1, 2).unwrap(),
         "a log that somebody removed is made anew"
     );
 }
@@ -67,7 +121,7 @@ fn rotation_keeps_as_many_as_it_should() {
 fn two_writers_never_mix_their_lines() {
     let (_directory, path) = in_directory();
     let threads = ['a', 'b'].map(|letter| {
-        let mut sink = FileSink::new(open(&path).unwrap(), Sync::EachBatch);
+        let mut sink = FileSink::new(open(&path).unwrap(), Writes::Supervisor, Sync::EachBatch);
         let batch = format!("{}\n", letter.to_string().repeat(3000)).repeat(20);
         std::thread::spawn(move || (0..20).for_each(|_| sink.append(batch.as_bytes()).unwrap()))
     });
@@ -109,7 +163,7 @@ fn process_with_little_room() {
         return;
     };
     let path = directory.join("audit.jsonl");
-    let mut sink = FileSink::new(open(&path).unwrap(), Sync::Never);
+    let mut sink = FileSink::new(open(&path).unwrap(), Writes::Supervisor, Sync::Never);
     // Blocked, so that write(2) answers EFBIG instead.
     SigSet::from(Signal::SIGXFSZ).thread_block().unwrap();
     let (_, most) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();

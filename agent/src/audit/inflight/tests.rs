@@ -139,7 +139,7 @@ fn a_killed_worker_leaves_exactly_one_record_for_each_call() {
         wait_for(&upstream, round * 200);
         worker.0.kill().unwrap();
         worker.0.wait().unwrap();
-        file::repair(&log).unwrap();
+        file::mend(&log, 1 << 20).unwrap();
         let records = recover(&slots, &file::ids(&log, 1 << 24).unwrap()).unwrap();
         aborted += records
             .iter()
@@ -212,7 +212,11 @@ fn worker_that_is_killed() {
         queries: Queries::Keys,
         slots_per_workload: SLOTS / 2,
     };
-    let sink = FileSink::new(file::open(&directory.join("audit.jsonl")).unwrap(), Sync::Never);
+    let sink = FileSink::new(
+        file::open(&directory.join("audit.jsonl")).unwrap(),
+        file::Writes::Worker,
+        Sync::Never,
+    );
     let (log, _writer) = Log::start(Box::new(sink), Table::map(&slots).unwrap(), settings).unwrap();
     let until = Instant::now() + Duration::from_secs(60);
     let threads = [0, 1].map(|number| {

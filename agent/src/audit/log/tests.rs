@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard};
 
-use super::super::file::{FileSink, Sync};
+use super::super::file::{FileSink, Sync, Writes};
 use super::super::inflight;
 use super::super::record::Source;
 use super::super::writer::AppendError;
@@ -205,7 +205,7 @@ fn a_full_disk_refuses_calls_and_loses_no_record() {
 #[test]
 fn dev_full_is_a_disk_that_is_full() {
     let full = File::options().write(true).open("/dev/full").unwrap();
-    let (log, writer) = start(FileSink::new(full, Sync::Never), 4, 4);
+    let (log, writer) = start(FileSink::new(full, Writes::Supervisor, Sync::Never), 4, 4);
     log.begin(opening(&connection(&log, "a")))
         .unwrap()
         .finish(Outcome::Completed);
@@ -226,7 +226,7 @@ fn dev_full_is_a_disk_that_is_full() {
 #[test]
 fn a_closed_writer_says_what_it_could_not_write() {
     let full = File::options().write(true).open("/dev/full").unwrap();
-    let (log, writer) = start(FileSink::new(full, Sync::Never), 4, 4);
+    let (log, writer) = start(FileSink::new(full, Writes::Supervisor, Sync::Never), 4, 4);
     log.begin(opening(&connection(&log, "a")))
         .unwrap()
         .finish(Outcome::Completed);
