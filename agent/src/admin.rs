@@ -6,6 +6,7 @@ pub mod client;
 pub mod server;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +38,10 @@ pub struct Enrolled {
     pub cgroup: String,
     /// Variables that make runtimes trust the agent.
     pub env: Vec<(String, String)>,
+    /// What root, who could, must not read from inside. Empty for other peers.
+    pub hidden: Vec<PathBuf>,
+    /// What root must not change from inside.
+    pub fixed: Vec<PathBuf>,
 }
 
 /// What became of a reload.

@@ -382,13 +382,11 @@ fn a_units_name_counts_only_where_pid_1_puts_it() -> Result<()> {
     assert_eq!(status(&genuine), 200, "{genuine:?}");
     assert_record!(world, "path" = "/unit", "unit" = "api.service", "status" = 200);
 
-    // A managed root makes a cgroup of that name below its own and moves there.
-    let script = r#"own=$0$(sed -n s/^0:://p /proc/self/cgroup); mkdir "$own/api.service"
-        echo 0 > "$own/api.service/cgroup.procs" && exec curl -sS -o /dev/null -w '%{http_code}\n' "$1""#;
-    let mount = mount.to_str().context("a path that is not UTF-8")?;
-    let forged = world
-        .workload("billing")?
-        .run(["sh", "-c", script, mount, &url("/forged")])?;
+    // Below the cgroup of a command, which no unit is, somebody makes one of that name.
+    let forged = parent.join("callgate-billing.slice/exec-forged/api.service");
+    fs::create_dir_all(&forged)?;
+    let args = ["curl", "-ksS", "-o", "/dev/null", "-w", CODE, &url("/forged")];
+    let forged = Place::in_cgroup(&forged).run(args)?;
     assert_eq!(status(&forged), 403, "{forged:?}");
     let record = assert_record!(world, "path" = "/forged", "reason" = "caller_not_allowed");
     assert!(record.text("cgroup.path").ends_with("/api.service"), "{record:?}");

@@ -5,11 +5,12 @@
 //! instruction, and its exit code is the command's own.
 
 mod confine;
+mod isolate;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, anyhow};
@@ -45,6 +46,10 @@ fn parse_workload(text: &str) -> Result<WorkloadName, crate::identity::WorkloadN
 pub struct Enrolled {
     /// Variables to set for the command: where the merged bundle of roots is.
     pub env: Vec<(String, String)>,
+    /// What the command must not read: secrets, the CA's key, records.
+    pub hidden: Vec<PathBuf>,
+    /// What it must not change: the policy.
+    pub fixed: Vec<PathBuf>,
 }
 
 /// Runs the command. `enrol` asks the agent to move this process and returns when it has.
@@ -62,8 +67,10 @@ pub fn run(
         .command
         .split_first()
         .ok_or_else(|| anyhow!("no command was given"))?;
+    isolate::refuse_network_streams()?;
     let enrolled = enrol(&args.workload)?;
     confine::close_descriptors().context("can't close inherited descriptors")?;
+    isolate::isolate(&enrolled.hidden, &enrolled.fixed)?;
     let mut command = Command::new(program);
     command.args(arguments).envs(enrolled.env);
     match &user {
@@ -89,7 +96,11 @@ pub fn enrol(socket: &Path, workload: &WorkloadName) -> anyhow::Result<Enrolled>
     };
     let enrolled: admin::Enrolled =
         admin::client::ask(socket, "POST", "/v1/enroll", serde_json::to_vec(&asked)?)?;
-    Ok(Enrolled { env: enrolled.env })
+    Ok(Enrolled {
+        env: enrolled.env,
+        hidden: enrolled.hidden,
+        fixed: enrolled.fixed,
+    })
 }
 
 fn code_of(error: &io::Error) -> u8 {
@@ -100,10 +111,12 @@ fn code_of(error: &io::Error) -> u8 {
     }
 }
 
-/// Files of the cgroup file system belong to user 0: it can move itself out, whatever it gave up.
+/// The files and devices of the host belong to user 0, whatever capabilities it gave up.
 fn warn_of_root() -> anyhow::Result<()> {
     if nix::unistd::geteuid().is_root() {
-        say("the command runs as root, which can leave the workload's cgroup; use --user to prevent that")?;
+        say(
+            "the command runs as root, which owns the host's files and devices; use --user to keep it from them",
+        )?;
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
@@ -12,6 +12,7 @@ use crate::admin::{Enrolled, Peer};
 use crate::channel::ListenerInfo;
 use crate::channel::supervisor::{Sender, WorkerGone};
 use crate::config::Config;
+use crate::credential::spec::{CredentialSource, CredentialSpec};
 use crate::ebpf::{self, Direct, LoadOptions, Programs, Report, Transport, WorkerFds, WorkloadPlan};
 use crate::enroll::trust::Trust;
 use crate::enroll::{Mount, Workloads};
@@ -36,6 +37,8 @@ pub(super) struct Capture {
     workloads: Workloads,
     held: BTreeMap<WorkloadName, Held>,
     intact: bool,
+    own_files: Vec<PathBuf>,
+    policy_dir: PathBuf,
 }
 
 struct Held {
@@ -59,6 +62,12 @@ impl Capture {
             workloads,
             held: BTreeMap::new(),
             intact: true,
+            own_files: vec![
+                config.state_dir.clone(),
+                config.bpffs_dir.clone(),
+                config.audit.file.clone(),
+            ],
+            policy_dir: config.policy_dir.clone(),
         })
     }
 
@@ -252,7 +261,27 @@ impl Capture {
         Ok(Enrolled {
             cgroup,
             env: trust.env.clone(),
+            hidden: if peer.uid == 0 {
+                self.hidden(policy)
+            } else {
+                Vec::new()
+            },
+            fixed: if peer.uid == 0 {
+                vec![self.policy_dir.clone()]
+            } else {
+                Vec::new()
+            },
         })
+    }
+
+    /// What no command may read, though root owns it: the agent's own files and the secrets of all workloads.
+    fn hidden(&self, policy: &Policy) -> Vec<PathBuf> {
+        let secret = |spec: &CredentialSpec| match &spec.source {
+            CredentialSource::File { path } => Some(path.clone()),
+            CredentialSource::Systemd { .. } | CredentialSource::Exec { .. } => None,
+        };
+        let secrets = policy.credentials().filter_map(secret);
+        self.own_files.iter().cloned().chain(secrets).collect()
     }
 }
 

@@ -8,6 +8,10 @@ use std::ffi::CString;
 
 use anyhow::{Context, anyhow};
 use caps::{CapSet, Capability};
+use landlock::{
+    AccessFs, CompatLevel, Compatible as _, PathBeneath, PathFd, Ruleset, RulesetAttr as _,
+    RulesetCreatedAttr as _, RulesetStatus, Scope,
+};
 use nix::unistd::{Gid, Uid};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
@@ -17,22 +21,45 @@ use seccompiler::{
 /// host (netlink is how libc lists addresses).
 const FAMILIES: &[i32] = &[libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
 
-/// Capabilities with which a process could undo its capture: other cgroups, namespaces, programs, raw
-/// sockets, other processes' memory, devices.
-const GIVEN_UP: &[Capability] = &[
-    Capability::CAP_BPF,
-    Capability::CAP_DAC_READ_SEARCH,
-    Capability::CAP_MAC_ADMIN,
-    Capability::CAP_MAC_OVERRIDE,
-    Capability::CAP_MKNOD,
-    Capability::CAP_NET_ADMIN,
-    Capability::CAP_NET_RAW,
-    Capability::CAP_PERFMON,
-    Capability::CAP_SYS_ADMIN,
-    Capability::CAP_SYS_BOOT,
-    Capability::CAP_SYS_MODULE,
-    Capability::CAP_SYS_PTRACE,
-    Capability::CAP_SYS_RAWIO,
+/// What a command that runs as root keeps. Everything else could undo its capture: other cgroups, namespaces,
+/// programs, raw sockets, other processes' memory, devices.
+const KEPT: &[Capability] = &[
+    Capability::CAP_CHOWN,
+    Capability::CAP_DAC_OVERRIDE,
+    Capability::CAP_FOWNER,
+    Capability::CAP_FSETID,
+    Capability::CAP_IPC_LOCK,
+    Capability::CAP_KILL,
+    Capability::CAP_LEASE,
+    Capability::CAP_NET_BIND_SERVICE,
+    Capability::CAP_SETGID,
+    Capability::CAP_SETUID,
+    Capability::CAP_SYS_NICE,
+    Capability::CAP_SYS_RESOURCE,
+];
+
+/// Calls that change mounts, enter namespaces, load programs or modules, or reach files by handle. They fail
+/// with EPERM, also in a user namespace that the command makes for itself.
+const REFUSED: &[i64] = &[
+    libc::SYS_bpf,
+    libc::SYS_delete_module,
+    libc::SYS_finit_module,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fsopen,
+    libc::SYS_fspick,
+    libc::SYS_init_module,
+    libc::SYS_kexec_file_load,
+    libc::SYS_kexec_load,
+    libc::SYS_mount,
+    libc::SYS_mount_setattr,
+    libc::SYS_move_mount,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_open_tree,
+    libc::SYS_perf_event_open,
+    libc::SYS_pivot_root,
+    libc::SYS_setns,
+    libc::SYS_umount2,
 ];
 
 /// x32 system calls have the same architecture word as x86-64's, and this bit (asm/unistd.h).
@@ -115,6 +142,7 @@ pub(super) fn close_descriptors() -> anyhow::Result<()> {
 pub(super) fn confine() -> anyhow::Result<()> {
     give_up_capabilities().context("can't give up capabilities")?;
     nix::sys::prctl::set_no_new_privs().context("can't set no_new_privs")?;
+    enter_domain().context("the kernel has no usable Landlock (Linux 5.19, `landlock` in its lsm= list)")?;
     for filter in filters().context("can't make the system call filter")? {
         seccompiler::apply_filter(&filter)
             .context("the kernel refuses the system call filter (CONFIG_SECCOMP_FILTER)")?;
@@ -125,24 +153,45 @@ pub(super) fn confine() -> anyhow::Result<()> {
 fn give_up_capabilities() -> anyhow::Result<()> {
     caps::clear(None, CapSet::Ambient)?;
     let may_change_bounds = caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP)?;
-    for capability in GIVEN_UP {
+    for capability in caps::all().iter().filter(|one| !KEPT.contains(one)) {
         if may_change_bounds && caps::has_cap(None, CapSet::Bounding, *capability)? {
             caps::drop(None, CapSet::Bounding, *capability)?;
         }
     }
     for set in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable] {
         let mut held = caps::read(None, set)?;
-        held.retain(|capability| !GIVEN_UP.contains(capability));
+        held.retain(|capability| KEPT.contains(capability));
         caps::set(None, set, &held)?;
     }
     Ok(())
 }
 
-/// Two filters, because one can give but one error; the kernel asks both and takes the stricter answer.
+/// A Landlock domain of the command's own: a process in it can't look into or steer one that is not (ptrace,
+/// `/proc/PID/root`, `/proc/PID/mem`, pidfd_getfd), whoever owns that, and can't change mounts. From Linux 6.12
+/// on it can't signal one either, nor connect to its abstract sockets.
+///
+/// A domain must deny something: it is making block devices. Renaming between directories has to be allowed in
+/// so many words.
+fn enter_domain() -> anyhow::Result<()> {
+    let entered = Ruleset::default()
+        .set_compatibility(CompatLevel::HardRequirement)
+        .handle_access(AccessFs::MakeBlock | AccessFs::Refer)?
+        .set_compatibility(CompatLevel::BestEffort)
+        .scope(Scope::Signal | Scope::AbstractUnixSocket)?
+        .create()?
+        .add_rule(PathBeneath::new(PathFd::new("/")?, AccessFs::Refer))?
+        .restrict_self()?;
+    if entered.ruleset == RulesetStatus::NotEnforced {
+        return Err(anyhow!("the domain is not enforced"));
+    }
+    Ok(())
+}
+
+/// One filter for each error number; the kernel asks all and takes the strictest answer.
 ///
 /// socket(2) of other families fails as if the kernel didn't have them; io_uring, which makes sockets out of
 /// a filter's sight, as if the kernel were older.
-fn filters() -> anyhow::Result<[BpfProgram; 2]> {
+fn filters() -> anyhow::Result<[BpfProgram; 3]> {
     let strange = FAMILIES
         .iter()
         .map(|family| {
@@ -161,6 +210,9 @@ fn filters() -> anyhow::Result<[BpfProgram; 2]> {
         (libc::SYS_io_uring_enter, Vec::new()),
         (libc::SYS_io_uring_register, Vec::new()),
     ]);
+    let mut refused: BTreeMap<_, _> = REFUSED.iter().map(|call| (*call, Vec::new())).collect();
+    #[cfg(target_arch = "x86_64")]
+    refused.extend(REFUSED.iter().map(|call| (X32_BIT | *call, Vec::new())));
     #[cfg(target_arch = "x86_64")]
     absent.extend([
         (X32_BIT | libc::SYS_socket, Vec::new()),
@@ -169,6 +221,7 @@ fn filters() -> anyhow::Result<[BpfProgram; 2]> {
     Ok([
         compile(families, libc::EAFNOSUPPORT)?,
         compile(absent, libc::ENOSYS)?,
+        compile(refused, libc::EPERM)?,
     ])
 }
 

@@ -51,7 +51,10 @@ fn stage() {
     let env = vec![("SSL_CERT_FILE".to_owned(), "/bundle.pem".to_owned())];
     run(&args, |workload| {
         assert_eq!(workload.as_str(), "w");
-        Ok(Enrolled { env })
+        Ok(Enrolled {
+            env,
+            ..Enrolled::default()
+        })
     })
     .unwrap();
 }
@@ -75,7 +78,7 @@ fn report() {
         println!("{}", line.replace('\t', " "));
     }
     println!("cert {:?}", std::env::var("SSL_CERT_FILE").ok());
-    let null = Ok(std::path::PathBuf::from("/dev/null"));
+    let null = Ok(PathBuf::from("/dev/null"));
     let kept = (3..64).any(|number| {
         std::fs::read_link(format!("/proc/self/fd/{number}")).is_ok_and(|to| Ok::<_, ()>(to) == null)
     });
