@@ -27,6 +27,7 @@ use crate::config::{Config, QueryValues};
 use crate::credential::source::{Keeper, Update, Value};
 use crate::dns::resolver::Settings as Names;
 use crate::enroll::trust::{Trust, write_bundle};
+use crate::memory;
 use crate::policy::store::{self, Loaded};
 use crate::policy::{Diagnostic, Policy, Source};
 use crate::systemd;
@@ -119,6 +120,7 @@ pub async fn run(config: Config) -> Result<(), Error> {
     make_directories(&config)?;
     let _lock = lock(&config.runtime_dir)?;
     let (mut supervisor, receiver) = Supervisor::start(config).await?;
+    memory::give_back();
     systemd::ready(&supervisor.summary());
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "{}", supervisor.summary());
     supervisor.serve(receiver).await

@@ -24,6 +24,7 @@ use crate::dns;
 use crate::dns::resolver::Settings as Names;
 use crate::ebpf::maps::{Liveness, Origins};
 use crate::identity::WorkloadName;
+use crate::memory;
 use crate::net::listener::{self, Quota};
 use crate::policy::{CredentialName, Policy, Source};
 use crate::proxy::{InForce, Limits, Shared};
@@ -219,6 +220,7 @@ impl Worker {
                 self.shared.credentials.configure(policy.credentials().cloned());
                 self.shared.policy.replace(policy, generation);
                 self.threads.redecide();
+                memory::give_back();
                 self.client.policy_applied(generation).await?;
             }
             Err(diagnostics) => {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{Error, Supervisor, credential, settle};
 use crate::admin::Reloaded;
 use crate::credential::source::Keeper;
+use crate::memory;
 use crate::policy::store::{self, Loaded};
 use crate::policy::{Diagnostic, Policy, Source};
 
@@ -65,6 +66,7 @@ impl Supervisor {
             offer.to(&sender).await.map_err(gone)?;
         }
         self.capture.mark_armed()?;
+        memory::give_back();
         Ok(())
     }
 
