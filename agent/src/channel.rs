@@ -78,10 +78,13 @@ pub enum ToWorker {
     },
     /// Write records here from now on. Descriptor: the new audit file.
     AuditFile,
-    /// Accept nothing more, let calls under way end, then say [`ToSupervisor::Drained`] and exit.
+    /// Accept nothing more, let calls under way end, then say [`ToSupervisor::Drained`] and exit. Policies and
+    /// credentials still come, for the calls under way.
     Drain {
         /// Milliseconds after which what still runs is cut off.
         deadline_ms: u64,
+        /// Milliseconds for which a connection without a call is kept open, for its client's next request.
+        idle_ms: u64,
     },
     /// Asks for [`ToSupervisor::Status`].
     Status {

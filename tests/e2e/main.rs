@@ -20,6 +20,9 @@ mod http;
 mod identity;
 /// What policy answers: to real calls, to `explain`, and in `observe` mode.
 mod policy;
+/// One worker after another, by request and by death: nothing lost, nothing opened.
+#[cfg(test)]
+mod replace;
 /// The harness itself: the sandbox is one, the upstream tells callers apart, nothing is left behind.
 mod sandbox;
 /// TLS between client and agent: what is served, what is refused, and how.

@@ -66,6 +66,8 @@ pub enum Event {
     Drain {
         /// How long calls may still run.
         deadline: Duration,
+        /// How long connections without one stay open.
+        idle: Duration,
     },
     /// Answer with [`Client::status`].
     Status {
@@ -401,8 +403,9 @@ fn sort(
         ToWorker::Policy { generation, sources } => Some(Event::Policy { generation, sources }),
         ToWorker::Credential { name, state } => Some(Event::Credential { name, state }),
         ToWorker::Unlisten { workload } => Some(Event::Unlisten { workload }),
-        ToWorker::Drain { deadline_ms } => Some(Event::Drain {
+        ToWorker::Drain { deadline_ms, idle_ms } => Some(Event::Drain {
             deadline: Duration::from_millis(deadline_ms),
+            idle: Duration::from_millis(idle_ms),
         }),
         ToWorker::Status { request } => Some(Event::Status { request }),
         ToWorker::Intermediate { host, result } => answer_intermediate(host, result, pending),

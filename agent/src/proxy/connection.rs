@@ -23,10 +23,10 @@ use crate::net::peek::{self, Detected, Replay};
 use crate::policy::{self, DenialReason, Flow, Permit, Route, Scheme};
 use crate::tls::client_hello::ClientHello;
 
-use super::DataThread;
 use super::alert;
 use super::failure::Failure;
 use super::intercept::Handshake;
+use super::{Counted, DataThread};
 
 /// A client's stream, its first bytes still to be read.
 pub(super) type ClientStream = Replay<TcpStream>;
@@ -45,6 +45,7 @@ pub(super) struct Connection {
 
 /// Takes one accepted connection through its life. `listener` is the workload whose listener took it.
 pub async fn serve(thread: Rc<DataThread>, listener: WorkloadName, accepted: Accepted) {
+    let _counted = Counted::new(&thread);
     let caller = Caller {
         workload: Some(listener.clone()),
         ..Caller::default()
