@@ -78,6 +78,11 @@ pub enum ToWorker {
     },
     /// Write records here from now on. Descriptor: the new audit file.
     AuditFile,
+    /// Whether the agent's memory is short: new connections are refused then.
+    Memory {
+        /// It is.
+        short: bool,
+    },
     /// Accept nothing more, let calls under way end, then say [`ToSupervisor::Drained`] and exit. Policies and
     /// credentials still come, for the calls under way.
     Drain {
@@ -194,8 +199,6 @@ pub struct Limits {
     pub connections: u32,
     /// Buffered bytes of one workload.
     pub buffer_bytes: u64,
-    /// Longest body that a rule may look into.
-    pub body_bytes: u32,
 }
 
 impl Default for Limits {
@@ -216,7 +219,6 @@ impl Default for Limits {
             h2_reset_window_ms: 10_000,
             connections: 1024,
             buffer_bytes: 64 << 20,
-            body_bytes: 256 << 10,
         }
     }
 }

@@ -28,6 +28,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -69,6 +70,8 @@ pub struct Shared {
     pub names: dns::resolver::Settings,
     /// How much of everything.
     pub limits: Limits,
+    /// The agent's memory is short: no new connections.
+    pub memory_short: AtomicBool,
 }
 
 /// One core's share of the work.

@@ -7,6 +7,7 @@
 pub mod answers;
 pub mod capture;
 mod crew;
+mod memory;
 pub mod records;
 mod reload;
 mod report;
@@ -36,6 +37,7 @@ use crate::tls;
 use answers::Answers;
 use capture::Capture;
 use crew::{Crew, Drain};
+use memory::Memory;
 use records::Records;
 use sandbox::Unprivileged;
 
@@ -165,6 +167,7 @@ struct Supervisor {
     generation: u64,
     keepers: Vec<Keeper>,
     capture: Capture,
+    memory: Memory,
     records: Records,
     answers: Arc<Answers>,
     crew: Crew,
@@ -187,6 +190,7 @@ impl Supervisor {
         let records = Records::open(&config)?;
         let mut capture = Capture::start(&config)?;
         capture.arm_all(&policy)?;
+        let memory = Memory::of_self(capture.mount(), config.limits.memory_percent);
         let answers = Answers::new(&capture, Arc::new(root), &policy);
         let (server, admin) =
             Server::bind(&config.admin_socket, capture.parent()).map_err(io("bind", &config.admin_socket))?;
@@ -200,6 +204,7 @@ impl Supervisor {
             generation: 1,
             keepers,
             capture,
+            memory,
             records,
             answers: Arc::new(answers),
             crew: Crew::new(REPLACED),
@@ -230,7 +235,7 @@ impl Supervisor {
             resolvers: names.resolvers,
             hosts: names.hosts,
             query_values: self.config.audit.query_values == QueryValues::Plain,
-            slots_per_workload: records::SLOTS_PER_WORKLOAD,
+            slots_per_workload: self.config.limits.calls,
         })
     }
 
@@ -287,6 +292,11 @@ impl Supervisor {
                 .tell(|worker, _role| Ok(worker.audit_file(self.records.file()?)?)),
             Ok(false) => {}
             Err(error) => tracing::error!(%error, "the audit file can't be rotated"),
+        }
+        if self.memory.look() {
+            let short = self.memory.is_short();
+            self.crew
+                .tell(|worker, _role| Ok(worker.send(ToWorker::Memory { short })?));
         }
         self.crew.look_after();
         systemd::alive();
@@ -389,7 +399,6 @@ impl From<&crate::config::Limits> for channel::Limits {
             h2_reset_window_ms: millis(limits.h2_resets_window),
             connections: size(limits.connections),
             buffer_bytes: limits.buffers_size as u64,
-            body_bytes: size(limits.body_size),
         }
     }
 }

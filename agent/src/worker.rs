@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -183,6 +184,7 @@ impl Worker {
                 hosts: start.hosts.clone(),
             },
             limits: Limits::from(start.limits.clone()),
+            memory_short: AtomicBool::new(false),
         });
         let resolver = dns::resolver::Resolver::new(&shared.names)?;
         let threads = DataThreads::start(usize::from(start.threads.max(1)), &shared)?;
@@ -219,6 +221,7 @@ impl Worker {
                     .add_intermediate(intermediate.as_ref().clone())?;
             }
             Event::AuditFile(file) => self.shared.audit.reopen(File::from(file)),
+            Event::Memory { short } => self.shared.memory_short.store(short, Ordering::Relaxed),
             Event::Drain { deadline, idle } => return Ok(Some(Drain { deadline, idle })),
             Event::Status { request } => self.client.status(request, self.figures()).await?,
         }
@@ -238,6 +241,8 @@ impl Worker {
         match Policy::compile(&sources) {
             Ok(policy) => {
                 self.shared.credentials.configure(policy.credentials().cloned());
+                let names = policy.workloads().map(|workload| workload.name().clone());
+                self.shared.audit.entitle(names);
                 self.shared.policy.replace(policy, generation);
                 self.threads.redecide();
                 self.client.policy_applied(generation).await?;
@@ -283,11 +288,12 @@ impl Worker {
     }
 
     fn listening(&mut self, workload: &WorkloadName) -> &Listening {
-        let limit = self.shared.limits.connections();
+        let limits = &self.shared.limits;
+        let quota = || Quota::new(limits.connections(), limits.buffers());
         self.listeners
             .entry(workload.clone())
             .or_insert_with(|| Listening {
-                quota: Quota::new(limit),
+                quota: quota(),
                 stop: CancellationToken::new(),
             })
     }

@@ -62,6 +62,11 @@ pub enum Event {
     },
     /// Write records here from now on.
     AuditFile(OwnedFd),
+    /// Whether the agent's memory is short.
+    Memory {
+        /// It is: refuse new connections.
+        short: bool,
+    },
     /// Accept nothing more and end within this time.
     Drain {
         /// How long calls may still run.
@@ -407,6 +412,7 @@ fn sort(
             deadline: Duration::from_millis(deadline_ms),
             idle: Duration::from_millis(idle_ms),
         }),
+        ToWorker::Memory { short } => Some(Event::Memory { short }),
         ToWorker::Status { request } => Some(Event::Status { request }),
         ToWorker::Intermediate { host, result } => answer_intermediate(host, result, pending),
         ToWorker::Identity { request, result } => {

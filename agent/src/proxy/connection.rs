@@ -6,6 +6,7 @@
 use std::cell::{Ref, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -40,7 +41,7 @@ pub(super) struct Connection {
     pub(super) activity: Activity,
     identity: RefCell<Rc<Identity>>,
     log: RefCell<audit::Connection>,
-    _slot: Slot,
+    pub(super) slot: Slot,
 }
 
 /// Takes one accepted connection through its life. `listener` is the workload whose listener took it.
@@ -102,9 +103,9 @@ async fn identify(
     log: &mut audit::Connection,
 ) -> Result<(Rc<Connection>, TcpStream), Failure> {
     let start = Instant::now();
-    let slot = accepted
-        .slot
-        .ok_or_else(|| Failure::denied(DenialReason::Limit))?;
+    let short = thread.shared.memory_short.load(Ordering::Relaxed);
+    let slot = accepted.slot.filter(|_| !short);
+    let slot = slot.ok_or_else(|| Failure::denied(DenialReason::Limit))?;
     let stream = TcpStream::from_std(accepted.stream).map_err(|error| Failure::internal("socket", &error))?;
     let origin = origin(thread, &stream)?;
     log.original_destination = Some(origin.destination());
@@ -129,7 +130,7 @@ async fn identify(
         activity: Activity::default(),
         identity: RefCell::new(Rc::new(identity)),
         log: RefCell::new(std::mem::replace(log, blank(thread, Caller::default()))),
-        _slot: slot,
+        slot,
     };
     Ok((Rc::new(connection), stream))
 }

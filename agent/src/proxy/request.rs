@@ -74,10 +74,10 @@ pub(super) async fn serve(
             // The log has said once that it fails, and the count of such calls becomes a record.
             tracing::debug!(%unavailable, "a call was refused: it could not be recorded");
             let refusal = match unavailable {
-                crate::audit::Unavailable::Quota { .. } => Failure::denied(DenialReason::Limit).refusal(),
-                crate::audit::Unavailable::Sink { .. } | crate::audit::Unavailable::Table => {
-                    Refusal::Unavailable(Unavailable::Audit)
+                crate::audit::Unavailable::Quota { .. } | crate::audit::Unavailable::Table => {
+                    Failure::denied(DenialReason::Limit).refusal()
                 }
+                crate::audit::Unavailable::Sink { .. } => Refusal::Unavailable(Unavailable::Audit),
             };
             return Ok(last(&entry, own(answers::refuse(&refusal, "", client))));
         }
@@ -118,6 +118,7 @@ async fn go(
     mut parts: request::Parts,
     body: Incoming,
 ) -> Result<Answer, Failure> {
+    finish.has_room()?;
     let permit = decide(entry, finish, &parts, &target).await?;
     let credential = inject(entry, finish, &permit, &mut parts)?;
     let thread = &entry.connection.thread;

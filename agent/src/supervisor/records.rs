@@ -20,8 +20,6 @@ use crate::policy::Policy;
 
 use super::capture::Capture;
 
-/// Calls that one workload may have under way.
-pub(super) const SLOTS_PER_WORKLOAD: u32 = 2048;
 /// Calls of all workloads together.
 const SLOTS: u32 = 8192;
 /// How much of the audit file's end is searched for records that a table also holds, in bytes.

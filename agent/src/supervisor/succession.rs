@@ -5,8 +5,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::channel::ToSupervisor;
 use crate::channel::supervisor::Sender;
+use crate::channel::{ToSupervisor, ToWorker};
 use crate::credential::source::Keeper;
 
 use super::crew::{Happened, Role};
@@ -118,6 +118,8 @@ impl Supervisor {
     fn hand_over(&self, number: u64, worker: &Sender) -> Result<(), Error> {
         let descriptors = self.records.descriptors(number, self.capture.worker_fds()?)?;
         worker.start(self.start_message()?, descriptors)?;
+        let short = self.memory.is_short();
+        worker.send(ToWorker::Memory { short })?;
         worker.send(self.policy_message())?;
         for update in self.keepers.iter().filter_map(Keeper::current) {
             worker.send(credential(update))?;
