@@ -129,6 +129,10 @@ async fn go(
 
 /// Reads what the request is for and brings it into the one form that is matched and sent.
 fn target(entry: &Entry, parts: &mut request::Parts) -> Result<Target, DenialReason> {
+    if entry.http2 {
+        // HTTP/1.1 heads are measured before they are read.
+        headers::measure(parts, entry.connection.thread.shared.limits.head())?;
+    }
     let form = headers::form(parts)?;
     let dialled = entry.connection.original().0.port();
     let authority = authority::settle(parts, entry.scheme, entry.sni.as_ref(), dialled)?;
