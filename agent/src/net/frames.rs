@@ -64,6 +64,7 @@ struct Seen {
     opened: Cell<u64>,
     refused: Cell<u64>,
     too_large: Cell<u64>,
+    malformed: Cell<u64>,
     rejected: Cell<u64>,
     /// Our side can't send, so the library may hold back what it has read.
     blocked: Cell<bool>,
@@ -80,21 +81,20 @@ impl Tally {
     /// now; `served` is how many it has handed over in all.
     pub fn rejections(&self, served: u64) -> impl Iterator<Item = Rejection> + use<> {
         let seen = &self.0;
-        let unserved = if seen.blocked.get() {
+        let mut left = if seen.blocked.get() {
             0
         } else {
             self.unserved(served)
         };
-        seen.rejected.set(seen.rejected.get() + unserved);
-        let mut left = unserved;
-        let mut take = |count: u64| {
-            let taken = count.min(left);
+        // What is reset as malformed may have been served before, hence not more than are missing.
+        let mut take = |count: &Cell<u64>| {
+            let taken = count.take().min(left);
             left -= taken;
+            seen.rejected.set(seen.rejected.get() + taken);
             usize::try_from(taken).unwrap_or(usize::MAX)
         };
-        let refused = take(seen.refused.take());
-        let too_large = take(seen.too_large.take());
-        let malformed = take(u64::MAX);
+        let (refused, too_large, malformed) =
+            (take(&seen.refused), take(&seen.too_large), take(&seen.malformed));
         repeat_n(Rejection::Refused, refused)
             .chain(repeat_n(Rejection::TooLarge, too_large))
             .chain(repeat_n(Rejection::Malformed, malformed))
@@ -220,13 +220,13 @@ impl<S> Frames<S> {
     fn sent(&mut self, bytes: &[u8]) {
         let (last_answered, last_accepted) = (&mut self.last_answered, &mut self.last_accepted);
         let seen = &self.tally.0;
+        let one_more = |count: &Cell<u64>| count.set(count.get() + 1);
         self.outbound.walk(bytes, |frame| match (frame.kind, frame.word) {
             (HEADERS, _) => *last_answered = frame.stream,
-            (RST_STREAM, REFUSED_STREAM) => seen.refused.set(seen.refused.get() + 1),
+            (RST_STREAM, REFUSED_STREAM) => one_more(&seen.refused),
             // The library resets what it has answered with 431.
-            (RST_STREAM, PROTOCOL_ERROR) if frame.stream == *last_answered => {
-                seen.too_large.set(seen.too_large.get() + 1);
-            }
+            (RST_STREAM, PROTOCOL_ERROR) if frame.stream == *last_answered => one_more(&seen.too_large),
+            (RST_STREAM, PROTOCOL_ERROR) => one_more(&seen.malformed),
             // Requests behind this one are not looked at any more, and the client may send them again elsewhere.
             (GOAWAY, last_stream) => *last_accepted = last_stream & MAX_STREAM,
             _others => {}

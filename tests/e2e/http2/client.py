@@ -2,10 +2,10 @@
 
 An answer is {"case", "got"}: "status NNN", "rst CODE" of the stream, "goaway CODE" of the connection, "closed", or
 what the case itself counts."""
-import json, socket, ssl, sys
+import json, socket, ssl, struct, sys, time
 import h2.config, h2.connection, h2.events, h2.exceptions, h2.settings
 import hpack
-from hyperframe.frame import ContinuationFrame, DataFrame, HeadersFrame, PingFrame, RstStreamFrame, SettingsFrame, WindowUpdateFrame
+from hyperframe.frame import ContinuationFrame, HeadersFrame, PingFrame, RstStreamFrame, SettingsFrame
 
 HOST = sys.argv[1]
 CALM = 11
@@ -96,6 +96,11 @@ class Client:
         """How the stream, or the connection, ended."""
         self.until(lambda: stream in self.ended)
         return self.got.get(stream) if stream in self.ended else self.closed
+
+    def seen(self, what):
+        """Waits until the upstream has got that far."""
+        while self.answer(self.open(self.headers("/seen" + what))) != "status 200":
+            pass
 
     def settled(self):
         """Waits for the agent's settings."""
@@ -263,13 +268,13 @@ def settings():
     return client.closed
 
 
-def frame(*frames):
-    """Raw frames on a connection of their own."""
+def frame(kind, flags, stream, payload):
+    """One raw frame on a connection of its own."""
 
     def case():
         client = Client()
         client.settled()
-        client.raw(*frames)
+        client.write(struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload)
         client.until(lambda: False)
         return client.closed
 
@@ -277,13 +282,13 @@ def frame(*frames):
 
 
 def bomb():
-    """One large field in the table of HPACK, named two thousand times."""
+    """One large field in the table of HPACK, named forty times."""
     client, encoder = Client(), hpack.Encoder()
     client.settled()
     fields = encoder.encode(client.headers("/bomb")) + encoder.encode([("x-bomb", "y" * 3900)])
     again = encoder.encode([("x-bomb", "y" * 3900)])
     assert len(again) == 1
-    client.raw(HeadersFrame(1, fields + again * 2000, flags=["END_HEADERS", "END_STREAM"]))
+    client.raw(HeadersFrame(1, fields + again * 40, flags=["END_HEADERS", "END_STREAM"]))
     client.next = 3
     # What is behind it on the connection is served.
     first = client.answer(1)
@@ -301,11 +306,11 @@ def take_back(when):
         if when == "body":
             client.h2.send_data(stream, b"half")
             client.flush()
+            client.seen(path + "/data")
+        elif when == "waiting":
+            client.seen(path)
         elif when == "answer":
             client.until(lambda: client.bodies.get(stream))
-        if when != "head":
-            print(json.dumps({"case": "ready", "got": path}), flush=True)
-            sys.stdin.readline()
         client.h2.reset_stream(stream, 8)
         client.flush()
         return client.answer(client.open(client.headers(f"/back/after-{when}")))
@@ -313,11 +318,49 @@ def take_back(when):
     return case
 
 
+def upload(path):
+    """Is answered before it has sent its body, and goes on with the connection."""
+
+    def case():
+        client = Client()
+        stream = client.open(client.headers(path, "POST", content_length="1000000"), end=False)
+        client.h2.send_data(stream, b"u" * 1000)
+        client.flush()
+        first = client.answer(stream)
+        return f"{first}; {client.answer(client.open(client.headers(path + '-after')))}"
+
+    return case
+
+
+def patient():
+    """Takes three times as much back as one window allows, and waits for the next window in between."""
+    client = Client()
+    client.settled()
+    for _ in range(3):
+        for _ in range(9):
+            stream = client.open(client.headers("/hang/patient"))
+            client.until(lambda: client.bodies.get(stream))
+            client.h2.reset_stream(stream, 8)
+            client.flush()
+        time.sleep(1.1)
+    return client.answer(client.open(client.headers("/patient-after")))
+
+
+def beside():
+    """A good connection goes on while another one floods."""
+    good = Client()
+    good.settled()
+    open_stream = good.open(good.headers("/hang/beside"))
+    good.until(lambda: good.bodies.get(open_stream))
+    flooded = rapid()
+    return f"{flooded}, {good.answer(good.open(good.headers('/beside')))}, {good.got[open_stream]}"
+
+
 def leave():
     """Sends a request and is gone at once."""
     client = Client()
-    client.open(client.headers("/leave"))
-    client.sock.unwrap().close()
+    client.open(client.headers("/hang/leave"))
+    client.sock.close()
     return "gone"
 
 
@@ -336,7 +379,6 @@ CASES = {
     "coalesced": coalesced,
     "aborted": aborted,
     "server-reset": get("/reset/1"),
-    "early": lambda: one(Client.headers(None, "/early/1", method="POST"), end=False),
     "rapid": rapid,
     "resets": resets,
     "continuation": continuation,
@@ -345,18 +387,24 @@ CASES = {
     "mixed": mixed,
     "bomb": bomb,
     "leave": leave,
+    "beside": beside,
+    "patient": patient,
+    "denied-upload": upload("/denied/upload"),
+    "early-upload": upload("/early/upload"),
     "back-head": take_back("head"),
     "back-body": take_back("body"),
     "back-waiting": take_back("waiting"),
     "back-answer": take_back("answer"),
-    "stream-0": frame(HeadersFrame(0, b"\x82", flags=["END_HEADERS"])),
-    "even-stream": frame(HeadersFrame(2, block(Client.headers(None, "/even")), flags=["END_HEADERS", "END_STREAM"])),
-    "data-0": frame(DataFrame(0, b"data")),
-    "data-idle": frame(DataFrame(5, b"data")),
-    "reset-idle": frame(RstStreamFrame(5, error_code=8)),
-    "window-0": frame(WindowUpdateFrame(0, window_increment=2**31 - 1)),
-    "lone-continuation": frame(ContinuationFrame(1, block([("x", "y")]), flags=["END_HEADERS"])),
-    "bad-hpack": frame(HeadersFrame(1, b"\xff\xff\xff\xff\xff", flags=["END_HEADERS", "END_STREAM"])),
+    "stream-0": frame(1, 5, 0, block([("x", "y")])),
+    "even-stream": frame(1, 5, 2, block(Client.headers(None, "/even"))),
+    "data-0": frame(0, 0, 0, b"data"),
+    "data-idle": frame(0, 0, 5, b"data"),
+    "reset-idle": frame(3, 0, 5, bytes(4)),
+    "window-0": frame(8, 0, 0, struct.pack(">I", 2**31 - 1)),
+    "lone-continuation": frame(9, 4, 1, block([("x", "y")])),
+    "bad-hpack": frame(1, 5, 1, b"\xff" * 6),
+    "long-frame": frame(0, 0, 1, bytes(20000)),
+    "push": frame(5, 4, 1, bytes(4) + block([("x", "y")])),
     "large": get("/large", **{f"x{n}": "y" * 8000 for n in range(9)}),
     "huge": get("/huge", **{f"x{n}": "y" * 8000 for n in range(60)}),
     "fields": get("/fields", **{f"x{n}": "y" for n in range(150)}),

@@ -3,7 +3,7 @@ the connection's own port, `reset` in front of a path a stream that the agent to
 import json, socket, ssl, sys, threading
 import h2.config, h2.connection, h2.errors, h2.events, h2.exceptions
 
-lock = threading.Lock()
+lock, seen = threading.Lock(), set()
 
 
 def log(path, headers, peer, body=0, trailers=()):
@@ -33,6 +33,7 @@ class Conn:
         if isinstance(event, h2.events.RequestReceived):
             self.streams[event.stream_id] = [event.headers, 0, ()]
             path = dict(event.headers)[":path"]
+            seen.add(path)
             if path.startswith("/wait"):
                 log(path, event.headers, self.peer)
             elif path.startswith(("/hang", "/early")):
@@ -40,7 +41,9 @@ class Conn:
                 self.h2.send_headers(event.stream_id, [(":status", "200")])
                 self.h2.send_data(event.stream_id, b"part", end_stream=path.startswith("/early"))
         elif isinstance(event, h2.events.DataReceived):
-            self.streams[event.stream_id][1] += len(event.data)
+            stream = self.streams[event.stream_id]
+            stream[1] += len(event.data)
+            seen.add(dict(stream[0])[":path"] + "/data")
             self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
         elif isinstance(event, h2.events.TrailersReceived):
             self.streams[event.stream_id][2] = event.headers
@@ -55,6 +58,9 @@ class Conn:
         headers, body, trailers = self.streams[stream]
         path = dict(headers)[":path"]
         if path.startswith(("/hang", "/early", "/wait")):
+            return
+        if path.startswith("/seen"):
+            self.h2.send_headers(stream, [(":status", "200" if path[5:] in seen else "404")], end_stream=True)
             return
         log(path, headers, self.peer, body, trailers)
         if path.startswith("/reset"):
