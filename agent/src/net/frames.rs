@@ -62,12 +62,16 @@ struct Seen {
     flood: Cell<Option<Flood>>,
     /// Requests whose head came in whole.
     opened: Cell<u64>,
+    /// Of what the library has sent since the last time: refused streams, streams reset as malformed, and answers
+    /// without a body, which a 431 is.
     refused: Cell<u64>,
-    too_large: Cell<u64>,
     malformed: Cell<u64>,
+    bare: Cell<u64>,
     rejected: Cell<u64>,
     /// Our side can't send, so the library may hold back what it has read.
     blocked: Cell<bool>,
+    /// The library has given the connection up: what is missing is missing for that.
+    given_up: Cell<bool>,
 }
 
 impl Tally {
@@ -81,23 +85,22 @@ impl Tally {
     /// now; `served` is how many it has handed over in all.
     pub fn rejections(&self, served: u64) -> impl Iterator<Item = Rejection> + use<> {
         let seen = &self.0;
-        let mut left = if seen.blocked.get() {
+        let mut left = if seen.blocked.get() || seen.given_up.get() {
             0
         } else {
             self.unserved(served)
         };
-        // What is reset as malformed may have been served before, hence not more than are missing.
+        // What was reset or answered may have been served before, hence not more than are missing.
         let mut take = |count: &Cell<u64>| {
             let taken = count.take().min(left);
             left -= taken;
             seen.rejected.set(seen.rejected.get() + taken);
             usize::try_from(taken).unwrap_or(usize::MAX)
         };
-        let (refused, too_large, malformed) =
-            (take(&seen.refused), take(&seen.too_large), take(&seen.malformed));
+        let (refused, malformed, too_large) = (take(&seen.refused), take(&seen.malformed), take(&seen.bare));
         repeat_n(Rejection::Refused, refused)
-            .chain(repeat_n(Rejection::TooLarge, too_large))
             .chain(repeat_n(Rejection::Malformed, malformed))
+            .chain(repeat_n(Rejection::TooLarge, too_large))
     }
 
     /// Requests that were neither served nor rejected: of a connection that has ended, those that ended with it.
@@ -123,6 +126,7 @@ const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
+const NO_ERROR: u32 = 0;
 const PROTOCOL_ERROR: u32 = 1;
 const REFUSED_STREAM: u32 = 7;
 const ENHANCE_YOUR_CALM: u8 = 11;
@@ -221,16 +225,24 @@ impl<S> Frames<S> {
         let (last_answered, last_accepted) = (&mut self.last_answered, &mut self.last_accepted);
         let seen = &self.tally.0;
         let one_more = |count: &Cell<u64>| count.set(count.get() + 1);
-        self.outbound.walk(bytes, |frame| match (frame.kind, frame.word) {
-            (HEADERS, _) => *last_answered = frame.stream,
-            (RST_STREAM, REFUSED_STREAM) => one_more(&seen.refused),
-            // The library resets what it has answered with 431.
-            (RST_STREAM, PROTOCOL_ERROR) if frame.stream == *last_answered => one_more(&seen.too_large),
-            (RST_STREAM, PROTOCOL_ERROR) => one_more(&seen.malformed),
-            // Requests behind this one are not looked at any more, and the client may send them again elsewhere.
-            (GOAWAY, last_stream) => *last_accepted = last_stream & MAX_STREAM,
-            _others => {}
-        });
+        self.outbound
+            .walk(bytes, |frame| match (frame.kind, frame.words) {
+                (HEADERS, _) => {
+                    *last_answered = frame.stream;
+                    if frame.flags & END_STREAM != 0 {
+                        one_more(&seen.bare);
+                    }
+                }
+                (RST_STREAM, [REFUSED_STREAM, _]) => one_more(&seen.refused),
+                // Behind a 431 the stream may be reset too.
+                (RST_STREAM, [PROTOCOL_ERROR, _]) if frame.stream != *last_answered => {
+                    one_more(&seen.malformed)
+                }
+                // Requests behind this one are not looked at any more, and the client may send them again elsewhere.
+                (GOAWAY, [last_stream, NO_ERROR]) => *last_accepted = last_stream & MAX_STREAM,
+                (GOAWAY, _) => seen.given_up.set(true),
+                _others => {}
+            });
     }
 }
 
@@ -302,8 +314,8 @@ struct Frame {
     kind: u8,
     flags: u8,
     stream: u32,
-    /// The payload's first four bytes: a reset's code, GOAWAY's last stream.
-    word: u32,
+    /// The payload's first bytes: a reset's code; GOAWAY's last stream and code.
+    words: [u32; 2],
 }
 
 /// Follows the frames through pieces of any size.
@@ -313,7 +325,7 @@ struct Walker {
     preface: usize,
     head: [u8; HEAD],
     have: usize,
-    word: [u8; 4],
+    start: [u8; 8],
     /// Bytes of the present payload that have passed.
     passed: usize,
 }
@@ -324,7 +336,7 @@ impl Walker {
             preface,
             head: [0; HEAD],
             have: 0,
-            word: [0; 4],
+            start: [0; 8],
             passed: 0,
         }
     }
@@ -346,24 +358,25 @@ impl Walker {
             let frame = self.frame();
             let payload = bytes.len().min(frame.length - self.passed);
             let (now, rest) = bytes.split_at_checked(payload).unwrap_or_default();
-            copy(&mut self.word, &mut self.passed.min(4), now);
+            copy(&mut self.start, &mut self.passed.min(8), now);
             self.passed += payload;
             bytes = rest;
             if self.passed == frame.length {
                 seen(&self.frame());
-                (self.have, self.passed, self.word) = (0, 0, [0; 4]);
+                (self.have, self.passed, self.start) = (0, 0, [0; 8]);
             }
         }
     }
 
     fn frame(&self) -> Frame {
         let [a, b, c, kind, flags, stream @ ..] = self.head;
+        let [w1, w2, w3, w4, second @ ..] = self.start;
         Frame {
             length: usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c),
             kind,
             flags,
             stream: u32::from_be_bytes(stream) & MAX_STREAM,
-            word: u32::from_be_bytes(self.word),
+            words: [u32::from_be_bytes([w1, w2, w3, w4]), u32::from_be_bytes(second)],
         }
     }
 }

@@ -90,6 +90,13 @@ class Conn:
 
 def serve(sock, context):
     try:
+        head = sock.recv(5, socket.MSG_PEEK | socket.MSG_WAITALL)
+        hello = sock.recv(5 + int.from_bytes(head[3:], "big"), socket.MSG_PEEK | socket.MSG_WAITALL)
+        if b"\x02h2" not in hello:
+            # no_application_protocol, which Python's ssl leaves out.
+            sock.sendall(bytes([21, 3, 3, 0, 2, 2, 120]))
+            sock.close()
+            return
         Conn(context.wrap_socket(sock, server_side=True)).run()
     except (OSError, h2.exceptions.ProtocolError):
         pass

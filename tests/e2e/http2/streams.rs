@@ -136,10 +136,9 @@ fn a_stream_that_is_taken_back_in_whatever_phase_has_one_record_and_is_taken_bac
 fn an_upstream_that_resets_its_stream_is_a_failed_call_and_no_more() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let (world, _server) = start("an_upstream_that_resets_its_stream_is_a_failed_call", "")?;
-    assert_eq!(
-        run(&world, &["server-reset"])?["server-reset"],
-        "status 200, rst 2"
-    );
+    // The reset may overtake the answer's head.
+    let got = &run(&world, &["server-reset"])?["server-reset"];
+    assert!(got.ends_with("rst 2"), "{got}");
     let record = assert_record!(world, "path" = "/reset/1", "outcome" = "failed", "status" = 200);
     assert_eq!(record.text("error.source"), "upstream");
     Ok(())

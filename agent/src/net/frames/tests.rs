@@ -96,7 +96,7 @@ async fn frames_without_a_call_are_a_flood_of_their_own_and_old_ones_are_forgott
     let mut buffer = [0; 4096];
     for stream in 0..20 {
         near.write_all(&reset(stream)).await.unwrap();
-        frames.read(&mut buffer).await.unwrap();
+        assert_ne!(frames.read(&mut buffer).await.unwrap(), 0);
         tokio::time::advance(Duration::from_secs(4)).await;
     }
     assert_eq!(frames.tally().flood(), None);
@@ -123,7 +123,7 @@ async fn rejected(opened: u8, frames: &[Vec<u8>], served: u64) -> (Vec<Rejection
     near.write_all(&frame(HEADERS, END_STREAM, 201, b"half a head"))
         .await
         .unwrap();
-    watched.read(&mut [0; 4096]).await.unwrap();
+    assert_ne!(watched.read(&mut [0; 4096]).await.unwrap(), 0);
     watched.write_all(&frames.concat()).await.unwrap();
     let rejections = tally.rejections(served).collect();
     assert_eq!(tally.rejections(served).count(), 0, "each is told once");
@@ -144,10 +144,15 @@ async fn requests_that_the_library_rejects_by_itself_are_told_apart() {
     ];
     assert_eq!(
         rejected(6, &all, 3).await.0,
-        [Rejection::Refused, Rejection::TooLarge, Rejection::Malformed]
+        [Rejection::Refused, Rejection::Malformed, Rejection::TooLarge]
     );
     // A request that was served, and whose body then broke the protocol.
     assert_eq!(rejected(1, &[reset(1, 1)], 1).await.0, []);
+    // Or was refused in a bare answer.
+    assert_eq!(rejected(1, &[answer(1)], 1).await.0, []);
+    // What is missing because the library gave up.
+    let given_up = frame(GOAWAY, 0, 0, &[0, 0, 0, 1, 0, 0, 0, 1]);
+    assert_eq!(rejected(2, &[reset(1, 1), given_up], 0).await, (vec![], 2));
     // Behind GOAWAY nothing is a request.
     let (mut near, far) = duplex(4096);
     let mut watched = Frames::new(far, LIMITS);
@@ -162,7 +167,7 @@ async fn requests_that_the_library_rejects_by_itself_are_told_apart() {
     ]
     .concat();
     near.write_all(&late).await.unwrap();
-    watched.read(&mut [0; 4096]).await.unwrap();
+    assert_ne!(watched.read(&mut [0; 4096]).await.unwrap(), 0);
     assert_eq!(watched.tally().unserved(1), 0);
 }
 
@@ -174,7 +179,7 @@ async fn a_side_that_can_not_send_says_nothing_of_rejections() {
     near.write_all(&[vec![b'P'; PREFACE], frame(HEADERS, 5, 1, b"")].concat())
         .await
         .unwrap();
-    watched.read(&mut [0; 4096]).await.unwrap();
+    assert_ne!(watched.read(&mut [0; 4096]).await.unwrap(), 0);
     let written = tokio::time::timeout(Duration::from_secs(1), watched.write_all(&[0; 100])).await;
     written.unwrap_err();
     assert_eq!((tally.rejections(0).count(), tally.unserved(0)), (0, 1));
