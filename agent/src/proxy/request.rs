@@ -21,14 +21,13 @@ use crate::http::{authority, response as answers};
 use crate::identity::Identity;
 use crate::net::requests::{Notice, Refused};
 use crate::policy::{self, Call, Decision, DenialReason, NormalPath, Permit, Scheme};
-use crate::tls::Offer;
 
 use super::body::{DownloadBody, Relay, UploadBody};
 use super::connection::Connection;
 use super::failure::Failure;
 use super::finish::Finish;
 use super::in_force::Enforced;
-use super::pool::{Key, SendError};
+use super::pool::{Key, SendError, Versions};
 use super::tracker::StillAllowed;
 use super::{upgrade, upstream};
 
@@ -140,6 +139,10 @@ async fn go(
 
 /// Reads what the request is for and brings it into the one form that is matched and sent.
 fn target(entry: &Entry, parts: &mut request::Parts) -> Result<Target, DenialReason> {
+    if entry.http2 {
+        // HTTP/1.1 heads are measured before they are read.
+        headers::measure(parts, entry.connection.thread.shared.limits.head())?;
+    }
     let form = headers::form(parts)?;
     let dialled = entry.connection.original().0.port();
     let authority = authority::settle(parts, entry.scheme, entry.sni.as_ref(), dialled)?;
@@ -354,8 +357,11 @@ struct Outgoing {
 
 impl Outgoing {
     fn key(&self, entry: &Entry) -> Key {
-        // A WebSocket starts as an HTTP/1.1 request.
-        let multiplexed = entry.http2 && self.permit.scheme() == Scheme::Https;
+        let versions = match (self.permit.scheme(), &self.form) {
+            (Scheme::Http, _) | (_, Form::WebSocket(_)) => Versions::Http1,
+            (Scheme::Https, Form::Plain) if entry.http2 => Versions::Http2First,
+            (Scheme::Https, Form::Plain) => Versions::Http1First,
+        };
         Key {
             workload: self.permit.workload().clone(),
             netns_cookie: entry.connection.identity().netns_cookie,
@@ -365,7 +371,7 @@ impl Outgoing {
                 .credential
                 .as_ref()
                 .map(|put| (put.name.clone(), Arc::clone(&put.version))),
-            multiplexed,
+            versions,
         }
     }
 }
@@ -385,12 +391,7 @@ async fn forward(entry: &Rc<Entry>, finish: &mut Finish, outgoing: Outgoing) -> 
     let client = parts.extensions.remove::<OnUpgrade>();
     let body = finish.uploading(body);
     let thread = &entry.connection.thread;
-    let offer = if key.multiplexed {
-        Offer::Http2AndHttp1
-    } else {
-        Offer::Http1
-    };
-    let dial = async || upstream::dial(thread, &permit, address, offer).await;
+    let dial = async || upstream::dial(thread, &permit, address, key.versions).await;
 
     let mut lease = thread.pool.lease(&key, dial).await?;
     finish.recorder().reached(Phase::Connected);
