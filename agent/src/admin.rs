@@ -73,8 +73,14 @@ pub struct Status {
     pub policy_digest: String,
     /// The policy's generation.
     pub generation: u64,
-    /// The worker's process id.
+    /// The process id of the worker that serves.
     pub worker_pid: Option<u32>,
+    /// Workers before it that still end their calls.
+    #[serde(default)]
+    pub draining: usize,
+    /// Why the last try to start a worker failed; none once one has taken over.
+    #[serde(default)]
+    pub worker_error: Option<String>,
     /// Whether records can be written.
     pub audit_ok: bool,
     /// Why they can't.

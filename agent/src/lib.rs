@@ -11,7 +11,6 @@ pub mod cli;
 pub mod config;
 pub mod credential;
 pub mod dns;
-pub mod drain;
 pub mod ebpf;
 pub mod enroll;
 pub mod http;

@@ -16,10 +16,15 @@ mod escape;
 mod fail_closed;
 /// HTTP/1.1: bodies, odd requests, credentials on the wire, upgrades, and what upstreams do wrong.
 mod http;
+/// HTTP/2 and gRPC: streams, trailers, floods, and what breaks the protocol.
+mod http2;
 /// Who is calling: what the records say of the caller, and that nobody passes for another.
 mod identity;
 /// What policy answers: to real calls, to `explain`, and in `observe` mode.
 mod policy;
+/// One worker after another, by request and by death: nothing lost, nothing opened.
+#[cfg(test)]
+mod replace;
 /// The harness itself: the sandbox is one, the upstream tells callers apart, nothing is left behind.
 mod sandbox;
 /// TLS between client and agent: what is served, what is refused, and how.
