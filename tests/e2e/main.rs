@@ -22,5 +22,7 @@ mod identity;
 mod policy;
 /// The harness itself: the sandbox is one, the upstream tells callers apart, nothing is left behind.
 mod sandbox;
+/// What an operator can get wrong at start and reload: said clearly, nothing left behind, nothing lost.
+mod startup;
 /// TLS between client and agent: what is served, what is refused, and how.
 mod tls;

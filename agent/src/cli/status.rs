@@ -21,7 +21,12 @@ pub fn run(socket: &Path, json: bool, out: &mut dyn Write) -> anyhow::Result<Exi
     } else {
         show(&status, out)?;
     }
-    let good = status.audit_ok && status.perimeter_intact && status.worker_pid.is_some();
+    let credentials = status.credentials.iter().all(|one| one.reason.is_none());
+    let good = status.audit_ok
+        && status.perimeter_intact
+        && status.worker_pid.is_some()
+        && status.reload_error.is_none()
+        && credentials;
     Ok(if good {
         ExitCode::SUCCESS
     } else {
@@ -37,6 +42,13 @@ fn show(status: &Status, out: &mut dyn Write) -> anyhow::Result<()> {
         "policy      generation {} ({:.12})",
         status.generation, status.policy_digest
     )?;
+    if let Some(why) = &status.reload_error {
+        let why = why.replace('\n', "\n              ");
+        writeln!(
+            out,
+            "reload      REFUSED, the policy above stays; `callgate reload` tries again\n              {why}"
+        )?;
+    }
     writeln!(
         out,
         "worker      {}",

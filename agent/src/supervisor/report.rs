@@ -18,6 +18,7 @@ impl Supervisor {
             uptime_s: self.started.elapsed().unwrap_or_default().as_secs(),
             policy_digest: self.policy.digest().to_string(),
             generation: self.generation,
+            reload_error: self.reload_error.clone(),
             worker_pid: self.worker.pid(),
             audit_ok: self.figures.audit_ok && self.records.failure().is_none(),
             audit_error: self
