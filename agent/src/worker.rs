@@ -5,7 +5,6 @@
 //! of life of all data threads: a worker that hangs stops being fed, and the kernel then refuses connections.
 
 mod data;
-mod names;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -26,7 +25,7 @@ use crate::ebpf::maps::{Liveness, Origins};
 use crate::identity::WorkloadName;
 use crate::net::listener::{self, Quota};
 use crate::policy::{CredentialName, Policy, Source};
-use crate::proxy::{InForce, Limits, Shared};
+use crate::proxy::{InForce, Limits, Shared, questions};
 use crate::tls;
 
 use data::DataThreads;
@@ -164,6 +163,7 @@ impl Worker {
                 resolvers: start.resolvers.clone(),
                 hosts: start.hosts.clone(),
             },
+            questions: questions::Questions::default(),
             limits: Limits::from(start.limits.clone()),
         });
         let resolver = dns::resolver::Resolver::new(&shared.names)?;
@@ -270,8 +270,8 @@ impl Worker {
 
     fn answer_names(&mut self, info: ListenerInfo, socket: std::net::UdpSocket) -> Result<(), Error> {
         let socket = tokio::net::UdpSocket::from_std(socket)?;
-        let rules = names::Names::new(Arc::clone(&self.shared), info.workload);
-        tokio::spawn(dns::stub::serve(socket, self.resolver.clone(), Arc::new(rules)));
+        let (shared, resolver) = (Arc::clone(&self.shared), self.resolver.clone());
+        tokio::spawn(questions::datagrams(shared, info.workload, socket, resolver));
         Ok(())
     }
 

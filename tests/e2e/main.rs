@@ -10,6 +10,8 @@ mod audit;
 mod capture;
 /// A secret reaches its upstream and nothing else; bad sources give none.
 mod credential;
+/// Names: what a workload may ask, by UDP and TCP.
+mod dns;
 /// A command under `exec` can neither leave its workload nor undo what holds it.
 mod escape;
 /// What is missing, broken or gone refuses, and is got over.
