@@ -10,6 +10,8 @@ mod audit;
 mod capture;
 /// A secret reaches its upstream and nothing else; bad sources give none.
 mod credential;
+/// Names: what a workload may ask, by UDP and TCP.
+mod dns;
 /// A command under `exec` can neither leave its workload nor undo what holds it.
 mod escape;
 /// What is missing, broken or gone refuses, and is got over.
@@ -27,5 +29,7 @@ mod policy;
 mod replace;
 /// The harness itself: the sandbox is one, the upstream tells callers apart, nothing is left behind.
 mod sandbox;
+/// What an operator can get wrong at start and reload: said clearly, nothing left behind, nothing lost.
+mod startup;
 /// TLS between client and agent: what is served, what is refused, and how.
 mod tls;
