@@ -6,6 +6,7 @@
 
 pub mod answers;
 pub mod capture;
+mod foreign;
 pub mod records;
 mod reload;
 mod report;

@@ -14,6 +14,8 @@ mod credential;
 mod escape;
 /// What is missing, broken or gone refuses, and is got over.
 mod fail_closed;
+/// Sockets made outside of a workload and handed in lead nowhere.
+mod handed;
 /// HTTP/1.1: bodies, odd requests, credentials on the wire, upgrades, and what upstreams do wrong.
 mod http;
 /// Who is calling: what the records say of the caller, and that nobody passes for another.

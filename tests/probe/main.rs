@@ -49,6 +49,7 @@ fn run(arguments: &[String]) -> io::Result<String> {
         "socket" => make(rest),
         "storm" => storm(rest),
         "listen" => listen(address(rest, 0)?),
+        "listen-hold" => listen_hold(address(rest, 0)?),
         "lend" => lend(text(rest, 0)?, address(rest, 1)?),
         "flood" => flood(address(rest, 0)?, number(rest, 1)?),
         "connected-before" => connected_before(address(rest, 0)?),
@@ -244,6 +245,18 @@ fn listen(on: SocketAddr) -> io::Result<String> {
     let (mut stream, _) = listener.accept()?;
     stream.write_all(b"served")?;
     Ok("served".into())
+}
+
+/// Listens, says so, accepts one connection, gives both descriptors' numbers and holds them until told to go.
+fn listen_hold(on: SocketAddr) -> io::Result<String> {
+    let listener = std::net::TcpListener::bind(on)?;
+    println!("listening");
+    io::stdout().flush()?;
+    let (stream, _) = listener.accept()?;
+    println!("{} {}", listener.as_raw_fd(), stream.as_raw_fd());
+    io::stdout().flush()?;
+    io::stdin().read_line(&mut String::new())?;
+    Ok(String::new())
 }
 
 /// Connects with the socket that standard input is: made by another.

@@ -1,5 +1,6 @@
 //! Load, attach and pin, in that order; taking over what an earlier run left.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
@@ -12,7 +13,7 @@ use aya::{Ebpf, EbpfLoader};
 use callgate_common::config::{PIDS_ABSENT, PIDS_INITIAL, PIDS_TRANSLATED};
 use callgate_common::names::{
     ABI_SLOT, CONFIG, COUNTERS, EVENTS, FLOWS, LISTENER_MARKS, LISTENERS, LIVENESS, MAPS, MAX_FLOWS, ORIGINS,
-    WORKLOADS,
+    SOCKETS, WORKLOADS,
 };
 use callgate_common::{
     FlowKey, KernelConfig, Listener, ListenerKey, ListenerMark, Origin, Reason, TaskOffsets, abi,
@@ -22,7 +23,7 @@ use socket2::{SockRef, Type};
 use super::features::{self, Feature};
 use super::pins::{AGENT, GUARD, Pins, WORKLOAD};
 use super::workload::{self, WorkloadPlan, absent_ok, table};
-use super::{Error, Events, btf, cgroup, object, sys};
+use super::{Error, Events, Marks, btf, cgroup, object, sys};
 
 /// Inode of the initial pid namespace (include/linux/proc_ns.h, PROC_PID_INIT_INO).
 const INITIAL_PIDS: u64 = 0xEFFF_FFFC;
@@ -84,6 +85,7 @@ pub struct Programs {
     agent: u64,
     events: Option<Events>,
     armed: Vec<(u64, u32)>,
+    max_flows: u32,
 }
 
 impl Programs {
@@ -112,8 +114,9 @@ impl Programs {
         pins.attach((agent, agent_dir.as_fd()), AGENT, |name| program(&ebpf, name))?;
         let armed = workload::armed(&mut ebpf)?;
         for (_, number) in &armed {
-            workload::add_budget(&mut ebpf, *number)?;
+            workload::add_counts(&mut ebpf, *number)?;
         }
+        workload::share_out(&mut ebpf, &numbers(&armed), options.max_flows)?;
         let events = Some(take_events(&mut ebpf)?);
         Ok(Self {
             ebpf,
@@ -122,6 +125,7 @@ impl Programs {
             agent,
             events,
             armed,
+            max_flows: options.max_flows,
         })
     }
 
@@ -140,14 +144,14 @@ impl Programs {
     pub fn arm(&mut self, plan: &WorkloadPlan) -> Result<(), Error> {
         let (id, dir) = open_cgroup(&plan.cgroup)?;
         workload::write(&mut self.ebpf, plan)?;
+        self.armed.retain(|(armed, _)| *armed != id);
+        self.armed.push((id, plan.number));
+        workload::share_out(&mut self.ebpf, &numbers(&self.armed), self.max_flows)?;
         table::<u64, u32>(&mut self.ebpf, WORKLOADS)?
             .insert(id, plan.number, 0)
             .map_err(|source| Error::map(WORKLOADS, source))?;
         self.pins
-            .attach((id, dir.as_fd()), WORKLOAD, |name| program(&self.ebpf, name))?;
-        self.armed.retain(|(armed, _)| *armed != id);
-        self.armed.push((id, plan.number));
-        Ok(())
+            .attach((id, dir.as_fd()), WORKLOAD, |name| program(&self.ebpf, name))
     }
 
     /// Lets go of a workload: everything in its cgroup goes out as it likes from now on.
@@ -227,6 +231,14 @@ impl Programs {
         })
     }
 
+    /// The marks on sockets, to tell those that were made elsewhere.
+    ///
+    /// # Errors
+    /// If descriptors run out.
+    pub fn marks(&self) -> Result<Marks, Error> {
+        Marks::new(self.map_fd(SOCKETS)?)
+    }
+
     fn map_fd(&self, name: &'static str) -> Result<OwnedFd, Error> {
         let path = self.pins.maps().join(name);
         sys::obj_get(&path).map_err(|source| Error::file("open the map", path, source))
@@ -266,14 +278,22 @@ impl Programs {
         let oldest = Duration::from(now).saturating_sub(age).as_nanos();
         let mut flows = table::<FlowKey, Origin>(&mut self.ebpf, FLOWS)?;
         // Entries come and go while this walks: one that is skipped is met at the next sweep.
-        let stale: Vec<FlowKey> = flows
+        let stale: Vec<(FlowKey, u32)> = flows
             .iter()
             .filter_map(Result::ok)
             .filter(|(_, origin)| u128::from(origin.stamp()) < oldest)
-            .map(|(key, _)| key)
+            .map(|(key, origin)| (key, origin.workload()))
             .collect();
-        for key in &stale {
-            absent_ok(FLOWS, flows.remove(key))?;
+        let mut swept = BTreeMap::<u32, u64>::new();
+        for (key, number) in &stale {
+            match flows.remove(key) {
+                Ok(()) => *swept.entry(*number).or_default() += 1,
+                // The listener's end was quicker, and has counted it.
+                absent => absent_ok(FLOWS, absent)?,
+            }
+        }
+        for (number, count) in swept {
+            workload::count_swept(&mut self.ebpf, number, count)?;
         }
         Ok(stale.len())
     }
@@ -403,6 +423,10 @@ fn program<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, Err
         source: Box::new(source),
     })?;
     Ok(fd.as_fd())
+}
+
+fn numbers(armed: &[(u64, u32)]) -> Vec<u32> {
+    armed.iter().map(|(_, number)| *number).collect()
 }
 
 fn open_cgroup(path: &Path) -> Result<(u64, File), Error> {

@@ -13,7 +13,7 @@ use crate::channel::ListenerInfo;
 use crate::channel::supervisor::{Sender, WorkerGone};
 use crate::config::Config;
 use crate::credential::spec::{CredentialSource, CredentialSpec};
-use crate::ebpf::{self, Direct, LoadOptions, Programs, Report, Transport, WorkerFds, WorkloadPlan};
+use crate::ebpf::{self, Direct, LoadOptions, Programs, Reason, Report, Transport, WorkerFds, WorkloadPlan};
 use crate::enroll::trust::Trust;
 use crate::enroll::{Mount, Workloads};
 use crate::identity::WorkloadName;
@@ -21,6 +21,7 @@ use crate::policy::matcher::Account;
 use crate::policy::{Policy, Workload};
 
 use super::Error;
+use super::foreign::{Place, Watch};
 use super::records::Records;
 
 /// Connections that wait to be accepted; while a worker is replaced they wait here.
@@ -36,6 +37,7 @@ pub(super) struct Capture {
     events: Option<ebpf::Events>,
     workloads: Workloads,
     held: BTreeMap<WorkloadName, Held>,
+    foreign: Watch,
     intact: bool,
     own_files: Vec<PathBuf>,
     policy_dir: PathBuf,
@@ -43,6 +45,7 @@ pub(super) struct Capture {
 
 struct Held {
     number: u32,
+    id: u64,
     cgroup: String,
     listeners: Vec<(SocketAddr, TcpListener)>,
     names: Vec<(SocketAddr, UdpSocket)>,
@@ -56,7 +59,10 @@ impl Capture {
         let mount = workloads.mount().path();
         let mut programs = Programs::load(&LoadOptions::new(&config.bpffs_dir, mount, parent))?;
         let events = programs.events();
+        let foreign =
+            Watch::start(programs.marks()?).map_err(super::io("start a thread for", Path::new("sockets")))?;
         Ok(Self {
+            foreign,
             programs,
             events,
             workloads,
@@ -105,10 +111,18 @@ impl Capture {
                 self.held.insert(workload.name().clone(), held);
             }
         }
+        let mut places = Vec::new();
         for (name, held) in &self.held {
             let plan = self.plan(held, policy.workload(name));
             self.programs.arm(&plan)?;
+            places.push(Place {
+                number: held.number,
+                id: held.id,
+                directory: plan.cgroup,
+                listen: plan.listen_ports,
+            });
         }
+        self.foreign.hold(places);
         Ok(fresh)
     }
 
@@ -128,6 +142,7 @@ impl Capture {
         }
         Ok(Held {
             number,
+            id,
             cgroup,
             listeners,
             names,
@@ -185,12 +200,13 @@ impl Capture {
         Ok(self.programs.worker_fds()?)
     }
 
-    /// What the kernel refused, or let pass by a direct rule, since the last look.
+    /// What the kernel refused, or let pass by a direct rule, and which sockets were cut off, since the last look.
     pub(super) fn reports(&mut self) -> Vec<Report> {
         let mut reports = Vec::new();
         if let Some(events) = &mut self.events {
             events.drain(REPORTS, |report| reports.push(report));
         }
+        reports.extend(self.foreign.reports());
         reports
     }
 
@@ -223,7 +239,11 @@ impl Capture {
         match self.programs.counters() {
             Ok(counters) => counters
                 .into_iter()
-                .map(|(reason, count)| (reason.as_str().to_owned(), count))
+                .map(|(reason, count)| {
+                    let by_agent = reason == Reason::HandedSocket;
+                    let count = if by_agent { self.foreign.count() } else { count };
+                    (reason.as_str().to_owned(), count)
+                })
                 .collect(),
             Err(error) => {
                 tracing::warn!(%error, "the kernel's counters can't be read");
@@ -257,6 +277,7 @@ impl Capture {
             .workloads
             .place(&peer.process, workload, &id)
             .map_err(|error| error.to_string())?;
+        self.foreign.look();
         tracing::info!(%workload, uid = peer.uid, pid = peer.process.pid(), cgroup, "a command was enrolled");
         Ok(Enrolled {
             cgroup,
