@@ -14,6 +14,7 @@ pub mod foreign;
 pub mod loader;
 pub mod maps;
 mod object;
+mod perimeter;
 mod pins;
 mod sys;
 pub mod workload;

@@ -20,6 +20,8 @@ mod handed;
 mod http;
 /// Who is calling: what the records say of the caller, and that nobody passes for another.
 mod identity;
+/// Kernel programs that root takes away: noticed, put back, on record.
+mod perimeter;
 /// What policy answers: to real calls, to `explain`, and in `observe` mode.
 mod policy;
 /// The harness itself: the sandbox is one, the upstream tells callers apart, nothing is left behind.

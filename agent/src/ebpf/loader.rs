@@ -79,10 +79,12 @@ pub struct WorkerFds {
 
 /// The loaded programs. Dropping it detaches nothing: the pins hold.
 pub struct Programs {
-    ebpf: Ebpf,
-    pins: Pins,
-    guard: u64,
-    agent: u64,
+    pub(super) ebpf: Ebpf,
+    pub(super) pins: Pins,
+    pub(super) guard: u64,
+    pub(super) agent: u64,
+    /// The cgroups that links were made on in this run.
+    pub(super) directories: BTreeMap<u64, File>,
     events: Option<Events>,
     armed: Vec<(u64, u32)>,
     max_flows: u32,
@@ -103,17 +105,19 @@ impl Programs {
         if agent.starts_with(&options.parent) && agent != options.parent {
             return Err(Error::OwnWorkload { path: agent });
         }
-        let pins = Pins::open(&options.bpffs_dir)?;
+        let mut pins = Pins::open(&options.bpffs_dir)?;
         check_version(&pins)?;
         let mut ebpf = load_object(object, options, &pins)?;
         write_version(&mut ebpf)?;
+        pins.hold_maps()?;
         pins.take_over(|name| program(&ebpf, name))?;
         let (guard, guard_dir) = open_cgroup(&mount.join(&options.guard))?;
         let (agent, agent_dir) = open_cgroup(&mount.join(&agent))?;
         pins.attach((guard, guard_dir.as_fd()), GUARD, |name| program(&ebpf, name))?;
         pins.attach((agent, agent_dir.as_fd()), AGENT, |name| program(&ebpf, name))?;
         let armed = workload::armed(&mut ebpf)?;
-        for (_, number) in &armed {
+        for (cgroup, number) in &armed {
+            pins.hold_links(*cgroup, WORKLOAD);
             workload::add_counts(&mut ebpf, *number)?;
         }
         workload::share_out(&mut ebpf, &numbers(&armed), options.max_flows)?;
@@ -123,6 +127,7 @@ impl Programs {
             pins,
             guard,
             agent,
+            directories: BTreeMap::from([(guard, guard_dir), (agent, agent_dir)]),
             events,
             armed,
             max_flows: options.max_flows,
@@ -151,7 +156,9 @@ impl Programs {
             .insert(id, plan.number, 0)
             .map_err(|source| Error::map(WORKLOADS, source))?;
         self.pins
-            .attach((id, dir.as_fd()), WORKLOAD, |name| program(&self.ebpf, name))
+            .attach((id, dir.as_fd()), WORKLOAD, |name| program(&self.ebpf, name))?;
+        self.directories.insert(id, dir);
+        Ok(())
     }
 
     /// Lets go of a workload: everything in its cgroup goes out as it likes from now on.
@@ -167,6 +174,7 @@ impl Programs {
             .collect();
         for id in ids {
             self.pins.detach(id)?;
+            self.directories.remove(&id);
             absent_ok(
                 WORKLOADS,
                 table::<u64, u32>(&mut self.ebpf, WORKLOADS)?.remove(&id),
@@ -226,8 +234,8 @@ impl Programs {
     /// If descriptors run out.
     pub fn worker_fds(&self) -> Result<WorkerFds, Error> {
         Ok(WorkerFds {
-            origins: self.map_fd(ORIGINS)?,
-            liveness: self.map_fd(LIVENESS)?,
+            origins: self.pins.map(ORIGINS)?,
+            liveness: self.pins.map(LIVENESS)?,
         })
     }
 
@@ -236,12 +244,7 @@ impl Programs {
     /// # Errors
     /// If descriptors run out.
     pub fn marks(&self) -> Result<Marks, Error> {
-        Marks::new(self.map_fd(SOCKETS)?)
-    }
-
-    fn map_fd(&self, name: &'static str) -> Result<OwnedFd, Error> {
-        let path = self.pins.maps().join(name);
-        sys::obj_get(&path).map_err(|source| Error::file("open the map", path, source))
+        Marks::new(self.pins.map(SOCKETS)?)
     }
 
     /// The event stream; `None` after the first call.
@@ -296,17 +299,6 @@ impl Programs {
             workload::count_swept(&mut self.ebpf, number, count)?;
         }
         Ok(stale.len())
-    }
-
-    /// Whether every link is still pinned and attached. False means: somebody opened the perimeter.
-    #[must_use]
-    pub fn pins_intact(&self) -> bool {
-        self.pins.are_intact(self.guard, GUARD)
-            && self.pins.are_intact(self.agent, AGENT)
-            && self
-                .armed
-                .iter()
-                .all(|(cgroup, _)| self.pins.are_intact(*cgroup, WORKLOAD))
     }
 
     /// Removes every pin: nothing is captured any more. For uninstall and tests.
@@ -416,7 +408,7 @@ fn kernel_config(options: &LoadOptions) -> KernelConfig {
     }
 }
 
-fn program<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, Error> {
+pub(super) fn program<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, Error> {
     let program = ebpf.program(name).ok_or(Error::NoSuch { name })?;
     let fd = program.fd().map_err(|source| Error::Program {
         program: name,

@@ -153,6 +153,11 @@ pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     Ok(info)
 }
 
+/// The number of a link, or of a map: in both of their infos it is the second member. One of a kind while it lives.
+pub(super) fn object_id(object: BorrowedFd<'_>) -> io::Result<u32> {
+    link_info(object).map(|info| info.id)
+}
+
 /// Cookie of the network namespace that a socket lives in (since Linux 5.14).
 pub(super) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     const SO_NETNS_COOKIE: libc::c_int = 71;

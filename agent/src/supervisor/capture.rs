@@ -1,6 +1,6 @@
 //! Holding workloads: their cgroups, listeners and kernel plans, and what the kernel reports of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -39,6 +39,7 @@ pub(super) struct Capture {
     held: BTreeMap<WorkloadName, Held>,
     foreign: Watch,
     intact: bool,
+    repairs: u64,
     own_files: Vec<PathBuf>,
     policy_dir: PathBuf,
 }
@@ -54,6 +55,7 @@ struct Held {
 impl Capture {
     /// Loads the kernel programs, or takes over those of the last run. Nothing new is held yet.
     pub(super) fn start(config: &Config) -> Result<Self, Error> {
+        raise_descriptor_limit();
         let workloads = Workloads::open(Mount::find()?, &config.cgroup_parent, &config.runtime_dir)?;
         let parent = workloads.parent().trim_start_matches('/');
         let mount = workloads.mount().path();
@@ -68,6 +70,7 @@ impl Capture {
             workloads,
             held: BTreeMap::new(),
             intact: true,
+            repairs: 0,
             own_files: vec![
                 config.state_dir.clone(),
                 config.bpffs_dir.clone(),
@@ -212,14 +215,7 @@ impl Capture {
 
     /// Sees that the perimeter stands, and clears away what ended commands and handshakes left.
     pub(super) fn look_after(&mut self, records: &mut Records) {
-        let intact = self.programs.pins_intact();
-        if self.intact && !intact {
-            tracing::error!(
-                "a kernel program was detached or unpinned: workloads may go out unchecked; restart the agent"
-            );
-            records.perimeter_broken();
-        }
-        self.intact = intact;
+        self.guard_perimeter(records);
         if let Err(error) = self.programs.sweep_flows(STALE) {
             tracing::warn!(%error, "stale handshakes can't be cleared away");
         }
@@ -230,8 +226,63 @@ impl Capture {
         }
     }
 
+    /// Puts back what was detached or unpinned. What can't be put back is tried again at each look; nobody enters a
+    /// workload until it is.
+    fn guard_perimeter(&mut self, records: &mut Records) {
+        let broken: BTreeSet<&str> = self.programs.broken().collect();
+        if broken.is_empty() {
+            self.set_intact(true);
+            return;
+        }
+        let what: Vec<&str> = broken.into_iter().collect();
+        let what = what.join(", ");
+        match self.programs.repair() {
+            Ok(()) => {
+                self.repairs += 1;
+                tracing::error!(
+                    what,
+                    "kernel programs or maps were detached or unpinned; they are put back"
+                );
+                records.perimeter_broken(&format!("detached or unpinned, and put back: {what}"));
+                self.set_intact(true);
+            }
+            Err(error) => {
+                if self.intact {
+                    tracing::error!(what, %error, "kernel programs or maps were detached or unpinned and can't be put back: workloads may go out unchecked");
+                    records.perimeter_broken(&format!(
+                        "detached or unpinned: {what}; can't be put back: {error}"
+                    ));
+                }
+                self.set_intact(false);
+            }
+        }
+    }
+
+    /// Units may start only behind a perimeter.
+    fn set_intact(&mut self, intact: bool) {
+        if self.intact == intact {
+            return;
+        }
+        self.intact = intact;
+        for name in self.held.keys() {
+            let marked = if intact {
+                self.workloads.arm(name)
+            } else {
+                self.workloads.disarm(name)
+            };
+            if let Err(error) = marked {
+                tracing::error!(%error, workload = %name, "can't say whether units may start");
+            }
+        }
+    }
+
     pub(super) fn is_intact(&self) -> bool {
         self.intact
+    }
+
+    /// How often the perimeter was put back.
+    pub(super) fn repairs(&self) -> u64 {
+        self.repairs
     }
 
     /// How often the kernel side did what.
@@ -266,6 +317,11 @@ impl Capture {
                 workload = workload.as_str()
             )
         })?;
+        if !self.intact {
+            return Err(
+                "the kernel programs are not all in place, so nothing may run in a workload; `callgate status` and the agent's log say more".to_owned(),
+            );
+        }
         if !may_exec(peer, known) {
             return Err(format!(
                 "user {} may not run commands in workload {workload} (`exec_by`)",
@@ -303,6 +359,16 @@ impl Capture {
         };
         let secrets = policy.credentials().filter_map(secret);
         self.own_files.iter().cloned().chain(secrets).collect()
+    }
+}
+
+/// A workload takes a descriptor for each of its links; the soft limit is for programs that use select(2).
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open descriptors stays as it is");
     }
 }
 

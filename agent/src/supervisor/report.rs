@@ -29,6 +29,7 @@ impl Supervisor {
             denied: self.figures.denied,
             failed: self.figures.failed,
             perimeter_intact: self.capture.is_intact(),
+            perimeter_repairs: self.capture.repairs(),
             workloads: self
                 .capture
                 .workloads()
