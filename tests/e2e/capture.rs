@@ -14,6 +14,14 @@ macro_rules! worlds {
 }
 
 worlds! {
+    odd:
+    io_uring_connects_are_redirected
+    a_socket_that_becomes_an_ipv4_one_stays_redirected
+    packets_with_a_route_of_their_own_do_not_leave
+    segments_of_more_than_64_kib_pass_the_perimeter
+}
+
+worlds! {
     flows:
     a_full_flow_table_refuses_and_counts
     a_workload_that_fills_its_share_keeps_nobody_else_out
@@ -45,3 +53,4 @@ worlds! {
 
 mod cases;
 mod flows;
+mod odd;

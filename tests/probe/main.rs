@@ -3,6 +3,8 @@
 //! `probe CGROUP OPERATION ARGUMENTS...`; prints `ok ...` or `err ERRNO`.
 #![expect(clippy::print_stdout, reason = "the line is the result")]
 
+mod odd;
+
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::AsRawFd as _;
@@ -42,6 +44,11 @@ fn run(arguments: &[String]) -> io::Result<String> {
         "nonblocking" => nonblocking(address(rest, 0)?),
         "fastopen" => fastopen(address(rest, 0)?),
         "bound" => bound(address(rest, 0)?, address(rest, 1)?),
+        "io-uring" => odd::io_uring(address(rest, 0)?),
+        "addrform" => odd::addrform(address(rest, 0)?),
+        "routed" => odd::routed(address(rest, 0)?, address(rest, 1)?, Type::STREAM),
+        "routed-udp" => odd::routed(address(rest, 0)?, address(rest, 1)?, Type::DGRAM),
+        "upload" => odd::upload(address(rest, 0)?, number(rest, 1)?),
         "device" => device(address(rest, 0)?, text(rest, 1)?),
         "again" => again(address(rest, 0)?, address(rest, 1)?),
         "udp-connect" => udp(address(rest, 0)?, true),

@@ -12,7 +12,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::world::{World, probe};
 
-const EPERM: &str = "err 1";
+pub(super) const EPERM: &str = "err 1";
 pub(super) const ECONNREFUSED: &str = "err 111";
 const EPROTONOSUPPORT: &str = "err 93";
 
