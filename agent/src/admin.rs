@@ -97,6 +97,9 @@ pub struct Status {
     pub failed: u64,
     /// Whether all kernel programs are where they were put.
     pub perimeter_intact: bool,
+    /// How often some had to be put back there.
+    #[serde(default)]
+    pub perimeter_repairs: u64,
     /// The workloads that are held.
     pub workloads: Vec<WorkloadStatus>,
     /// The credentials, without values.

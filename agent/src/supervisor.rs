@@ -7,6 +7,7 @@
 pub mod answers;
 pub mod capture;
 mod crew;
+mod foreign;
 pub mod ground;
 mod headroom;
 pub mod records;

@@ -58,7 +58,14 @@ fn show(status: &Status, out: &mut dyn Write) -> anyhow::Result<()> {
         Some(why) => writeln!(out, " ({why}; calls are refused)")?,
         None => writeln!(out)?,
     }
-    writeln!(out, "perimeter   {}", word(status.perimeter_intact))?;
+    write!(out, "perimeter   {}", word(status.perimeter_intact))?;
+    match status.perimeter_repairs {
+        0 => writeln!(out)?,
+        times => writeln!(
+            out,
+            " (kernel programs were taken away and put back {times} times)"
+        )?,
+    }
     let mut workloads = table(["WORKLOAD", "CGROUP", "CONNECTIONS"]);
     for one in &status.workloads {
         workloads.add_row([one.name.clone(), one.cgroup.clone(), one.connections.to_string()]);

@@ -32,6 +32,7 @@ impl Supervisor {
             denied: figures.denied,
             failed: figures.failed,
             perimeter_intact: self.capture.is_intact(),
+            perimeter_repairs: self.capture.repairs(),
             workloads: self
                 .capture
                 .workloads()
