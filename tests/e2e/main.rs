@@ -16,11 +16,13 @@ mod dns;
 mod escape;
 /// What is missing, broken or gone refuses, and is got over.
 mod fail_closed;
+/// gRPC by its own library: streams, trailers, refusals.
+mod grpc;
 /// Sockets made outside of a workload and handed in lead nowhere.
 mod handed;
 /// HTTP/1.1: bodies, odd requests, credentials on the wire, upgrades, and what upstreams do wrong.
 mod http;
-/// HTTP/2 and gRPC: streams, trailers, floods, and what breaks the protocol.
+/// HTTP/2: streams, trailers, floods, and what breaks the protocol.
 mod http2;
 /// Who is calling: what the records say of the caller, and that nobody passes for another.
 mod identity;

@@ -125,6 +125,15 @@ impl World {
         Scripted::start(script, &self.outside()?, &dir, addresses, leaf.as_ref())
     }
 
+    /// Makes a name known at an address outside where nobody answers to it.
+    ///
+    /// # Errors
+    /// If the hosts file can't be written.
+    pub fn absent(&mut self, host: &str) -> Result<()> {
+        let addresses = self.next_address()?;
+        self.sandbox.add_host(host, addresses.0, addresses.1)
+    }
+
     fn next_address(&mut self) -> Result<(std::net::Ipv4Addr, std::net::Ipv6Addr)> {
         let addresses = self.sandbox.outside_address(self.addresses)?;
         self.addresses += 1;
