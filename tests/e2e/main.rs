@@ -28,3 +28,5 @@ mod policy;
 mod sandbox;
 /// TLS between client and agent: what is served, what is refused, and how.
 mod tls;
+/// `tunnel` rules: TLS passed unread, within its limits and for as long as the policy allows it.
+mod tunnel;
