@@ -30,3 +30,5 @@ mod sandbox;
 mod tls;
 /// `tunnel` rules: TLS passed unread, within its limits and for as long as the policy allows it.
 mod tunnel;
+/// Connections to upstreams: what shares one, resumption, and certificates that prove nothing.
+mod upstream;
