@@ -158,9 +158,11 @@ where
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades()
     );
+    // Not as soon as the drain begins: a connection that waits for a request would be closed under it. Its next
+    // answer is the last instead (`request::last`).
     let served = tokio::select! {
         served = serving.as_mut() => served,
-        () = entry.connection.thread.draining.cancelled() => {
+        () = entry.connection.thread.closing_idle.cancelled() => {
             serving.as_mut().graceful_shutdown();
             serving.await
         }

@@ -141,6 +141,12 @@ impl Limits {
     pub fn connections(&self) -> usize {
         size(self.0.connections)
     }
+
+    /// Bytes of buffers that one workload may hold.
+    #[must_use]
+    pub fn buffers(&self) -> usize {
+        usize::try_from(self.0.buffer_bytes).unwrap_or(usize::MAX)
+    }
 }
 
 fn size(count: u32) -> usize {

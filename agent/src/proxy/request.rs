@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Request, Response, StatusCode, Uri, request, response};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, header, request, response};
 use http_body_util::Full;
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
@@ -73,12 +73,12 @@ pub(super) async fn serve(
             // The log has said once that it fails, and the count of such calls becomes a record.
             tracing::debug!(%unavailable, "a call was refused: it could not be recorded");
             let refusal = match unavailable {
-                crate::audit::Unavailable::Quota { .. } => Failure::denied(DenialReason::Limit).refusal(),
-                crate::audit::Unavailable::Sink { .. } | crate::audit::Unavailable::Table => {
-                    Refusal::Unavailable(Unavailable::Audit)
+                crate::audit::Unavailable::Quota { .. } | crate::audit::Unavailable::Table => {
+                    Failure::denied(DenialReason::Limit).refusal()
                 }
+                crate::audit::Unavailable::Sink { .. } => Refusal::Unavailable(Unavailable::Audit),
             };
-            return Ok(own(answers::refuse(&refusal, "", client)));
+            return Ok(last(&entry, own(answers::refuse(&refusal, "", client))));
         }
     };
     let mut finish = Finish::new(&entry, recorder);
@@ -87,10 +87,20 @@ pub(super) async fn serve(
         Err(failure) => Err(failure),
     };
     Ok(match answer {
-        Ok(Answer::Relay(head, body)) => relay(head, body, finish),
+        Ok(Answer::Relay(head, body)) => last(&entry, relay(head, body, finish)),
         Ok(Answer::Upgrade(switched)) => upgrade::relay(switched, finish),
-        Err(failure) => refuse(failure, finish, client),
+        Err(failure) => last(&entry, refuse(failure, finish, client)),
     })
+}
+
+/// When the worker drains, an HTTP/1 client is told that its connection carries no other request: it can't send one
+/// that meets a closed connection (RFC 9112 section 9.6). HTTP/2 has GOAWAY for that.
+fn last(entry: &Entry, mut response: Response<DownloadBody>) -> Response<DownloadBody> {
+    if !entry.http2 && entry.connection.thread.draining.is_cancelled() {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+    }
+    response
 }
 
 /// What came of a call that was forwarded.
@@ -107,6 +117,7 @@ async fn go(
     mut parts: request::Parts,
     body: Incoming,
 ) -> Result<Answer, Failure> {
+    finish.has_room()?;
     let permit = decide(entry, finish, &parts, &target).await?;
     let credential = inject(entry, finish, &permit, &mut parts)?;
     let thread = &entry.connection.thread;

@@ -110,6 +110,7 @@ impl World {
             "link set out0 up",
             "link set far0 up",
             "addr add 203.0.113.1/24 dev out0",
+            "addr add 2001:db8:113::1/64 dev out0 nodad",
         ] {
             ensure!(
                 Command::new("ip").args(line.split(' ')).status()?.success(),
