@@ -39,3 +39,7 @@ mod sandbox;
 mod startup;
 /// TLS between client and agent: what is served, what is refused, and how.
 mod tls;
+/// `tunnel` rules: TLS passed unread, within its limits and for as long as the policy allows it.
+mod tunnel;
+/// Connections to upstreams: what shares one, resumption, and certificates that prove nothing.
+mod upstream;

@@ -97,7 +97,7 @@ impl World {
         fs::create_dir(&dir).context("can't make the upstream's directory (two for one host?)")?;
         let files = Files {
             dir,
-            leaf: self.ca.issue(what.certified())?,
+            leaf: self.ca.issue_flawed(what.certified(), what.flaw())?,
         };
         let server = Server::start(&what, &files, &self.outside()?, addresses)?;
         self.upstreams.push(server);
