@@ -33,15 +33,15 @@ struct Flood {
 }
 
 impl Floods {
-    /// Whether this one has a record of its own; what does not, nor did in the kernel, is counted.
+    /// Whether this one has a record of its own; what has none is counted.
     fn is_each(&mut self, report: &Report, now: Instant) -> bool {
-        let key = (report.origin.workload(), report.reason);
-        let flood = self.0.entry(key).or_insert(Flood {
-            since: now,
-            recorded: 0,
-            left_out: 0,
-        });
-        flood.left_out += u64::from(report.suppressed);
+        let workload = report.origin.workload();
+        if report.suppressed > 0 {
+            // The kernel counts what it leaves out, but not which kinds.
+            let unknown = self.flood(workload, Reason::EventSuppressed, now);
+            unknown.left_out += u64::from(report.suppressed);
+        }
+        let flood = self.flood(workload, report.reason, now);
         // A connection that passed is not a try: each that the kernel tells of has its record.
         let each = flood.recorded < EACH || report.reason == Reason::Direct;
         if each {
@@ -50,6 +50,14 @@ impl Floods {
             flood.left_out += 1;
         }
         each
+    }
+
+    fn flood(&mut self, workload: u32, reason: Reason, now: Instant) -> &mut Flood {
+        self.0.entry((workload, reason)).or_insert(Flood {
+            since: now,
+            recorded: 0,
+            left_out: 0,
+        })
     }
 
     /// The floods whose second is over: workload, kind and how many have no record of their own.
@@ -207,8 +215,13 @@ mod tests {
             "another kind"
         );
         assert!(floods.over(start).is_empty());
-        let over = floods.over(start + WINDOW);
-        assert_eq!(over, [(0, Reason::PortNotNamed, 1000 - u64::from(EACH) + 2000)]);
+        let mut over = floods.over(start + WINDOW);
+        over.sort_by_key(|(_, reason, _)| *reason as u32);
+        let expected = [
+            (0, Reason::PortNotNamed, 1000 - u64::from(EACH)),
+            (0, Reason::EventSuppressed, 2000),
+        ];
+        assert_eq!(over, expected);
         assert!(floods.over(start + WINDOW).is_empty());
         assert!(floods.is_each(&report(Reason::PortNotNamed, 0), start + WINDOW));
     }
