@@ -30,8 +30,9 @@ mod identity;
 mod perimeter;
 /// What policy answers: to real calls, to `explain`, and in `observe` mode.
 mod policy;
+/// One workload that takes all it can get, and another that notices nothing.
+mod quota;
 /// One worker after another, by request and by death: nothing lost, nothing opened.
-#[cfg(test)]
 mod replace;
 /// The harness itself: the sandbox is one, the upstream tells callers apart, nothing is left behind.
 mod sandbox;
