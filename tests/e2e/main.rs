@@ -22,6 +22,8 @@ mod http;
 mod identity;
 /// What policy answers: to real calls, to `explain`, and in `observe` mode.
 mod policy;
+/// The README's first policy, typed as it stands.
+mod readme;
 /// The harness itself: the sandbox is one, the upstream tells callers apart, nothing is left behind.
 mod sandbox;
 /// What an operator can get wrong at start and reload: said clearly, nothing left behind, nothing lost.
