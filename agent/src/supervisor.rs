@@ -7,6 +7,7 @@
 pub mod answers;
 pub mod capture;
 pub mod ground;
+mod kernel_log;
 pub mod records;
 mod reload;
 mod report;
@@ -15,7 +16,7 @@ pub mod worker_process;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -34,6 +35,7 @@ use crate::tls;
 
 use answers::Answers;
 use capture::Capture;
+use kernel_log::KernelLog;
 use records::Records;
 use sandbox::Unprivileged;
 use worker_process::{Backoff, WorkerProcess};
@@ -144,6 +146,7 @@ struct Supervisor {
     keepers: Vec<Keeper>,
     capture: Capture,
     records: Records,
+    kernel_log: KernelLog,
     answers: Answers,
     worker: WorkerProcess,
     backoff: Backoff,
@@ -184,6 +187,7 @@ impl Supervisor {
             keepers,
             capture,
             records,
+            kernel_log: KernelLog::default(),
             answers,
             worker,
             backoff: Backoff::default(),
@@ -376,6 +380,7 @@ impl Supervisor {
 
     fn read_events(&mut self) {
         let reports = self.capture.reports();
+        self.kernel_log.tell(&reports, Instant::now());
         let in_force = (self.policy.as_ref(), self.generation);
         self.records
             .kernel(&reports, &self.capture, in_force, self.answers.resolver());
