@@ -8,6 +8,8 @@ mod audit;
 /// The kernel side alone: each way to connect is caught and attributed, or refused.
 #[cfg(test)]
 mod capture;
+/// The wire outside: what leaves the host, and what does not.
+mod capture_wire;
 /// A secret reaches its upstream and nothing else; bad sources give none.
 mod credential;
 /// A command under `exec` can neither leave its workload nor undo what holds it.
