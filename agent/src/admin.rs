@@ -51,7 +51,7 @@ pub struct Reloaded {
     pub ok: bool,
     /// The generation in force.
     pub generation: u64,
-    /// What is in force, or every error of the new policy.
+    /// What is in force, with what to look at, or every error of the new policy.
     pub message: String,
 }
 
@@ -73,8 +73,17 @@ pub struct Status {
     pub policy_digest: String,
     /// The policy's generation.
     pub generation: u64,
-    /// The worker's process id.
+    /// Why the last reload was refused; the policy before it is in force.
+    #[serde(default)]
+    pub reload_error: Option<String>,
+    /// The process id of the worker that serves.
     pub worker_pid: Option<u32>,
+    /// Workers before it that still end their calls.
+    #[serde(default)]
+    pub draining: usize,
+    /// Why the last try to start a worker failed; none once one has taken over.
+    #[serde(default)]
+    pub worker_error: Option<String>,
     /// Whether records can be written.
     pub audit_ok: bool,
     /// Why they can't.

@@ -92,19 +92,8 @@ pub struct Audit {
     pub max_size: u64,
     /// How many finished files are kept.
     pub keep: u32,
-    /// What happens to calls that can't be recorded.
-    pub on_failure: OnAuditFailure,
     /// What records show of queries.
     pub query_values: QueryValues,
-}
-
-/// What happens to calls while records can't be written.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum OnAuditFailure {
-    /// They are refused.
-    Refuse,
-    /// They go out unrecorded.
-    Allow,
 }
 
 /// What records show of a query's values.
@@ -145,30 +134,49 @@ pub struct Limits {
     pub h2_resets_window: Duration,
     /// A workload's connections at once.
     pub connections: usize,
+    /// A workload's calls under way at once.
+    pub calls: u32,
     /// A workload's buffers together.
     pub buffers_size: usize,
-    /// How much of a body a rule may look at.
-    pub body_size: usize,
     /// The time for the first bytes that tell the protocol.
     pub detect_timeout: Duration,
     /// The share of the unit's MemoryMax, in percent, from which on new connections are refused.
     pub memory_percent: u8,
 }
 
+/// Settings with errors.
+#[derive(Debug)]
+pub struct Faulty {
+    /// Everything that is wrong, sorted by place.
+    pub found: Vec<Diagnostic>,
+    /// What the findings quote.
+    pub source: Source,
+    /// What could be read, with defaults for the rest: good to look further for errors, not to run with.
+    pub readable: Box<Config>,
+}
+
 impl Config {
     /// Reads the settings; a file that is not there at the default place means the defaults.
     ///
     /// # Errors
-    /// Everything that is wrong with the file; the source is what the findings quote.
-    pub fn load(path: &Path) -> Result<(Self, Source), (Vec<Diagnostic>, Source)> {
+    /// Everything that is wrong with the file.
+    pub fn load(path: &Path) -> Result<(Self, Source), Faulty> {
         let empty = Source::new(&path.display().to_string(), "");
         if path == Path::new(DEFAULT_PATH) && !path.exists() {
             return Ok((Self::default(), empty));
         }
-        let source = store::read_file(path, MAX_FILE).map_err(|error| (vec![*error], empty))?;
-        match Self::parse(&source) {
-            Ok(config) => Ok((config, source)),
-            Err(found) => Err((found, source)),
+        let source = store::read_file(path, MAX_FILE).map_err(|error| Faulty {
+            found: vec![*error],
+            source: empty,
+            readable: Box::default(),
+        })?;
+        match Self::read(&source) {
+            (config, found) if found.is_empty() => Ok((config, source)),
+            (config, found) => Err(Faulty {
+                found,
+                source,
+                readable: Box::new(config),
+            }),
         }
     }
 
@@ -177,13 +185,17 @@ impl Config {
     /// # Errors
     /// Everything that is wrong with it, sorted by place.
     pub fn parse(source: &Source) -> Result<Self, Vec<Diagnostic>> {
+        match Self::read(source) {
+            (config, found) if found.is_empty() => Ok(config),
+            (_, found) => Err(found),
+        }
+    }
+
+    fn read(source: &Source) -> (Self, Vec<Diagnostic>) {
         let (file, mut found) = file::read(source);
         let config = validate::validate(source, file, &mut found);
-        if found.is_empty() {
-            return Ok(config);
-        }
         found.sort();
-        Err(found)
+        (config, found)
     }
 
     /// How many data threads to run.
@@ -220,7 +232,6 @@ impl Default for Audit {
             file: "/var/log/callgate/audit.jsonl".into(),
             max_size: 100 * 1024 * 1024,
             keep: 10,
-            on_failure: OnAuditFailure::Refuse,
             query_values: QueryValues::Redacted,
         }
     }
@@ -242,8 +253,8 @@ impl Default for Limits {
             h2_resets: 200,
             h2_resets_window: Duration::from_secs(10),
             connections: 1024,
+            calls: 2048,
             buffers_size: 64 * 1024 * 1024,
-            body_size: 256 * 1024,
             detect_timeout: Duration::from_secs(5),
             memory_percent: 90,
         }

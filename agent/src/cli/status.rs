@@ -21,7 +21,10 @@ pub fn run(socket: &Path, json: bool, out: &mut dyn Write) -> anyhow::Result<Exi
     } else {
         show(&status, out)?;
     }
-    let good = status.audit_ok && status.perimeter_intact && status.worker_pid.is_some();
+    let serves = status.worker_pid.is_some() && status.worker_error.is_none();
+    let credentials = status.credentials.iter().all(|one| one.reason.is_none());
+    let good =
+        status.audit_ok && status.perimeter_intact && serves && status.reload_error.is_none() && credentials;
     Ok(if good {
         ExitCode::SUCCESS
     } else {
@@ -37,13 +40,14 @@ fn show(status: &Status, out: &mut dyn Write) -> anyhow::Result<()> {
         "policy      generation {} ({:.12})",
         status.generation, status.policy_digest
     )?;
-    writeln!(
-        out,
-        "worker      {}",
-        status
-            .worker_pid
-            .map_or_else(|| "none".into(), |pid| format!("pid {pid}"))
-    )?;
+    if let Some(why) = &status.reload_error {
+        let why = why.replace('\n', "\n              ");
+        writeln!(
+            out,
+            "reload      REFUSED, the policy above stays; `callgate reload` tries again\n              {why}"
+        )?;
+    }
+    writeln!(out, "worker      {}", worker(status))?;
     writeln!(
         out,
         "calls       {} ({} denied, {} failed)",
@@ -77,6 +81,20 @@ fn show(status: &Status, out: &mut dyn Write) -> anyhow::Result<()> {
         writeln!(out, "kernel      {reason} {count}")?;
     }
     Ok(())
+}
+
+fn worker(status: &Status) -> String {
+    let mut text = match status.worker_pid {
+        Some(pid) => format!("pid {pid}"),
+        None => "NONE (connections are refused)".to_owned(),
+    };
+    if status.draining > 0 {
+        text.push_str(&format!(", {} before it drain", status.draining));
+    }
+    if let Some(why) = &status.worker_error {
+        text.push_str(&format!("; the last one that was started FAILED: {why}"));
+    }
+    text
 }
 
 fn table<const N: usize>(header: [&str; N]) -> Table {

@@ -1,11 +1,12 @@
 //! One accepted connection: the phases up to its first request, in order.
 //!
 //! accept -> identify -> detect -> route, then `intercept` or
-//! `tunnel`. A connection that ends before it carries a call leaves a record of its own.
+//! `tunnel`; port 53 goes from identify to `questions`. A connection that ends before it carries a call leaves a record of its own.
 
 use std::cell::{Ref, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -23,10 +24,10 @@ use crate::net::peek::{self, Detected, Replay};
 use crate::policy::{self, DenialReason, Flow, Permit, Route, Scheme};
 use crate::tls::client_hello::ClientHello;
 
-use super::DataThread;
 use super::alert;
 use super::failure::Failure;
 use super::intercept::Handshake;
+use super::{Counted, DataThread, questions};
 
 /// A client's stream, its first bytes still to be read.
 pub(super) type ClientStream = Replay<TcpStream>;
@@ -40,11 +41,12 @@ pub(super) struct Connection {
     pub(super) activity: Activity,
     identity: RefCell<Rc<Identity>>,
     log: RefCell<audit::Connection>,
-    _slot: Slot,
+    pub(super) slot: Slot,
 }
 
 /// Takes one accepted connection through its life. `listener` is the workload whose listener took it.
 pub async fn serve(thread: Rc<DataThread>, listener: WorkloadName, accepted: Accepted) {
+    let _counted = Counted::new(&thread);
     let caller = Caller {
         workload: Some(listener.clone()),
         ..Caller::default()
@@ -101,9 +103,9 @@ async fn identify(
     log: &mut audit::Connection,
 ) -> Result<(Rc<Connection>, TcpStream), Failure> {
     let start = Instant::now();
-    let slot = accepted
-        .slot
-        .ok_or_else(|| Failure::denied(DenialReason::Limit))?;
+    let short = thread.shared.memory_short.load(Ordering::Relaxed);
+    let slot = accepted.slot.filter(|_| !short);
+    let slot = slot.ok_or_else(|| Failure::denied(DenialReason::Limit))?;
     let stream = TcpStream::from_std(accepted.stream).map_err(|error| Failure::internal("socket", &error))?;
     let origin = origin(thread, &stream)?;
     log.original_destination = Some(origin.destination());
@@ -128,7 +130,7 @@ async fn identify(
         activity: Activity::default(),
         identity: RefCell::new(Rc::new(identity)),
         log: RefCell::new(std::mem::replace(log, blank(thread, Caller::default()))),
-        _slot: slot,
+        slot,
     };
     Ok((Rc::new(connection), stream))
 }
@@ -144,6 +146,9 @@ fn origin(thread: &DataThread, stream: &TcpStream) -> Result<Origin, Failure> {
 
 /// The phases from the first byte on. Whatever refuses here does so before a byte leaves the host.
 async fn run(connection: &Rc<Connection>, stream: TcpStream) -> Result<(), Failure> {
+    if connection.original().0.port() == questions::PORT {
+        return questions::serve(connection, stream).await;
+    }
     let (detected, stream) = detect(connection, stream).await?;
     match detected {
         Detected::Tls(hello) => tls(connection, hello, stream).await,

@@ -103,14 +103,14 @@ impl Capture {
             .map(|(name, _)| name)
     }
 
-    /// Holds every workload of the policy; gives the listeners that are new. One that is no longer in the policy
+    /// Holds every workload of the policy; gives the names of those that are new. One that is no longer in the policy
     /// stays held with nothing allowed: letting go is `release`'s business, not a reload's.
-    pub(super) fn arm_all(&mut self, policy: &Policy) -> Result<Vec<Offer>, Error> {
+    pub(super) fn arm_all(&mut self, policy: &Policy) -> Result<Vec<WorkloadName>, Error> {
         let mut fresh = Vec::new();
         for workload in policy.workloads() {
             if !self.held.contains_key(workload.name()) {
                 let held = self.hold(workload.name())?;
-                fresh.extend(offers(workload.name(), &held)?);
+                fresh.push(workload.name().clone());
                 self.held.insert(workload.name().clone(), held);
             }
         }
@@ -190,10 +190,13 @@ impl Capture {
         Ok(())
     }
 
-    /// All listeners, duplicated for a worker.
-    pub(super) fn listeners(&self) -> Result<Vec<Offer>, Error> {
+    /// All listeners, duplicated for a worker; or those of the workloads named.
+    pub(super) fn listeners(&self, only: Option<&[WorkloadName]>) -> Result<Vec<Offer>, Error> {
         let mut all = Vec::new();
         for (name, held) in &self.held {
+            if only.is_some_and(|only| !only.contains(name)) {
+                continue;
+            }
             all.extend(offers(name, held)?);
         }
         Ok(all)
@@ -406,10 +409,10 @@ pub(super) enum Offer {
 
 impl Offer {
     /// Hands it over.
-    pub(super) async fn to(self, worker: &Sender) -> Result<(), WorkerGone> {
+    pub(super) fn to(self, worker: &Sender) -> Result<(), WorkerGone> {
         match self {
-            Self::Connections(info, socket) => worker.listener(info, socket).await,
-            Self::Names(info, socket) => worker.names(info, socket).await,
+            Self::Connections(info, socket) => worker.listener(info, socket),
+            Self::Names(info, socket) => worker.names(info, socket),
         }
     }
 }

@@ -41,8 +41,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("identity", PURE),
     ("policy", PURE),
     ("tls::client_hello", PURE),
-    ("drain", 0),
-    ("readiness", 0),
+    ("memory", 0),
     ("telemetry", 0),
     ("time", 0),
 ];
