@@ -26,6 +26,8 @@ mod http;
 mod http2;
 /// Who is calling: what the records say of the caller, and that nobody passes for another.
 mod identity;
+/// Hosts that keep cgroups elsewhere, and kernels that lack something.
+mod layout;
 /// Kernel programs that root takes away: noticed, put back, on record.
 mod perimeter;
 /// What policy answers: to real calls, to `explain`, and in `observe` mode.

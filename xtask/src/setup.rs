@@ -39,6 +39,7 @@ const RUN_PACKAGES: &[&str] = &[
     "procps",
     "python3",
     "python3-h2",
+    "strace",
     "util-linux",
 ];
 
