@@ -76,8 +76,14 @@ pub struct Status {
     /// Why the last reload was refused; the policy before it is in force.
     #[serde(default)]
     pub reload_error: Option<String>,
-    /// The worker's process id.
+    /// The process id of the worker that serves.
     pub worker_pid: Option<u32>,
+    /// Workers before it that still end their calls.
+    #[serde(default)]
+    pub draining: usize,
+    /// Why the last try to start a worker failed; none once one has taken over.
+    #[serde(default)]
+    pub worker_error: Option<String>,
     /// Whether records can be written.
     pub audit_ok: bool,
     /// Why they can't.
@@ -91,6 +97,9 @@ pub struct Status {
     pub failed: u64,
     /// Whether all kernel programs are where they were put.
     pub perimeter_intact: bool,
+    /// How often some had to be put back there.
+    #[serde(default)]
+    pub perimeter_repairs: u64,
     /// The workloads that are held.
     pub workloads: Vec<WorkloadStatus>,
     /// The credentials, without values.

@@ -78,10 +78,18 @@ pub enum ToWorker {
     },
     /// Write records here from now on. Descriptor: the new audit file.
     AuditFile,
-    /// Accept nothing more, let calls under way end, then say [`ToSupervisor::Drained`] and exit.
+    /// Whether the agent's memory is short: new connections are refused then.
+    Memory {
+        /// It is.
+        short: bool,
+    },
+    /// Accept nothing more, let calls under way end, then say [`ToSupervisor::Drained`] and exit. Policies and
+    /// credentials still come, for the calls under way.
     Drain {
         /// Milliseconds after which what still runs is cut off.
         deadline_ms: u64,
+        /// Milliseconds for which a connection without a call is kept open, for its client's next request.
+        idle_ms: u64,
     },
     /// Asks for [`ToSupervisor::Status`].
     Status {
@@ -191,8 +199,6 @@ pub struct Limits {
     pub connections: u32,
     /// Buffered bytes of one workload.
     pub buffer_bytes: u64,
-    /// Longest body that a rule may look into.
-    pub body_bytes: u32,
 }
 
 impl Default for Limits {
@@ -213,7 +219,6 @@ impl Default for Limits {
             h2_reset_window_ms: 10_000,
             connections: 1024,
             buffer_bytes: 64 << 20,
-            body_bytes: 256 << 10,
         }
     }
 }

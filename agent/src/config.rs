@@ -92,19 +92,8 @@ pub struct Audit {
     pub max_size: u64,
     /// How many finished files are kept.
     pub keep: u32,
-    /// What happens to calls that can't be recorded.
-    pub on_failure: OnAuditFailure,
     /// What records show of queries.
     pub query_values: QueryValues,
-}
-
-/// What happens to calls while records can't be written.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum OnAuditFailure {
-    /// They are refused.
-    Refuse,
-    /// They go out unrecorded.
-    Allow,
 }
 
 /// What records show of a query's values.
@@ -145,10 +134,10 @@ pub struct Limits {
     pub h2_resets_window: Duration,
     /// A workload's connections at once.
     pub connections: usize,
+    /// A workload's calls under way at once.
+    pub calls: u32,
     /// A workload's buffers together.
     pub buffers_size: usize,
-    /// How much of a body a rule may look at.
-    pub body_size: usize,
     /// The time for the first bytes that tell the protocol.
     pub detect_timeout: Duration,
     /// The share of the unit's MemoryMax, in percent, from which on new connections are refused.
@@ -243,7 +232,6 @@ impl Default for Audit {
             file: "/var/log/callgate/audit.jsonl".into(),
             max_size: 100 * 1024 * 1024,
             keep: 10,
-            on_failure: OnAuditFailure::Refuse,
             query_values: QueryValues::Redacted,
         }
     }
@@ -265,8 +253,8 @@ impl Default for Limits {
             h2_resets: 200,
             h2_resets_window: Duration::from_secs(10),
             connections: 1024,
+            calls: 2048,
             buffers_size: 64 * 1024 * 1024,
-            body_size: 256 * 1024,
             detect_timeout: Duration::from_secs(5),
             memory_percent: 90,
         }

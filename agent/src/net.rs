@@ -2,6 +2,7 @@
 
 pub mod deadline;
 pub mod farewell;
+pub mod frames;
 pub mod listener;
 pub mod peek;
 pub mod requests;

@@ -24,11 +24,12 @@ mod tunnel;
 mod upgrade;
 mod upstream;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -72,6 +73,8 @@ pub struct Shared {
     pub questions: questions::Questions,
     /// How much of everything.
     pub limits: Limits,
+    /// The agent's memory is short: no new connections.
+    pub memory_short: AtomicBool,
 }
 
 /// One core's share of the work.
@@ -83,6 +86,8 @@ pub struct DataThread {
     resolver: dns::resolver::Resolver,
     figures: Arc<Figures>,
     draining: CancellationToken,
+    closing_idle: CancellationToken,
+    connections: Cell<usize>,
     connectors: RefCell<HashMap<WorkloadName, tls::upstream::Connector>>,
 }
 
@@ -107,6 +112,8 @@ impl DataThread {
             tracker: Rc::default(),
             figures,
             draining: CancellationToken::new(),
+            closing_idle: CancellationToken::new(),
+            connections: Cell::new(0),
             connectors: RefCell::default(),
         }))
     }
@@ -132,9 +139,21 @@ impl DataThread {
         self.pool.sweep();
     }
 
-    /// Closes client connections as soon as they are idle.
+    /// Lets client connections end: each answer says that it is the last, streams that come after are turned away.
+    /// A connection that is idle, or has not brought its first request yet, still has its next one answered.
     pub fn drain(&self) {
         self.draining.cancel();
+    }
+
+    /// Closes client connections that have no request under way, now and as soon as they have none.
+    pub fn close_idle(&self) {
+        self.closing_idle.cancel();
+    }
+
+    /// Whether no connection is left.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.connections.get() == 0 && self.live_calls() == 0
     }
 
     /// TLS towards the world with the workload's own session store: an upstream must not be able to link two
@@ -147,6 +166,23 @@ impl DataThread {
         let connector = tls::upstream::Connector::new(&self.shared.roots)?;
         connectors.insert(workload.clone(), connector.clone());
         Ok(connector)
+    }
+}
+
+/// One client connection of a data thread, from its acceptance on; counted until this is dropped.
+#[derive(Debug)]
+struct Counted(Rc<DataThread>);
+
+impl Counted {
+    fn new(thread: &Rc<DataThread>) -> Self {
+        thread.connections.set(thread.connections.get() + 1);
+        Self(Rc::clone(thread))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.connections.set(self.0.connections.get().saturating_sub(1));
     }
 }
 

@@ -6,12 +6,16 @@
 
 pub mod answers;
 pub mod capture;
+mod crew;
+mod foreign;
 pub mod ground;
+mod headroom;
 mod kernel_log;
 pub mod records;
 mod reload;
 mod report;
 pub mod sandbox;
+mod succession;
 pub mod worker_process;
 
 use std::path::{Path, PathBuf};
@@ -22,12 +26,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::admin::server::{Request, Server, Socket};
-use crate::channel::supervisor::Receiver;
-use crate::channel::{self, CredentialState, PolicySource, ToSupervisor, ToWorker};
+use crate::channel::{self, CredentialState, PolicySource, ToWorker};
 use crate::config::{Config, QueryValues};
 use crate::credential::source::{Keeper, Update, Value};
 use crate::dns::resolver::Settings as Names;
 use crate::enroll::trust::{Trust, write_bundle};
+use crate::memory;
 use crate::policy::store::{self, Loaded};
 use crate::policy::{Diagnostic, Policy, Source};
 use crate::systemd;
@@ -35,15 +39,25 @@ use crate::tls;
 
 use answers::Answers;
 use capture::Capture;
+use crew::{Crew, Drain};
+use headroom::Headroom;
 use kernel_log::KernelLog;
 use records::Records;
 use sandbox::Unprivileged;
-use worker_process::{Backoff, WorkerProcess};
 
-/// How long calls may go on when the agent stops or a worker is replaced.
-const DRAIN: Duration = Duration::from_secs(20);
-/// How long a new worker may take until it serves.
-const START_LIMIT: Duration = Duration::from_secs(20);
+/// How long calls may go on when a worker is replaced. Its idle connections stay for their clients' next requests,
+/// which are answered and then closed: a client that meets a connection closed under its hands may not try again.
+const REPLACED: Drain = Drain {
+    deadline: Duration::from_secs(20),
+    idle: Duration::from_secs(10),
+};
+/// How long calls may go on when the agent stops: nobody would take up what idle connections bring.
+const STOPPED: Drain = Drain {
+    deadline: Duration::from_secs(20),
+    idle: Duration::ZERO,
+};
+/// How long the last worker may take to end, its records included.
+const STOP_LIMIT: Duration = Duration::from_secs(28);
 /// How long start and reload wait for the first values of credentials.
 const FIRST_VALUES: Duration = Duration::from_secs(3);
 /// How often sources, pins and leftovers are looked at.
@@ -99,6 +113,9 @@ pub enum Error {
     /// The worker.
     #[error(transparent)]
     Worker(#[from] worker_process::Error),
+    /// A worker that takes no messages.
+    #[error(transparent)]
+    Gone(#[from] channel::supervisor::WorkerGone),
     /// The worker did not begin to serve.
     #[error("the worker does not serve: {why}")]
     NotServing {
@@ -128,10 +145,11 @@ fn io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
 /// If it can't be started, says what stands in the way. Workloads that were armed stay held.
 pub async fn run(config: Config) -> Result<(), Error> {
     let _locks = ground::take(&config)?;
-    let (mut supervisor, receiver) = Supervisor::start(config).await?;
+    let mut supervisor = Supervisor::start(config).await?;
+    memory::give_back();
     systemd::ready(&supervisor.summary());
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "{}", supervisor.summary());
-    supervisor.serve(receiver).await
+    supervisor.serve().await
 }
 
 struct Supervisor {
@@ -145,19 +163,19 @@ struct Supervisor {
     reload_error: Option<String>,
     keepers: Vec<Keeper>,
     capture: Capture,
+    headroom: Headroom,
     records: Records,
     kernel_log: KernelLog,
-    answers: Answers,
-    worker: WorkerProcess,
-    backoff: Backoff,
-    figures: channel::Figures,
+    answers: Arc<Answers>,
+    crew: Crew,
+    worker_error: Option<String>,
     admin: mpsc::Receiver<Request>,
     _server: Server,
     started: SystemTime,
 }
 
 impl Supervisor {
-    async fn start(config: Config) -> Result<(Self, Receiver), Error> {
+    async fn start(config: Config) -> Result<Self, Error> {
         let user = unprivileged(&config.worker_user)?;
         let root = tls::ca::Root::load_or_create(&config.state_dir.join("ca.pem"), SystemTime::now())?;
         let trust = write_bundle(root.certificate_pem(), &config.runtime_dir.join("trust"))?;
@@ -168,13 +186,12 @@ impl Supervisor {
         settle(&mut keepers).await;
         // All that an operator can have got wrong comes before the kernel side, which outlives a failed start.
         let socket = Socket::bind(&config.admin_socket)?;
-        let mut records = Records::open(&config)?;
+        let records = Records::open(&config)?;
         let mut capture = Capture::start(&config)?;
         capture.arm_all(&policy)?;
+        let headroom = Headroom::of_self(capture.mount(), config.limits.memory_percent);
         let answers = Answers::new(&capture, Arc::new(root), &policy);
         let (server, admin) = socket.serve(capture.parent());
-        let (worker, receiver) = WorkerProcess::start(Path::new("/proc/self/exe"), user)?;
-        records.next_table()?;
         let mut supervisor = Self {
             config,
             user,
@@ -186,19 +203,19 @@ impl Supervisor {
             reload_error: None,
             keepers,
             capture,
+            headroom,
             records,
             kernel_log: KernelLog::default(),
-            answers,
-            worker,
-            backoff: Backoff::default(),
-            figures: channel::Figures::default(),
+            answers: Arc::new(answers),
+            crew: Crew::new(REPLACED),
+            worker_error: None,
             admin,
             _server: server,
             started: SystemTime::now(),
         };
-        let receiver = supervisor.hand_over(receiver).await?;
+        supervisor.first_worker().await?;
         supervisor.capture.mark_armed()?;
-        Ok((supervisor, receiver))
+        Ok(supervisor)
     }
 
     fn summary(&self) -> String {
@@ -207,42 +224,6 @@ impl Supervisor {
             "policy generation {} in force, {workloads} workloads held",
             self.generation
         )
-    }
-
-    /// Gives a new worker everything, and waits until it serves.
-    async fn hand_over(&mut self, mut receiver: Receiver) -> Result<Receiver, Error> {
-        let sender = self.worker.sender().clone();
-        let start = self.start_message()?;
-        let descriptors = self.records.descriptors(self.capture.worker_fds()?)?;
-        let gone = |_gone| Error::NotServing {
-            why: "it ended at once; its reason is above".into(),
-        };
-        sender.start(start, descriptors).await.map_err(gone)?;
-        sender.send(self.policy_message()).await.map_err(gone)?;
-        for update in self.keepers.iter().filter_map(Keeper::current) {
-            sender.send(credential(update)).await.map_err(gone)?;
-        }
-        for offer in self.capture.listeners()? {
-            offer.to(&sender).await.map_err(gone)?;
-        }
-        let ready = async {
-            loop {
-                match receiver.next().await {
-                    Ok(Some(ToSupervisor::Ready)) => return Ok(()),
-                    Ok(Some(ToSupervisor::Fault { message })) => return Err(message),
-                    Ok(Some(message)) => self.answers.take(message, &sender),
-                    Ok(None) => return Err("it ended before it was ready".to_owned()),
-                    Err(breach) => return Err(breach.to_string()),
-                }
-            }
-        };
-        match tokio::time::timeout(START_LIMIT, ready).await {
-            Ok(Ok(())) => Ok(receiver),
-            Ok(Err(why)) => Err(Error::NotServing { why }),
-            Err(_elapsed) => Err(Error::NotServing {
-                why: "it was not ready in time".into(),
-            }),
-        }
     }
 
     fn start_message(&self) -> Result<channel::Start, Error> {
@@ -254,7 +235,7 @@ impl Supervisor {
             resolvers: names.resolvers,
             hosts: names.hosts,
             query_values: self.config.audit.query_values == QueryValues::Plain,
-            slots_per_workload: records::SLOTS_PER_WORKLOAD,
+            slots_per_workload: self.config.limits.calls,
         })
     }
 
@@ -269,7 +250,7 @@ impl Supervisor {
         }
     }
 
-    async fn serve(&mut self, mut receiver: Receiver) -> Result<(), Error> {
+    async fn serve(&mut self) -> Result<(), Error> {
         let mut terminate = on(SignalKind::terminate())?;
         let mut interrupt = on(SignalKind::interrupt())?;
         let mut hangup = on(SignalKind::hangup())?;
@@ -278,104 +259,47 @@ impl Supervisor {
         let mut events = tokio::time::interval(EVENTS);
         loop {
             tokio::select! {
-                message = receiver.next() => match message {
-                    Ok(Some(message)) => self.take(message),
-                    Ok(None) => receiver = self.worker_died("it ended").await?,
-                    Err(breach) => receiver = self.worker_died(&breach.to_string()).await?,
-                },
+                happened = self.crew.next() => self.heed(happened),
                 Some(request) = self.admin.recv() => self.answer(request).await,
-                _ = tick.tick() => self.look_around().await,
+                _ = tick.tick() => self.look_around(),
                 _ = events.tick() => self.read_events(),
                 _ = hangup.recv() => { systemd::reloading(); self.reload().await; systemd::ready(&self.summary()); }
-                _ = replace.recv() => receiver = self.replace_worker().await?,
+                _ = replace.recv() => self.replace_worker(),
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
             }
         }
-        self.stop(receiver).await
+        self.stop().await
     }
 
-    fn take(&mut self, message: ToSupervisor) {
-        match message {
-            ToSupervisor::Status { figures, .. } => self.figures = figures,
-            ToSupervisor::Fault { message } => tracing::error!(message, "the worker reports a fault"),
-            ToSupervisor::Ready | ToSupervisor::Drained => {}
-            ToSupervisor::PolicyApplied { generation } => tracing::info!(generation, "policy in force"),
-            question @ (ToSupervisor::Identify { .. }
-            | ToSupervisor::Executable { .. }
-            | ToSupervisor::Intermediate { .. }) => {
-                self.answers.take(question, &self.worker.sender().clone())
+    fn look_around(&mut self) {
+        for keeper in &mut self.keepers {
+            if keeper.poll().is_none() {
+                continue;
             }
-        }
-    }
-
-    /// A worker that ended on its own: its open calls become records, another one takes over. Connections wait
-    /// at the listeners, which stay open, or are refused once the liveness word is stale.
-    async fn worker_died(&mut self, why: &str) -> Result<Receiver, Error> {
-        tracing::error!(why, "the worker is gone; starting another");
-        let pause = self.backoff.after(self.worker.age());
-        tokio::time::sleep(pause).await;
-        self.new_worker().await
-    }
-
-    /// The new worker takes over the listeners before the old one lets go of them.
-    async fn replace_worker(&mut self) -> Result<Receiver, Error> {
-        let (worker, receiver) = WorkerProcess::start(Path::new("/proc/self/exe"), self.user)?;
-        let old = std::mem::replace(&mut self.worker, worker);
-        let table = self.records.next_table()?;
-        let receiver = self.hand_over(receiver).await?;
-        if let Err(error) = old.retire(DRAIN).await {
-            tracing::error!(%error, "the old worker could not be ended");
-        }
-        self.records.recover(table)?;
-        Ok(receiver)
-    }
-
-    async fn new_worker(&mut self) -> Result<Receiver, Error> {
-        let (worker, receiver) = WorkerProcess::start(Path::new("/proc/self/exe"), self.user)?;
-        // Dropping the old handle kills and reaps what may be left of the process.
-        let old = std::mem::replace(&mut self.worker, worker);
-        if let Err(error) = old.retire(Duration::ZERO).await {
-            tracing::error!(%error, "the old worker could not be ended");
-        }
-        let table = self.records.next_table()?;
-        self.records.recover(table)?;
-        self.hand_over(receiver).await
-    }
-
-    async fn look_around(&mut self) {
-        for update in self
-            .keepers
-            .iter_mut()
-            .filter_map(Keeper::poll)
-            .collect::<Vec<_>>()
-        {
-            if self.worker.sender().send(credential(update)).await.is_err() {
-                tracing::warn!("a credential could not be handed to the worker; its successor gets it");
-            }
+            self.crew.tell(|worker, _role| match keeper.current() {
+                Some(update) => Ok(worker.send(credential(update))?),
+                None => Ok(()),
+            });
         }
         self.capture.look_after(&mut self.records);
         if let Err(error) = self.records.settle() {
             tracing::error!(%error, "calls of a worker that ended can't be recorded");
         }
         match self.records.rotate() {
-            Ok(Some(file)) => {
-                if self.worker.sender().audit_file(file).await.is_err() {
-                    tracing::warn!("the new audit file could not be handed to the worker");
-                }
-            }
-            Ok(None) => {}
+            Ok(true) => self
+                .crew
+                .tell(|worker, _role| Ok(worker.audit_file(self.records.file()?)?)),
+            Ok(false) => {}
             Err(error) => tracing::error!(%error, "the audit file can't be rotated"),
         }
-        if self
-            .worker
-            .sender()
-            .send(ToWorker::Status { request: 0 })
-            .await
-            .is_ok()
-        {
-            systemd::alive();
+        if self.headroom.look() {
+            let short = self.headroom.is_short();
+            self.crew
+                .tell(|worker, _role| Ok(worker.send(ToWorker::Memory { short })?));
         }
+        self.crew.look_after();
+        systemd::alive();
     }
 
     fn read_events(&mut self) {
@@ -400,26 +324,20 @@ impl Supervisor {
         }
     }
 
-    async fn stop(&mut self, mut receiver: Receiver) -> Result<(), Error> {
+    async fn stop(&mut self) -> Result<(), Error> {
         systemd::stopping();
         tracing::info!("stopping; what is managed stays held until the agent runs again or is released");
-        if self.worker.drain(DRAIN).await.is_err() {
-            tracing::warn!("the worker was gone before it could drain");
-        }
-        let drained = async {
-            while let Ok(Some(message)) = receiver.next().await {
-                self.take(message);
+        self.crew.retire(STOPPED);
+        let ended = async {
+            while !self.crew.is_empty() {
+                let happened = self.crew.next().await;
+                self.heed(happened);
             }
         };
-        if tokio::time::timeout(DRAIN + Duration::from_secs(6), drained)
-            .await
-            .is_err()
-        {
-            tracing::error!("the worker did not end in time; it is killed");
+        if tokio::time::timeout(STOP_LIMIT, ended).await.is_err() {
+            tracing::error!("a worker does not end; its open calls are recorded by the next start");
         }
         self.read_events();
-        let table = self.records.next_table()?;
-        self.records.recover(table)?;
         Ok(())
     }
 }
@@ -482,7 +400,6 @@ impl From<&crate::config::Limits> for channel::Limits {
             h2_reset_window_ms: millis(limits.h2_resets_window),
             connections: size(limits.connections),
             buffer_bytes: limits.buffers_size as u64,
-            body_bytes: size(limits.body_size),
         }
     }
 }

@@ -196,6 +196,13 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the other side speaks none of the protocols that it was offered (RFC 7301 section 3.2).
+    #[must_use]
+    pub fn is_no_common_protocol(&self) -> bool {
+        let alert = rustls::Error::AlertReceived(rustls::AlertDescription::NoApplicationProtocol);
+        matches!(self, Self::Handshake { source } if *source == alert)
+    }
+
     /// Whether the two sides could not agree, rather than that something of ours is missing.
     #[must_use]
     pub fn is_handshake(&self) -> bool {

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -23,6 +24,7 @@ use crate::dns;
 use crate::dns::resolver::Settings as Names;
 use crate::ebpf::maps::{Liveness, Origins};
 use crate::identity::WorkloadName;
+use crate::memory;
 use crate::net::listener::{self, Quota};
 use crate::policy::{CredentialName, Policy, Source};
 use crate::proxy::{InForce, Limits, Shared, questions};
@@ -83,7 +85,7 @@ async fn control(socket: OwnedFd) -> Result<(), Error> {
     let (mut worker, writer) = Worker::set_up(&start, descriptors, client)?;
     let mut ready = false;
     let mut beat = tokio::time::interval(BEAT);
-    let deadline = loop {
+    let drain = loop {
         let event = tokio::select! {
             event = channel.next() => event?,
             _ = beat.tick() => {
@@ -91,16 +93,16 @@ async fn control(socket: OwnedFd) -> Result<(), Error> {
                 continue;
             }
         };
-        let Some(event) = event else { break Duration::ZERO };
-        if let Some(deadline) = worker.handle(event).await? {
-            break deadline;
+        let Some(event) = event else { break Drain::NOW };
+        if let Some(drain) = worker.handle(event).await? {
+            break drain;
         }
         if !ready && worker.shared.policy.current().version.generation > 0 {
             worker.client.ready().await?;
             ready = true;
         }
     };
-    worker.drain(deadline).await;
+    worker.drain(drain, &mut channel).await?;
     if !writer.close(LAST_RECORDS) {
         tracing::error!("not every record could be written; the next start writes them as aborted");
     }
@@ -113,6 +115,23 @@ async fn control(socket: OwnedFd) -> Result<(), Error> {
     Ok(())
 }
 
+/// How to end.
+#[derive(Clone, Copy, Debug)]
+struct Drain {
+    /// How long calls may go on.
+    deadline: Duration,
+    /// How long a connection without a call stays open, for its client's next request.
+    idle: Duration,
+}
+
+impl Drain {
+    /// Nobody is there any more to drain for.
+    const NOW: Self = Self {
+        deadline: Duration::ZERO,
+        idle: Duration::ZERO,
+    };
+}
+
 /// The control side's state.
 struct Worker {
     shared: Arc<Shared>,
@@ -121,6 +140,7 @@ struct Worker {
     resolver: dns::resolver::Resolver,
     liveness: Liveness,
     listeners: HashMap<WorkloadName, Listening>,
+    draining: bool,
 }
 
 /// A workload's listeners while they are served.
@@ -165,6 +185,7 @@ impl Worker {
             },
             questions: questions::Questions::default(),
             limits: Limits::from(start.limits.clone()),
+            memory_short: AtomicBool::new(false),
         });
         let resolver = dns::resolver::Resolver::new(&shared.names)?;
         let threads = DataThreads::start(usize::from(start.threads.max(1)), &shared)?;
@@ -175,16 +196,19 @@ impl Worker {
             resolver,
             liveness: Liveness::new(descriptors.liveness)?,
             listeners: HashMap::new(),
+            draining: false,
         };
         Ok((worker, writer))
     }
 
-    /// Takes one event in; answers with the drain's deadline when it is time to end.
-    async fn handle(&mut self, event: Event) -> Result<Option<Duration>, Error> {
+    /// Takes one event in; answers how to end when it is time to.
+    async fn handle(&mut self, event: Event) -> Result<Option<Drain>, Error> {
         match event {
             Event::Start(..) => return Err(Error::NoStart),
             Event::Policy { generation, sources } => self.set_policy(generation, sources).await?,
             Event::Credential { name, state } => self.set_credential(&name, state),
+            // Offered while the drain was on its way: the successor has them too.
+            Event::Listener(..) | Event::Names(..) if self.draining => {}
             Event::Listener(info, socket) => self.listen(info, socket)?,
             Event::Names(info, socket) => self.answer_names(info, socket)?,
             Event::Unlisten { workload } => {
@@ -198,7 +222,8 @@ impl Worker {
                     .add_intermediate(intermediate.as_ref().clone())?;
             }
             Event::AuditFile(file) => self.shared.audit.reopen(File::from(file)),
-            Event::Drain { deadline } => return Ok(Some(deadline)),
+            Event::Memory { short } => self.shared.memory_short.store(short, Ordering::Relaxed),
+            Event::Drain { deadline, idle } => return Ok(Some(Drain { deadline, idle })),
             Event::Status { request } => self.client.status(request, self.figures()).await?,
         }
         Ok(None)
@@ -217,8 +242,11 @@ impl Worker {
         match Policy::compile(&sources) {
             Ok(policy) => {
                 self.shared.credentials.configure(policy.credentials().cloned());
+                let names = policy.workloads().map(|workload| workload.name().clone());
+                self.shared.audit.entitle(names);
                 self.shared.policy.replace(policy, generation);
                 self.threads.redecide();
+                memory::give_back();
                 self.client.policy_applied(generation).await?;
             }
             Err(diagnostics) => {
@@ -254,24 +282,31 @@ impl Worker {
 
     fn listen(&mut self, info: ListenerInfo, socket: std::net::TcpListener) -> Result<(), Error> {
         let socket = tokio::net::TcpListener::from_std(socket)?;
-        let limit = self.shared.limits.connections();
-        let listening = self
-            .listeners
-            .entry(info.workload.clone())
-            .or_insert_with(|| Listening {
-                quota: Quota::new(limit),
-                stop: CancellationToken::new(),
-            });
-        let stop = listening.stop.clone().cancelled_owned();
+        let Listening { quota, stop } = self.listening(&info.workload);
+        let (quota, stop) = (quota.clone(), stop.clone().cancelled_owned());
         let hand_out = self.threads.hand_out(info.workload);
-        tokio::spawn(listener::accept(socket, listening.quota.clone(), stop, hand_out));
+        tokio::spawn(listener::accept(socket, quota, stop, hand_out));
         Ok(())
+    }
+
+    fn listening(&mut self, workload: &WorkloadName) -> &Listening {
+        let limits = &self.shared.limits;
+        let quota = || Quota::new(limits.connections(), limits.buffers());
+        self.listeners
+            .entry(workload.clone())
+            .or_insert_with(|| Listening {
+                quota: quota(),
+                stop: CancellationToken::new(),
+            })
     }
 
     fn answer_names(&mut self, info: ListenerInfo, socket: std::net::UdpSocket) -> Result<(), Error> {
         let socket = tokio::net::UdpSocket::from_std(socket)?;
+        let stop = self.listening(&info.workload).stop.clone();
         let (shared, resolver) = (Arc::clone(&self.shared), self.resolver.clone());
-        tokio::spawn(questions::datagrams(shared, info.workload, socket, resolver));
+        let serving = questions::datagrams(shared, info.workload, socket, resolver);
+        // Answers under way go out all the same: each is a task of its own.
+        tokio::spawn(async move { stop.run_until_cancelled(serving).await });
         Ok(())
     }
 
@@ -302,14 +337,34 @@ impl Worker {
         }
     }
 
-    /// Accepts nothing more, lets calls under way end, cuts off what still runs at the deadline.
+    /// Accepts nothing more, lets calls under way end, cuts off what still runs at the deadline. Meanwhile a new
+    /// policy is put to those calls, and whatever else the supervisor says is heeded.
     ///
     /// The liveness word is not fed any more from here on: when this is a replacement the new worker does it.
-    async fn drain(&mut self, deadline: Duration) {
+    async fn drain(&mut self, drain: Drain, channel: &mut Channel) -> Result<(), Error> {
+        self.draining = true;
         for listening in self.listeners.values() {
             listening.stop.cancel();
         }
-        self.threads.drain(deadline).await;
+        let ended = self.threads.drain(drain.deadline, drain.idle);
+        tokio::pin!(ended);
+        loop {
+            let event = tokio::select! {
+                () = &mut ended => return Ok(()),
+                event = channel.next() => event?,
+            };
+            let sooner = match event {
+                Some(event) => self.handle(event).await?,
+                None => Some(Drain::NOW),
+            };
+            if let Some(sooner) = sooner {
+                self.threads.drain_sooner(sooner.deadline, sooner.idle);
+                if sooner.deadline.is_zero() {
+                    ended.await;
+                    return Ok(());
+                }
+            }
+        }
     }
 }
 

@@ -16,14 +16,25 @@ mod dns;
 mod escape;
 /// What is missing, broken or gone refuses, and is got over.
 mod fail_closed;
+/// gRPC by its own library: streams, trailers, refusals.
+mod grpc;
+/// Sockets made outside of a workload and handed in lead nowhere.
+mod handed;
 /// HTTP/1.1: bodies, odd requests, credentials on the wire, upgrades, and what upstreams do wrong.
 mod http;
+/// HTTP/2: streams, trailers, floods, and what breaks the protocol.
+mod http2;
 /// Who is calling: what the records say of the caller, and that nobody passes for another.
 mod identity;
+/// Kernel programs that root takes away: noticed, put back, on record.
+mod perimeter;
 /// What policy answers: to real calls, to `explain`, and in `observe` mode.
 mod policy;
 /// The README's first policy, typed as it stands.
 mod readme;
+/// One worker after another, by request and by death: nothing lost, nothing opened.
+#[cfg(test)]
+mod replace;
 /// The harness itself: the sandbox is one, the upstream tells callers apart, nothing is left behind.
 mod sandbox;
 /// What an operator can get wrong at start and reload: said clearly, nothing left behind, nothing lost.

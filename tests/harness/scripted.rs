@@ -14,7 +14,8 @@ use crate::ca::Leaf;
 use crate::launch::{self, Place};
 use crate::wait;
 
-const SCRIPT: &str = include_str!("scripted.py");
+/// What [`Scripted`] runs unless a test brings a script of its own.
+pub(crate) const SCRIPT: &str = include_str!("scripted.py");
 
 /// One request as it arrived.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
@@ -52,6 +53,7 @@ pub struct Scripted {
 impl Scripted {
     /// Starts it; with a leaf it speaks TLS, on port 443, else on port 80.
     pub(crate) fn start(
+        script: &str,
         place: &Place,
         dir: &Path,
         (v4, v6): (Ipv4Addr, Ipv6Addr),
@@ -62,7 +64,7 @@ impl Scripted {
         let port: u16 = if leaf.is_some() { 443 } else { 80 };
         let arguments = [v4.to_string(), v6.to_string(), port.to_string()];
         let mut command = place.command(
-            ["/usr/bin/python3", "-c", SCRIPT]
+            ["/usr/bin/python3", "-c", script]
                 .into_iter()
                 .chain(arguments.iter().map(String::as_str)),
         );

@@ -17,7 +17,7 @@ use crate::cgroup::Cgroup;
 use crate::launch::{Output, Place};
 use crate::limit::{Limit, WORLD_LIMIT};
 use crate::sandbox::Sandbox;
-use crate::scripted::Scripted;
+use crate::scripted::{self, Scripted};
 use crate::upstream::{Files, Server, Upstream};
 use crate::wait;
 use crate::workload::Client;
@@ -109,12 +109,29 @@ impl World {
     /// # Errors
     /// If it does not start.
     pub fn scripted(&mut self, host: &str, proves: Option<&str>) -> Result<Scripted> {
+        self.scripted_by(scripted::SCRIPT, host, proves)
+    }
+
+    /// As [`World::scripted`], with a script that takes the same arguments.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub fn scripted_by(&mut self, script: &str, host: &str, proves: Option<&str>) -> Result<Scripted> {
         let addresses = self.next_address()?;
         self.sandbox.add_host(host, addresses.0, addresses.1)?;
         let dir = self.path("upstream").join(host);
         fs::create_dir(&dir).context("can't make the upstream's directory (two for one host?)")?;
         let leaf = proves.map(|name| self.ca.issue(name)).transpose()?;
-        Scripted::start(&self.outside()?, &dir, addresses, leaf.as_ref())
+        Scripted::start(script, &self.outside()?, &dir, addresses, leaf.as_ref())
+    }
+
+    /// Makes a name known at an address outside where nobody answers to it.
+    ///
+    /// # Errors
+    /// If the hosts file can't be written.
+    pub fn absent(&mut self, host: &str) -> Result<()> {
+        let addresses = self.next_address()?;
+        self.sandbox.add_host(host, addresses.0, addresses.1)
     }
 
     fn next_address(&mut self) -> Result<(std::net::Ipv4Addr, std::net::Ipv6Addr)> {

@@ -41,6 +41,8 @@ const RUN_PACKAGES: &[&str] = &[
     "openssl",
     "procps",
     "python3",
+    "python3-grpcio",
+    "python3-h2",
     "util-linux",
 ];
 

@@ -12,20 +12,22 @@ use uuid::Uuid;
 
 use super::inflight::{MAX_OPEN, Table};
 use super::record::{
-    Caller, ConnectionId, Kind, MAX_PATH, Outcome, Protocol, Record, RequestId, Timestamp, clip, redact_query,
+    Caller, ConnectionId, Decision, Kind, MAX_PATH, Outcome, Protocol, Record, RequestId, Timestamp, clip,
+    redact_query,
 };
 use super::recorder::Recorder;
 use super::slots::{Full, Slots};
-use super::writer::{Shared, Sink, Writer};
+use super::writer::{Loss, Shared, Sink, Writer};
 use crate::addr::Authority;
-use crate::policy::Scheme;
+use crate::identity::WorkloadName;
+use crate::policy::{DenialReason, Scheme};
 
 /// What the operator chose.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// Whether query values are kept.
     pub queries: Queries,
-    /// How many calls one workload may have under way. The table should have a multiple of this.
+    /// How many calls one workload may have under way.
     pub slots_per_workload: u32,
 }
 
@@ -54,8 +56,8 @@ pub enum Unavailable {
         /// The number that it may have.
         quota: u32,
     },
-    /// More workloads call than the table has room for.
-    #[error("the audit log's in-flight table has no room for one more workload")]
+    /// The workload's own part of the table is used up, and what all share too.
+    #[error("too many calls of all workloads are under way for one more of this one")]
     Table,
 }
 
@@ -65,8 +67,7 @@ impl Unavailable {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Sink { .. } => "audit_unavailable",
-            Self::Quota { .. } => "limit",
-            Self::Table => "audit_table_full",
+            Self::Quota { .. } | Self::Table => "limit",
         }
     }
 }
@@ -132,7 +133,7 @@ impl Log {
         let shared = Arc::new(Shared::new(table, slots));
         let ids = Arc::new(Ids::new());
         let for_losses = Arc::clone(&ids);
-        let loss = Box::new(move |calls, events| loss_line(&for_losses, calls, events));
+        let loss = Box::new(move |loss: &Loss| loss_line(&for_losses, loss));
         let writer = Writer::start(&shared, sink, loss)?;
         let inner = Inner {
             shared,
@@ -140,6 +141,11 @@ impl Log {
             settings,
         };
         Ok((Self(Arc::new(inner)), writer))
+    }
+
+    /// Sets places for calls aside for each of these workloads, so that no other can take them.
+    pub fn entitle(&self, workloads: impl IntoIterator<Item = WorkloadName>) {
+        self.0.shared.slots().entitle(workloads);
     }
 
     /// Begins a call: from here on it has a record, whatever happens. Nothing may go upstream before.
@@ -152,7 +158,7 @@ impl Log {
         }
         let caller = &opening.connection.caller;
         let slot = self.0.shared.slots().take(&caller.workload);
-        let slot = slot.map_err(|full| self.no_slot(full))?;
+        let slot = slot.map_err(|full| self.no_slot(full, caller))?;
         let record = Box::new(self.opened(&opening));
         with_line(|line| {
             fit(&record, MAX_OPEN, line);
@@ -198,8 +204,8 @@ impl Log {
         self.0.shared.failure()
     }
 
-    fn no_slot(&self, full: Full) -> Unavailable {
-        self.0.shared.count_refused();
+    fn no_slot(&self, full: Full, caller: &Caller) -> Unavailable {
+        self.0.shared.count_over(&caller.workload);
         match full {
             Full::Quota => Unavailable::Quota {
                 quota: self.0.settings.slots_per_workload,
@@ -290,12 +296,21 @@ pub(super) fn fit(record: &Record, max: usize, line: &mut Vec<u8>) {
     }
 }
 
-fn loss_line(ids: &Ids, calls: u64, events: u64) -> Vec<u8> {
+fn loss_line(ids: &Ids, loss: &Loss) -> Vec<u8> {
     let (id, time) = ids.next();
+    let caller = Caller {
+        workload: loss.over.clone().flatten(),
+        ..Caller::default()
+    };
     let id = RequestId::from_bytes(id);
-    let mut record = Record::new(Kind::Unrecorded, id, time, Arc::new(Caller::default()));
+    let mut record = Record::new(Kind::Unrecorded, id, time, Arc::new(caller));
     record.outcome = Outcome::Denied;
-    record.count = Some(calls);
+    record.count = Some(loss.calls);
+    if loss.over.is_some() {
+        record.decision = Some(Decision::Deny);
+        record.reason = Some(DenialReason::Limit.code().into());
+    }
+    let events = loss.events;
     record.kernel = (events > 0).then_some(super::record::KernelLoss { events, map_full: 0 });
     let mut line = Vec::new();
     fit(&record, usize::MAX, &mut line);

@@ -1,5 +1,6 @@
 //! The thread that appends records to the sink, in batches, and frees their slots afterwards.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,14 +9,15 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::inflight::Table;
-use super::slots::Slots;
-use crate::identity::WorkloadName;
+use super::slots::{Holder, Slots};
 
 /// After a batch the writer waits this long for the next one to gather: under load one write(2) takes many
 /// records, and a lone record is written at once.
 const GATHER: Duration = Duration::from_millis(2);
 /// A batch of this many bytes is written without waiting.
 const BATCH: usize = 64 * 1024;
+/// Calls over a workload's limit are gathered for so long: a flood of them makes one record in that time.
+const OVER: Duration = Duration::from_millis(500);
 /// How often a sink that failed is tried again.
 const RETRY: Duration = Duration::from_millis(250);
 /// Records that hold no slot (kernel refusals, direct connections) wait in this many bytes at most.
@@ -63,6 +65,20 @@ struct Queue {
     failure: Option<Arc<str>>,
     refused: u64,
     dropped: u64,
+    /// Calls that were refused because their workload had too many under way, until they are put on record.
+    over: HashMap<Holder, u64>,
+    over_due: Option<Instant>,
+}
+
+/// Calls, or events, that have no record of their own.
+#[derive(Debug, Default)]
+pub(super) struct Loss {
+    /// Calls of this workload that were over its limit; `None`: calls of any while the log could not be written.
+    pub(super) over: Option<Holder>,
+    /// How many.
+    pub(super) calls: u64,
+    /// Records of events (kernel refusals, direct connections) that there was no room for.
+    pub(super) events: u64,
 }
 
 #[derive(Default)]
@@ -74,7 +90,7 @@ struct Batch {
 /// One line of a batch: where it ends and whose slot is free once it is written.
 struct Entry {
     end: usize,
-    slot: Option<(u32, Option<WorkloadName>)>,
+    slot: Option<(u32, Holder)>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -108,10 +124,19 @@ impl Shared {
         Some(reason)
     }
 
-    /// Counts a call that is refused because it can have no record.
-    pub(super) fn count_refused(&self) {
-        locked(&self.queue).refused += 1;
-        self.wake.notify_one();
+    /// Counts a call that is refused because its workload has too many under way.
+    pub(super) fn count_over(&self, holder: &Holder) {
+        let mut queue = locked(&self.queue);
+        match queue.over.get_mut(holder) {
+            Some(count) => *count += 1,
+            None => drop(queue.over.insert(holder.clone(), 1)),
+        }
+        let first = queue.over_due.is_none();
+        queue.over_due.get_or_insert_with(|| Instant::now() + OVER);
+        drop(queue);
+        if first {
+            self.wake.notify_one();
+        }
     }
 
     pub(super) fn failure(&self) -> Option<Arc<str>> {
@@ -119,7 +144,7 @@ impl Shared {
     }
 
     /// Queues a line whose slot is to be freed.
-    pub(super) fn push(&self, line: &[u8], slot: u32, workload: Option<WorkloadName>) {
+    pub(super) fn push(&self, line: &[u8], slot: u32, workload: Holder) {
         let mut queue = locked(&self.queue);
         queue.add(line, Some((slot, workload)));
         self.notify(queue);
@@ -154,7 +179,7 @@ impl Shared {
 }
 
 impl Queue {
-    fn add(&mut self, line: &[u8], slot: Option<(u32, Option<WorkloadName>)>) {
+    fn add(&mut self, line: &[u8], slot: Option<(u32, Holder)>) {
         self.batch.bytes.extend_from_slice(line);
         self.batch.entries.push(Entry {
             end: self.batch.bytes.len(),
@@ -163,11 +188,41 @@ impl Queue {
     }
 
     fn has_work(&self) -> bool {
-        !self.batch.entries.is_empty() || self.reopen.is_some() || self.closing.is_some() || self.lost() > 0
+        !self.batch.entries.is_empty()
+            || self.reopen.is_some()
+            || self.closing.is_some()
+            || self.lost() > 0
+            || self.until_due().is_some_and(|left| left.is_zero())
     }
 
     fn lost(&self) -> u64 {
         self.refused + self.dropped
+    }
+
+    /// How long the writer may sleep for the sake of [`Queue::over`].
+    fn until_due(&self) -> Option<Duration> {
+        Some(self.over_due?.saturating_duration_since(Instant::now()))
+    }
+
+    /// What has no record of its own and is to be put on record now.
+    fn losses(&mut self) -> Vec<Loss> {
+        let mut losses = Vec::new();
+        if self.lost() > 0 {
+            losses.push(Loss {
+                over: None,
+                calls: std::mem::take(&mut self.refused),
+                events: std::mem::take(&mut self.dropped),
+            });
+        }
+        if self.closing.is_some() || self.until_due().is_some_and(|left| left.is_zero()) {
+            self.over_due = None;
+            losses.extend(self.over.drain().map(|(holder, calls)| Loss {
+                over: Some(holder),
+                calls,
+                events: 0,
+            }));
+        }
+        losses
     }
 }
 
@@ -214,7 +269,7 @@ impl std::fmt::Debug for Shared {
 }
 
 /// Makes the line that says how many calls and events have no record of their own.
-pub(super) type LossLine = Box<dyn Fn(u64, u64) -> Vec<u8> + Send>;
+pub(super) type LossLine = Box<dyn Fn(&Loss) -> Vec<u8> + Send>;
 
 impl Writer {
     pub(super) fn start(shared: &Arc<Shared>, sink: Box<dyn Sink>, loss: LossLine) -> io::Result<Self> {
@@ -285,7 +340,13 @@ impl Thread {
         // After a failure that left nothing to write (fdatasync) the next round tries anew, without a call to wake it.
         while self.retained.entries.is_empty() && queue.failure.is_none() && !queue.has_work() {
             queue.idle = true;
-            queue = shared.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue = match queue.until_due() {
+                None => shared.wake.wait(queue).unwrap_or_else(PoisonError::into_inner),
+                Some(left) => {
+                    let waited = shared.wake.wait_timeout(queue, left);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
         }
         queue.idle = false;
         queue.loose = 0;
@@ -294,12 +355,12 @@ impl Thread {
             self.sink.reopen(file);
         }
         // While the sink fails the losses still grow: their line comes when it works again.
-        if queue.lost() > 0 && queue.failure.is_none() {
-            let line = (self.loss)(queue.refused, queue.dropped);
-            (queue.refused, queue.dropped) = (0, 0);
-            self.retained.bytes.extend_from_slice(&line);
-            let end = self.retained.bytes.len();
-            self.retained.entries.push(Entry { end, slot: None });
+        if queue.failure.is_none() {
+            for loss in queue.losses() {
+                self.retained.bytes.extend_from_slice(&(self.loss)(&loss));
+                let end = self.retained.bytes.len();
+                self.retained.entries.push(Entry { end, slot: None });
+            }
         }
         queue.closing
     }

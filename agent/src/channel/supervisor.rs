@@ -42,20 +42,21 @@ pub struct Sender {
     queue: mpsc::Sender<(ToWorker, Vec<OwnedFd>)>,
 }
 
-/// The worker's end is closed or its queue has been full for too long.
+/// The worker's end is closed, or it has not taken messages for so long that its queue is full.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the worker does not take messages any more")]
 pub struct WorkerGone;
 
-/// How long a full queue is waited for.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Messages that wait for a worker: a first hand-over of ten thousand workloads, and then some. Nobody who sends
+/// waits: the supervisor has other workers to see to.
+const QUEUE: usize = 65_536;
 
 impl Sender {
     /// Sends the first message.
     ///
     /// # Errors
     /// If the worker is gone.
-    pub async fn start(&self, start: Start, descriptors: StartDescriptors) -> Result<(), WorkerGone> {
+    pub fn start(&self, start: Start, descriptors: StartDescriptors) -> Result<(), WorkerGone> {
         let StartDescriptors {
             origins,
             liveness,
@@ -63,46 +64,43 @@ impl Sender {
             inflight,
         } = descriptors;
         let descriptors = vec![origins, liveness, audit, inflight];
-        self.queue(ToWorker::Start(Box::new(start)), descriptors).await
+        self.queue(ToWorker::Start(Box::new(start)), descriptors)
     }
 
     /// Hands a listener over; the socket is a duplicate, so the port stays the supervisor's.
     ///
     /// # Errors
     /// If the worker is gone.
-    pub async fn listener(&self, info: ListenerInfo, socket: TcpListener) -> Result<(), WorkerGone> {
-        self.queue(ToWorker::Listener(info), vec![socket.into()]).await
+    pub fn listener(&self, info: ListenerInfo, socket: TcpListener) -> Result<(), WorkerGone> {
+        self.queue(ToWorker::Listener(info), vec![socket.into()])
     }
 
     /// Hands the socket over on which a workload's questions about names arrive.
     ///
     /// # Errors
     /// If the worker is gone.
-    pub async fn names(&self, info: ListenerInfo, socket: UdpSocket) -> Result<(), WorkerGone> {
-        self.queue(ToWorker::Names(info), vec![socket.into()]).await
+    pub fn names(&self, info: ListenerInfo, socket: UdpSocket) -> Result<(), WorkerGone> {
+        self.queue(ToWorker::Names(info), vec![socket.into()])
     }
 
     /// Hands a new audit file over.
     ///
     /// # Errors
     /// If the worker is gone.
-    pub async fn audit_file(&self, file: OwnedFd) -> Result<(), WorkerGone> {
-        self.queue(ToWorker::AuditFile, vec![file]).await
+    pub fn audit_file(&self, file: OwnedFd) -> Result<(), WorkerGone> {
+        self.queue(ToWorker::AuditFile, vec![file])
     }
 
     /// Sends a message that has no descriptors.
     ///
     /// # Errors
     /// If the worker is gone.
-    pub async fn send(&self, message: ToWorker) -> Result<(), WorkerGone> {
-        self.queue(message, Vec::new()).await
+    pub fn send(&self, message: ToWorker) -> Result<(), WorkerGone> {
+        self.queue(message, Vec::new())
     }
 
-    async fn queue(&self, message: ToWorker, descriptors: Vec<OwnedFd>) -> Result<(), WorkerGone> {
-        self.queue
-            .send_timeout((message, descriptors), PATIENCE)
-            .await
-            .or(Err(WorkerGone))
+    fn queue(&self, message: ToWorker, descriptors: Vec<OwnedFd>) -> Result<(), WorkerGone> {
+        self.queue.try_send((message, descriptors)).or(Err(WorkerGone))
     }
 }
 
@@ -120,7 +118,7 @@ pub struct Receiver {
 /// If the socket can't be polled.
 pub fn open(socket: OwnedFd) -> Result<(Sender, Receiver), FrameError> {
     let (reader, writer) = split(socket, MAX_TO_SUPERVISOR)?;
-    let (queue, outgoing) = mpsc::channel(1024);
+    let (queue, outgoing) = mpsc::channel(QUEUE);
     tokio::spawn(write_all(writer, outgoing));
     let receiver = Receiver {
         reader,

@@ -107,7 +107,7 @@ async fn start_arrives_with_its_four_descriptors_in_order() {
         audit: file_with("audit"),
         inflight: file_with("inflight"),
     };
-    ends.sender.start(start(), descriptors).await.unwrap();
+    ends.sender.start(start(), descriptors).unwrap();
     let Some(Event::Start(got, files)) = ends.channel.next().await.unwrap() else {
         panic!("no start");
     };
@@ -127,7 +127,7 @@ async fn a_listener_that_was_handed_over_accepts() {
         number: 3,
         addr: socket.local_addr().unwrap(),
     };
-    ends.sender.listener(info.clone(), socket).await.unwrap();
+    ends.sender.listener(info.clone(), socket).unwrap();
     let Some(Event::Listener(got, socket)) = ends.channel.next().await.unwrap() else {
         panic!("no listener");
     };
@@ -152,9 +152,8 @@ async fn descriptors_stay_with_their_message_when_many_are_queued() {
             .send(ToWorker::Status {
                 request: number.into(),
             })
-            .await
             .unwrap();
-        ends.sender.listener(info, socket).await.unwrap();
+        ends.sender.listener(info, socket).unwrap();
     }
     let mut listeners = 0;
     while listeners < 40 {
@@ -177,7 +176,7 @@ async fn a_policy_of_ten_megabytes_arrives_whole() {
         generation: 4,
         sources: sources.clone(),
     };
-    ends.sender.send(policy).await.unwrap();
+    ends.sender.send(policy).unwrap();
     let Some(Event::Policy {
         generation,
         sources: got,
@@ -213,10 +212,7 @@ async fn a_question_gets_its_own_answer_whatever_the_order() {
         } else {
             Err(Refusal::new("the process is gone"))
         };
-        ends.sender
-            .send(ToWorker::Identity { request, result })
-            .await
-            .unwrap();
+        ends.sender.send(ToWorker::Identity { request, result }).unwrap();
     }
     assert_eq!(first.await.unwrap().unwrap(), identity());
     let error = second.await.unwrap().unwrap_err();
@@ -240,7 +236,7 @@ async fn askers_of_one_intermediate_share_one_question() {
         host: asked,
         result: Ok(intermediate),
     };
-    ends.sender.send(answer).await.unwrap();
+    ends.sender.send(answer).unwrap();
     for asker in askers {
         assert_eq!(asker.await.unwrap().unwrap().host, host("api.example.com"));
     }

@@ -62,10 +62,17 @@ pub enum Event {
     },
     /// Write records here from now on.
     AuditFile(OwnedFd),
+    /// Whether the agent's memory is short.
+    Memory {
+        /// It is: refuse new connections.
+        short: bool,
+    },
     /// Accept nothing more and end within this time.
     Drain {
         /// How long calls may still run.
         deadline: Duration,
+        /// How long connections without one stay open.
+        idle: Duration,
     },
     /// Answer with [`Client::status`].
     Status {
@@ -401,9 +408,11 @@ fn sort(
         ToWorker::Policy { generation, sources } => Some(Event::Policy { generation, sources }),
         ToWorker::Credential { name, state } => Some(Event::Credential { name, state }),
         ToWorker::Unlisten { workload } => Some(Event::Unlisten { workload }),
-        ToWorker::Drain { deadline_ms } => Some(Event::Drain {
+        ToWorker::Drain { deadline_ms, idle_ms } => Some(Event::Drain {
             deadline: Duration::from_millis(deadline_ms),
+            idle: Duration::from_millis(idle_ms),
         }),
+        ToWorker::Memory { short } => Some(Event::Memory { short }),
         ToWorker::Status { request } => Some(Event::Status { request }),
         ToWorker::Intermediate { host, result } => answer_intermediate(host, result, pending),
         ToWorker::Identity { request, result } => {

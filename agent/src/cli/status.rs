@@ -21,12 +21,10 @@ pub fn run(socket: &Path, json: bool, out: &mut dyn Write) -> anyhow::Result<Exi
     } else {
         show(&status, out)?;
     }
+    let serves = status.worker_pid.is_some() && status.worker_error.is_none();
     let credentials = status.credentials.iter().all(|one| one.reason.is_none());
-    let good = status.audit_ok
-        && status.perimeter_intact
-        && status.worker_pid.is_some()
-        && status.reload_error.is_none()
-        && credentials;
+    let good =
+        status.audit_ok && status.perimeter_intact && serves && status.reload_error.is_none() && credentials;
     Ok(if good {
         ExitCode::SUCCESS
     } else {
@@ -49,13 +47,7 @@ fn show(status: &Status, out: &mut dyn Write) -> anyhow::Result<()> {
             "reload      REFUSED, the policy above stays; `callgate reload` tries again\n              {why}"
         )?;
     }
-    writeln!(
-        out,
-        "worker      {}",
-        status
-            .worker_pid
-            .map_or_else(|| "none".into(), |pid| format!("pid {pid}"))
-    )?;
+    writeln!(out, "worker      {}", worker(status))?;
     writeln!(
         out,
         "calls       {} ({} denied, {} failed)",
@@ -66,7 +58,14 @@ fn show(status: &Status, out: &mut dyn Write) -> anyhow::Result<()> {
         Some(why) => writeln!(out, " ({why}; calls are refused)")?,
         None => writeln!(out)?,
     }
-    writeln!(out, "perimeter   {}", word(status.perimeter_intact))?;
+    write!(out, "perimeter   {}", word(status.perimeter_intact))?;
+    match status.perimeter_repairs {
+        0 => writeln!(out)?,
+        times => writeln!(
+            out,
+            " (kernel programs were taken away and put back {times} times)"
+        )?,
+    }
     let mut workloads = table(["WORKLOAD", "CGROUP", "CONNECTIONS"]);
     for one in &status.workloads {
         workloads.add_row([one.name.clone(), one.cgroup.clone(), one.connections.to_string()]);
@@ -82,6 +81,20 @@ fn show(status: &Status, out: &mut dyn Write) -> anyhow::Result<()> {
         writeln!(out, "kernel      {reason} {count}")?;
     }
     Ok(())
+}
+
+fn worker(status: &Status) -> String {
+    let mut text = match status.worker_pid {
+        Some(pid) => format!("pid {pid}"),
+        None => "NONE (connections are refused)".to_owned(),
+    };
+    if status.draining > 0 {
+        text.push_str(&format!(", {} before it drain", status.draining));
+    }
+    if let Some(why) = &status.worker_error {
+        text.push_str(&format!("; the last one that was started FAILED: {why}"));
+    }
+    text
 }
 
 fn table<const N: usize>(header: [&str; N]) -> Table {

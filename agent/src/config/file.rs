@@ -2,7 +2,7 @@
 
 use toml_span::value::Value;
 
-use super::{LogLevel, OnAuditFailure, QueryValues};
+use super::{LogLevel, QueryValues};
 use crate::policy::reader::{Fields, Report, Spanned, nearest};
 use crate::policy::{Diagnostic, Source};
 
@@ -28,7 +28,6 @@ pub(super) struct FileAudit {
     pub(super) file: Option<Spanned<String>>,
     pub(super) max_size_mib: Option<u64>,
     pub(super) keep: Option<u64>,
-    pub(super) on_failure: Option<OnAuditFailure>,
     pub(super) query_values: Option<QueryValues>,
 }
 
@@ -56,8 +55,8 @@ const LIMITS: [(&str, u64, u64); 17] = [
     ("h2_resets", 10, 100_000),
     ("h2_resets_window_seconds", 1, 600),
     ("connections", 1, 1_000_000),
+    ("calls", 1, 8192),
     ("buffers_mib", 1, 65_536),
-    ("body_kib", 0, 65_536),
     ("detect_seconds", 1, 600),
     ("memory_percent", 10, 100),
 ];
@@ -103,16 +102,11 @@ fn audit(report: &mut Report<'_>, value: &Value<'_>) -> FileAudit {
     let Some(mut fields) = Fields::of(report, value, "`audit`") else {
         return FileAudit::default();
     };
-    let on_failure = [
-        ("refuse", OnAuditFailure::Refuse),
-        ("allow", OnAuditFailure::Allow),
-    ];
     let query_values = [("redacted", QueryValues::Redacted), ("plain", QueryValues::Plain)];
     let audit = FileAudit {
         file: owned(fields.string(report, "file")),
         max_size_mib: fields.integer(report, "max_size_mib", 1, 1024 * 1024),
         keep: fields.integer(report, "keep", 0, 10_000),
-        on_failure: word(report, &mut fields, "on_failure", &on_failure),
         query_values: word(report, &mut fields, "query_values", &query_values),
     };
     fields.finish(report);

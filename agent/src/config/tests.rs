@@ -39,7 +39,6 @@ fn each_line_of_the_shipped_file_is_read() {
         ("resolvers = []", "resolvers = [\"::1\"]"),
         ("upstream_ca = []", "upstream_ca = \"/x.pem\""),
         ("\"/var/log/callgate/audit.jsonl\"", "\"/x\""),
-        ("\"refuse\"\n", "\"allow\"\n"),
         ("\"redacted\"\n", "\"plain\"\n"),
     ];
     for (old, new) in changes {
@@ -60,7 +59,7 @@ fn each_line_of_the_shipped_file_is_read() {
 fn every_fault_comes_at_once_with_its_place() {
     let found = parse(
         "policy_dir = 'x'\nstate_dir = 3\nthreds = 1\nworker_user = 'root'\ncgroup_parent = '../x'\n\
-         log_level = 'inf'\nresolvers = ['1.1.1.1', 'dns.example']\nthreads = -1\n[audit]\non_failure = 'ignore'\n\
+         log_level = 'inf'\nresolvers = ['1.1.1.1', 'dns.example']\nthreads = -1\n[audit]\nquery_values = 'all'\n\
          [limits]\nh2_streams = 0\nidle_second = 1\n[[workload]]\nname = 'w'",
     )
     .unwrap_err();
@@ -73,7 +72,7 @@ fn every_fault_comes_at_once_with_its_place() {
         "callgate.toml:6:14: error: `log_level` is one of error, warn, info, debug, trace, not \"inf\" (did you mean \"info\"?)",
         "callgate.toml:7:26: error: `resolvers`: \"dns.example\" is no address",
         "callgate.toml:8:11: error: `threads` must be between 0 and 1024",
-        "callgate.toml:10:15: error: `on_failure` is one of refuse, allow, not \"ignore\"",
+        "callgate.toml:10:17: error: `query_values` is one of redacted, plain, not \"all\"",
         "callgate.toml:12:14: error: `h2_streams` must be between 1 and 10000",
         "callgate.toml:13:1: error: unknown key `idle_second` in `limits` (did you mean `idle_seconds`?)",
         "callgate.toml:14:3: error: unknown key `workload` in callgate.toml (rules and credentials go into files of `policy_dir`)",
@@ -94,4 +93,65 @@ fn the_admin_socket_follows_the_runtime_directory() {
 fn a_named_file_that_is_not_there_is_an_error() {
     let faulty = Config::load(Path::new("/nonexistent/callgate.toml")).unwrap_err();
     assert!(faulty.found[0].message.contains("can't be read"), "{faulty:?}");
+}
+
+/// The names of a struct's fields, as its source has them.
+fn fields(source: &str, name: &str) -> Vec<String> {
+    let (_, body) = source
+        .split_once(&format!("pub struct {name} {{\n"))
+        .unwrap_or_else(|| panic!("no struct {name}"));
+    let (body, _) = body.split_once("\n}").unwrap();
+    let field = |line: &str| Some(line.trim().strip_prefix("pub ")?.split_once(':')?.0.to_owned());
+    body.lines().filter_map(field).collect()
+}
+
+/// All sources of the agent but tests and these files.
+fn sources(without: &[&str]) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut all = String::new();
+    let mut dirs = vec![root.clone()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if !without.iter().any(|file| name.starts_with(file)) && !name.ends_with("tests.rs") {
+                all.push_str(&std::fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+    all
+}
+
+fn unread(fields: &[String], sources: &str) -> Vec<String> {
+    let read = |field: &String| {
+        sources.match_indices(&format!(".{field}")).any(|(at, found)| {
+            let next = sources[at + found.len()..].chars().next().unwrap_or(' ');
+            !next.is_alphanumeric() && next != '_' && next != '('
+        })
+    };
+    fields.iter().filter(|field| !read(field)).cloned().collect()
+}
+
+/// A setting that nothing obeys misleads whoever relies on it.
+#[test]
+fn every_setting_is_read_by_something_that_obeys_it() {
+    let config = include_str!("../config.rs");
+    let outside = sources(&["config.rs", "config/", "main.rs"]);
+    for name in ["Config", "Audit", "Limits"] {
+        let fields = fields(config, name);
+        assert!(fields.len() > 3, "{name}: {fields:?}");
+        assert_eq!(unread(&fields, &outside), [""; 0], "{name}");
+    }
+}
+
+/// What is handed on to the worker has to be obeyed there.
+#[test]
+fn every_setting_that_is_handed_to_the_worker_is_read_there() {
+    let channel = include_str!("../channel.rs");
+    let below = sources(&["config.rs", "config/", "channel", "supervisor", "cli"]);
+    for name in ["Start", "Limits"] {
+        assert_eq!(unread(&fields(channel, name), &below), [""; 0], "{name}");
+    }
 }

@@ -74,7 +74,6 @@ fn audit(check: &mut Check<'_>, file: FileAudit) -> Audit {
             .keep
             .and_then(|keep| u32::try_from(keep).ok())
             .unwrap_or(default.keep),
-        on_failure: file.on_failure.unwrap_or(default.on_failure),
         query_values: file.query_values.unwrap_or(default.query_values),
     }
 }
@@ -97,8 +96,8 @@ fn set_limit(limits: &mut Limits, key: &str, number: u64) {
         "h2_resets" => limits.h2_resets = count,
         "h2_resets_window_seconds" => limits.h2_resets_window = seconds,
         "connections" => limits.connections = size,
+        "calls" => limits.calls = count,
         "buffers_mib" => limits.buffers_size = size * 1024 * 1024,
-        "body_kib" => limits.body_size = size * 1024,
         "detect_seconds" => limits.detect_timeout = seconds,
         _ => limits.memory_percent = u8::try_from(number).unwrap_or(100),
     }

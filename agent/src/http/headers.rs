@@ -41,9 +41,30 @@ use http::header::{
 use http::request::Parts;
 use http::{Method, Version};
 
+use super::framing::HeadLimits;
 use crate::policy::DenialReason;
 
 use websocket::Handshake;
+
+/// Whether an HTTP/2 head is within the limits, measured as RFC 9113 section 6.5.2 does.
+///
+/// # Errors
+/// [`DenialReason::HeadTooLarge`].
+pub fn measure(parts: &Parts, limits: HeadLimits) -> Result<(), DenialReason> {
+    const OVERHEAD: usize = 32;
+    let fields = parts.headers.iter();
+    let bytes: usize = fields
+        .map(|(name, value)| name.as_str().len() + value.len() + OVERHEAD)
+        .sum();
+    let target = parts
+        .uri
+        .path_and_query()
+        .map_or(0, |target| target.as_str().len());
+    if parts.headers.len() > limits.fields || bytes + target > limits.bytes {
+        return Err(DenialReason::HeadTooLarge);
+    }
+    Ok(())
+}
 
 /// Of one hop only (RFC 9110 section 7.6.1, and what came before it). Transfer-Encoding is here too: hyper
 /// frames each side anew.

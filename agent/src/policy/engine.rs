@@ -1,5 +1,6 @@
 //! decide() and route(): pure, deny wins, default deny.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use super::index::ByPath;
@@ -100,87 +101,58 @@ fn allowing<'w>(workload: &'w Workload, identity: &Identity, call: &Call<'_>) ->
     }
 }
 
-/// Only refused calls pay for a reason.
+/// Only refused calls pay for a reason: the nearest that an allow for the host came.
 fn why_not(workload: &Workload, call: &Call<'_>) -> Denial {
     let authority = call.authority;
-    let mut best: Option<(u8, usize)> = None;
-    let mut note = |level: u8, id: usize| {
-        let nearer = best.is_none_or(|(level_so_far, id_so_far)| {
-            level > level_so_far || (level == level_so_far && id < id_so_far)
-        });
-        if nearer {
-            best = Some((level, id));
-        }
-    };
-    for by_path in workload.index.allows(&authority.host).into_iter().flatten() {
-        by_path.all(&mut |id| {
-            if let Some(rule) = workload.rules.get(id) {
-                note(nearness(rule, call), id);
-            }
-        });
-    }
+    let unnamed = |reason| Denial { reason, rule: None };
     if tunnels(workload, &authority.host, authority.port)
         .next()
         .is_some()
     {
-        return Denial {
-            reason: DenialReason::CallerNotAllowed,
-            rule: None,
-        };
+        return unnamed(DenialReason::CallerNotAllowed);
     }
-    let (level, id) = best.unwrap_or_default();
-    let label = || workload.rules.get(id).map(|rule| Arc::clone(&rule.label));
-    match level {
-        0 => Denial {
-            reason: DenialReason::HostNotAllowed,
-            rule: None,
-        },
-        1 => Denial {
-            reason: DenialReason::PlainHttp,
-            rule: None,
-        },
-        2 => Denial {
-            reason: DenialReason::CallNotAllowed,
-            rule: None,
-        },
-        3 => Denial {
-            reason: DenialReason::CallNotAllowed,
-            rule: label(),
-        },
-        _ => Denial {
-            reason: DenialReason::CallerNotAllowed,
-            rule: label(),
-        },
+    if let Some(denial) = nearest_by_path(workload, call) {
+        return denial;
+    }
+    let by_host = workload.index.allows(&authority.host).into_iter().flatten();
+    let origins: Vec<_> = by_host.flat_map(ByPath::origins).collect();
+    if origins.contains(&&(Some(authority.port), Some(call.scheme))) {
+        unnamed(DenialReason::CallNotAllowed)
+    } else if call.scheme == Scheme::Http && origins.iter().any(|(_, scheme)| *scheme == Some(Scheme::Https))
+    {
+        unnamed(DenialReason::PlainHttp)
+    } else {
+        unnamed(DenialReason::HostNotAllowed)
     }
 }
 
-/// How near an allow for the host came: 0 other port or scheme, 1 only the scheme is plain, 2 the
-/// authority, 3 the path too, 4 everything but the caller.
-fn nearness(rule: &Rule, call: &Call<'_>) -> u8 {
-    if rule.port.is_some_and(|port| port != call.authority.port) && call.scheme == Scheme::Https {
-        return 0;
+/// The first by label of the allows for this authority and path, those that lack only the caller before others.
+fn nearest_by_path(workload: &Workload, call: &Call<'_>) -> Option<Denial> {
+    let mut nearest = None;
+    for by_path in workload.index.allows(&call.authority.host).into_iter().flatten() {
+        by_path.narrow(call.path, &mut |id| {
+            if let Some(rule) = workload.rules.get(id).filter(|rule| rule.is_at(call)) {
+                nearest = nearest.max(Some((rule.allows(call), Reverse(id))));
+            }
+            false
+        });
     }
-    if rule.scheme != Some(call.scheme) {
-        return u8::from(call.scheme == Scheme::Http);
-    }
-    if rule.port != Some(call.authority.port) {
-        return 0;
-    }
-    if !rule.paths.is_empty() && !rule.paths.iter().any(|path| path.matches(call.path)) {
-        return 2;
-    }
-    if rule.allows(call) { 4 } else { 3 }
+    let (lacks_only_the_caller, Reverse(id)) = nearest?;
+    Some(Denial {
+        reason: if lacks_only_the_caller {
+            DenialReason::CallerNotAllowed
+        } else {
+            DenialReason::CallNotAllowed
+        },
+        rule: workload.rules.get(id).map(|rule| Arc::clone(&rule.label)),
+    })
 }
 
 /// Whether an allow or a deny names the flow's host and port: then its calls must be read.
 fn reads_calls(workload: &Workload, identity: &Identity, flow: &Flow<'_>) -> bool {
-    let mut reads = false;
-    for by_path in workload.index.allows(flow.host).into_iter().flatten() {
-        by_path.all(&mut |id| {
-            let names = |rule: &Rule| rule.port == Some(flow.port) && rule.scheme == Some(flow.scheme);
-            reads |= workload.rules.get(id).is_some_and(names);
-        });
-    }
+    let origin = (Some(flow.port), Some(flow.scheme));
+    let mut allows = workload.index.allows(flow.host).into_iter().flatten();
+    let mut reads = allows.any(|by_path| by_path.origins().contains(&origin));
     for by_path in workload.index.denies(flow.host) {
         by_path.all(&mut |id| {
             let names = |rule: &Rule| {
@@ -233,11 +205,15 @@ fn observed(workload: &Workload, call: &Call<'_>, denial: Denial) -> Permit {
 impl Rule {
     /// As an allow: all but host, path and caller, which the index and the conditions answer.
     fn allows(&self, call: &Call<'_>) -> bool {
-        self.port == Some(call.authority.port)
-            && self.scheme == Some(call.scheme)
+        self.is_at(call)
             && (self.methods.is_empty() || self.methods.iter().any(|method| **method == *call.method))
             && self.headers.iter().all(|header| header.matches(call.headers))
             && self.query.iter().all(|key| key.matches(call.query))
+    }
+
+    /// As an allow: port and scheme alone.
+    fn is_at(&self, call: &Call<'_>) -> bool {
+        self.port == Some(call.authority.port) && self.scheme == Some(call.scheme)
     }
 
     /// As a deny: all but host, path and caller.

@@ -1,11 +1,17 @@
 //! Finds the rules that a call could meet without looking at the others: by host, then along the path.
 
-use std::collections::HashMap;
+use std::collections::HashMap as StdHashMap;
 
+use foldhash::fast::RandomState;
+
+use super::Scheme;
 use super::matcher::HostPattern;
 use super::model::{Rule, RuleKind};
 use super::path::{NormalPath, Segment, folded_segment};
 use crate::addr::HostName;
+
+/// Looked up by what callers send, filled by the operator alone: no caller can make keys collide.
+type HashMap<K, V> = StdHashMap<K, V, RandomState>;
 
 /// A rule's place in its workload's list.
 pub(super) type RuleId = usize;
@@ -32,7 +38,12 @@ pub(super) struct ByPath {
     root: Node,
     /// Rules that name no path: the least specific.
     any: Vec<RuleId>,
+    /// Where they apply, each port and scheme once.
+    origins: Vec<Origin>,
 }
+
+/// A rule's port and scheme, where it names them.
+type Origin = (Option<u16>, Option<Scheme>);
 
 #[derive(Debug, Default)]
 struct Node {
@@ -110,6 +121,10 @@ impl ByHost {
 
 impl ByPath {
     fn insert(&mut self, id: RuleId, rule: &Rule) {
+        let origin = (rule.port, rule.scheme);
+        if !self.origins.contains(&origin) {
+            self.origins.push(origin);
+        }
         if rule.paths.is_empty() {
             self.any.push(id);
         }
@@ -119,6 +134,11 @@ impl ByPath {
                 RuleKind::Allow | RuleKind::Tunnel => self.root.insert(template.segments(), id),
             }
         }
+    }
+
+    /// The ports and schemes of the rules here.
+    pub(super) fn origins(&self) -> &[Origin] {
+        &self.origins
     }
 
     /// Every rule here, whatever its path.

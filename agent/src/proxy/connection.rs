@@ -6,6 +6,7 @@
 use std::cell::{Ref, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -23,11 +24,10 @@ use crate::net::peek::{self, Detected, Replay};
 use crate::policy::{self, DenialReason, Flow, Permit, Route, Scheme};
 use crate::tls::client_hello::ClientHello;
 
-use super::DataThread;
 use super::alert;
 use super::failure::Failure;
 use super::intercept::Handshake;
-use super::questions;
+use super::{Counted, DataThread, questions};
 
 /// A client's stream, its first bytes still to be read.
 pub(super) type ClientStream = Replay<TcpStream>;
@@ -41,11 +41,12 @@ pub(super) struct Connection {
     pub(super) activity: Activity,
     identity: RefCell<Rc<Identity>>,
     log: RefCell<audit::Connection>,
-    _slot: Slot,
+    pub(super) slot: Slot,
 }
 
 /// Takes one accepted connection through its life. `listener` is the workload whose listener took it.
 pub async fn serve(thread: Rc<DataThread>, listener: WorkloadName, accepted: Accepted) {
+    let _counted = Counted::new(&thread);
     let caller = Caller {
         workload: Some(listener.clone()),
         ..Caller::default()
@@ -102,9 +103,9 @@ async fn identify(
     log: &mut audit::Connection,
 ) -> Result<(Rc<Connection>, TcpStream), Failure> {
     let start = Instant::now();
-    let slot = accepted
-        .slot
-        .ok_or_else(|| Failure::denied(DenialReason::Limit))?;
+    let short = thread.shared.memory_short.load(Ordering::Relaxed);
+    let slot = accepted.slot.filter(|_| !short);
+    let slot = slot.ok_or_else(|| Failure::denied(DenialReason::Limit))?;
     let stream = TcpStream::from_std(accepted.stream).map_err(|error| Failure::internal("socket", &error))?;
     let origin = origin(thread, &stream)?;
     log.original_destination = Some(origin.destination());
@@ -129,7 +130,7 @@ async fn identify(
         activity: Activity::default(),
         identity: RefCell::new(Rc::new(identity)),
         log: RefCell::new(std::mem::replace(log, blank(thread, Caller::default()))),
-        _slot: slot,
+        slot,
     };
     Ok((Rc::new(connection), stream))
 }

@@ -6,6 +6,7 @@ use crate::audit::{Outcome, Recorder};
 use crate::credential;
 use crate::http::framing::Fault;
 use crate::http::response::{Refusal, Unavailable, UpstreamFault};
+use crate::net::frames::Flood;
 use crate::net::peek::PeekError;
 use crate::net::requests::{Cause, Refused};
 use crate::policy::{Denial, DenialReason};
@@ -197,4 +198,22 @@ pub(super) fn of_client_tls(error: &tls::Error) -> Failure {
         kind,
         message: error.to_string(),
     }
+}
+
+/// A client that flooded its HTTP/2 connection.
+pub(super) fn of_flood(flood: Flood) -> Failure {
+    Failure::Downstream {
+        kind: "http2_flood",
+        message: flood.to_string(),
+    }
+}
+
+/// An HTTP/2 connection that the library ended because the client broke the protocol; `None` for all other ends.
+pub(super) fn of_client_http2(error: &hyper::Error) -> Option<Failure> {
+    let source = std::error::Error::source(error)?.downcast_ref::<h2::Error>()?;
+    let reason = source.reason().filter(|_| source.is_library())?;
+    Some(Failure::Downstream {
+        kind: "http2",
+        message: format!("the client broke the protocol: {}", reason.description()),
+    })
 }

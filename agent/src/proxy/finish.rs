@@ -8,6 +8,8 @@ use hyper::body::Incoming;
 use crate::audit::{Outcome, Recorder};
 use crate::http::response::UpstreamFault;
 use crate::net::deadline::Busy;
+use crate::net::listener::Buffers;
+use crate::policy::DenialReason;
 
 use super::body::{Upload, UploadBody};
 use super::failure::Failure;
@@ -31,6 +33,7 @@ struct Tail {
     registration: Registration,
     upload: Option<Rc<Upload>>,
     lease: Option<Lease>,
+    buffers: Option<Buffers>,
     _busy: Busy,
 }
 
@@ -42,6 +45,7 @@ impl Finish {
             registration: connection.thread.tracker.register(),
             upload: None,
             lease: None,
+            buffers: connection.slot.buffers(),
             _busy: connection.activity.begin(),
         };
         Self { recorder, tail }
@@ -55,6 +59,17 @@ impl Finish {
     /// The call's place among the live ones.
     pub(super) fn registration(&self) -> &Registration {
         &self.tail.registration
+    }
+
+    /// Whether the call may go on: its workload may hold the buffers for it.
+    ///
+    /// # Errors
+    /// If it holds too many.
+    pub(super) fn has_room(&self) -> Result<(), Failure> {
+        match self.tail.buffers {
+            Some(_) => Ok(()),
+            None => Err(Failure::denied(DenialReason::Limit)),
+        }
     }
 
     /// What the operator set.

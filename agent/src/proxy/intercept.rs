@@ -1,5 +1,7 @@
 //! A connection whose requests are read: TLS and HTTP service towards the client.
 
+mod http2;
+
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::pin;
@@ -8,7 +10,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -22,7 +24,6 @@ use crate::tls::Offer;
 use crate::tls::client_hello::Alpn;
 use crate::tls::leaf::Leaf;
 
-use super::Local;
 use super::connection::{ClientStream, Connection};
 use super::failure::{self, Failure};
 use super::request::{self, Entry};
@@ -102,11 +103,11 @@ pub(super) async fn tls(
         notice: Notice::default(),
     });
     if session.http2 {
-        http2(entry, stream).await
+        http2::serve(entry, stream).await
     } else {
-        http1(entry, stream).await
+        http1(entry, stream).await;
+        Ok(())
     }
-    Ok(())
 }
 
 /// The leaf for `host`; the supervisor signs an intermediate when there is none yet, or a new one in time.
@@ -157,40 +158,11 @@ where
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades()
     );
+    // Not as soon as the drain begins: a connection that waits for a request would be closed under it. Its next
+    // answer is the last instead (`request::last`).
     let served = tokio::select! {
         served = serving.as_mut() => served,
-        () = entry.connection.thread.draining.cancelled() => {
-            serving.as_mut().graceful_shutdown();
-            serving.await
-        }
-    };
-    ended(&entry, served);
-}
-
-async fn http2<S>(entry: Rc<Entry>, stream: S)
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    let limits = &entry.connection.thread.shared.limits;
-    let stream = Timed::new(
-        stream,
-        limits.http2_deadlines(),
-        entry.connection.activity.clone(),
-    );
-    let mut builder = http2::Builder::new(Local);
-    builder
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(limits.h2_streams())
-        .max_header_list_size(limits.header_bytes_u32())
-        .max_send_buf_size(limits.h2_send_buffer())
-        // Rapid reset (CVE-2023-44487): streams that are reset before they are served are counted too.
-        .max_pending_accept_reset_streams(limits.h2_pending_resets())
-        .max_local_error_reset_streams(limits.h2_local_resets());
-    let service = service_fn(|request| answer(&entry, request));
-    let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let served = tokio::select! {
-        served = serving.as_mut() => served,
-        () = entry.connection.thread.draining.cancelled() => {
+        () = entry.connection.thread.closing_idle.cancelled() => {
             serving.as_mut().graceful_shutdown();
             serving.await
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::channel;
 use crate::http::framing::HeadLimits;
 use crate::net::deadline::Deadlines;
+use crate::net::frames::FrameLimits;
 use crate::net::peek;
 use crate::net::splice::Patience;
 
@@ -110,9 +111,24 @@ impl Limits {
         HTTP2_SEND_BUFFER
     }
 
-    /// Streams that the client resets before they are served (rapid reset, CVE-2023-44487).
+    /// What a client may do on one connection that is no call. A client that measures its path pings often.
+    pub(super) fn frames(&self) -> FrameLimits {
+        FrameLimits {
+            resets: self.0.h2_resets,
+            idle_frames: self.0.h2_resets.saturating_mul(50),
+            window: millis(self.0.h2_reset_window_ms),
+        }
+    }
+
+    /// Streams that were reset before they were served: not the library's to bound, [`Self::frames`] counts all.
     pub(super) fn h2_pending_resets(&self) -> usize {
-        size(self.0.h2_resets).min(20)
+        size(self.0.h2_resets).saturating_add(1)
+    }
+
+    /// What the library reads of a head before it answers 431 by itself, without a record: twice what a request may
+    /// have, so that the ordinary too large one is refused here.
+    pub(super) fn h2_header_bytes(&self) -> u32 {
+        self.0.header_bytes.saturating_mul(2)
     }
 
     /// Streams that the client makes us reset, over the connection's life (MadeYouReset, CVE-2025-8671).
@@ -124,6 +140,12 @@ impl Limits {
     #[must_use]
     pub fn connections(&self) -> usize {
         size(self.0.connections)
+    }
+
+    /// Bytes of buffers that one workload may hold.
+    #[must_use]
+    pub fn buffers(&self) -> usize {
+        usize::try_from(self.0.buffer_bytes).unwrap_or(usize::MAX)
     }
 }
 

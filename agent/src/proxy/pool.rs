@@ -34,8 +34,19 @@ pub(super) struct Key {
     pub scheme: Scheme,
     /// A server may tie what it knows of a credential to the connection.
     pub credential: Option<(CredentialName, Arc<str>)>,
-    /// Whether HTTP/2 may be spoken to the upstream.
-    pub multiplexed: bool,
+    /// What may be spoken to the upstream.
+    pub versions: Versions,
+}
+
+/// What may be spoken to an upstream.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(super) enum Versions {
+    /// HTTP/1.1 alone: in the clear, and for WebSocket.
+    Http1,
+    /// HTTP/1.1, and HTTP/2 with an upstream that knows nothing else: for clients of HTTP/1.1.
+    Http1First,
+    /// What the upstream likes better: for clients of HTTP/2.
+    Http2First,
 }
 
 /// How many idle connections are kept and for how long.
@@ -119,7 +130,7 @@ impl Pool {
         if let Some(lease) = self.kept(&entry).await {
             return Ok(lease);
         }
-        if !key.multiplexed {
+        if key.versions != Versions::Http2First {
             return Ok(Lease::fresh(&entry, dial().await?));
         }
         let turn = entry.dialling.acquire().await;

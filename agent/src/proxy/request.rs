@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Request, Response, StatusCode, Uri, request, response};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, header, request, response};
 use http_body_util::Full;
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
@@ -21,14 +21,13 @@ use crate::http::{authority, response as answers};
 use crate::identity::Identity;
 use crate::net::requests::{Notice, Refused};
 use crate::policy::{self, Call, Decision, DenialReason, NormalPath, Permit, Scheme};
-use crate::tls::Offer;
 
 use super::body::{DownloadBody, Relay, UploadBody};
 use super::connection::Connection;
 use super::failure::Failure;
 use super::finish::Finish;
 use super::in_force::Enforced;
-use super::pool::{Key, SendError};
+use super::pool::{Key, SendError, Versions};
 use super::tracker::StillAllowed;
 use super::{upgrade, upstream};
 
@@ -74,12 +73,12 @@ pub(super) async fn serve(
             // The log has said once that it fails, and the count of such calls becomes a record.
             tracing::debug!(%unavailable, "a call was refused: it could not be recorded");
             let refusal = match unavailable {
-                crate::audit::Unavailable::Quota { .. } => Failure::denied(DenialReason::Limit).refusal(),
-                crate::audit::Unavailable::Sink { .. } | crate::audit::Unavailable::Table => {
-                    Refusal::Unavailable(Unavailable::Audit)
+                crate::audit::Unavailable::Quota { .. } | crate::audit::Unavailable::Table => {
+                    Failure::denied(DenialReason::Limit).refusal()
                 }
+                crate::audit::Unavailable::Sink { .. } => Refusal::Unavailable(Unavailable::Audit),
             };
-            return Ok(own(answers::refuse(&refusal, "", client)));
+            return Ok(last(&entry, own(answers::refuse(&refusal, "", client))));
         }
     };
     let mut finish = Finish::new(&entry, recorder);
@@ -88,10 +87,20 @@ pub(super) async fn serve(
         Err(failure) => Err(failure),
     };
     Ok(match answer {
-        Ok(Answer::Relay(head, body)) => relay(head, body, finish),
+        Ok(Answer::Relay(head, body)) => last(&entry, relay(head, body, finish)),
         Ok(Answer::Upgrade(switched)) => upgrade::relay(switched, finish),
-        Err(failure) => refuse(failure, finish, client),
+        Err(failure) => last(&entry, refuse(failure, finish, client)),
     })
+}
+
+/// When the worker drains, an HTTP/1 client is told that its connection carries no other request: it can't send one
+/// that meets a closed connection (RFC 9112 section 9.6). HTTP/2 has GOAWAY for that.
+fn last(entry: &Entry, mut response: Response<DownloadBody>) -> Response<DownloadBody> {
+    if !entry.http2 && entry.connection.thread.draining.is_cancelled() {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+    }
+    response
 }
 
 /// What came of a call that was forwarded.
@@ -108,6 +117,7 @@ async fn go(
     mut parts: request::Parts,
     body: Incoming,
 ) -> Result<Answer, Failure> {
+    finish.has_room()?;
     let permit = decide(entry, finish, &parts, &target).await?;
     let credential = inject(entry, finish, &permit, &mut parts)?;
     let thread = &entry.connection.thread;
@@ -129,6 +139,10 @@ async fn go(
 
 /// Reads what the request is for and brings it into the one form that is matched and sent.
 fn target(entry: &Entry, parts: &mut request::Parts) -> Result<Target, DenialReason> {
+    if entry.http2 {
+        // HTTP/1.1 heads are measured before they are read.
+        headers::measure(parts, entry.connection.thread.shared.limits.head())?;
+    }
     let form = headers::form(parts)?;
     let dialled = entry.connection.original().0.port();
     let authority = authority::settle(parts, entry.scheme, entry.sni.as_ref(), dialled)?;
@@ -343,8 +357,11 @@ struct Outgoing {
 
 impl Outgoing {
     fn key(&self, entry: &Entry) -> Key {
-        // A WebSocket starts as an HTTP/1.1 request.
-        let multiplexed = entry.http2 && self.permit.scheme() == Scheme::Https;
+        let versions = match (self.permit.scheme(), &self.form) {
+            (Scheme::Http, _) | (_, Form::WebSocket(_)) => Versions::Http1,
+            (Scheme::Https, Form::Plain) if entry.http2 => Versions::Http2First,
+            (Scheme::Https, Form::Plain) => Versions::Http1First,
+        };
         Key {
             workload: self.permit.workload().clone(),
             netns_cookie: entry.connection.identity().netns_cookie,
@@ -354,7 +371,7 @@ impl Outgoing {
                 .credential
                 .as_ref()
                 .map(|put| (put.name.clone(), Arc::clone(&put.version))),
-            multiplexed,
+            versions,
         }
     }
 }
@@ -374,12 +391,7 @@ async fn forward(entry: &Rc<Entry>, finish: &mut Finish, outgoing: Outgoing) -> 
     let client = parts.extensions.remove::<OnUpgrade>();
     let body = finish.uploading(body);
     let thread = &entry.connection.thread;
-    let offer = if key.multiplexed {
-        Offer::Http2AndHttp1
-    } else {
-        Offer::Http1
-    };
-    let dial = async || upstream::dial(thread, &permit, address, offer).await;
+    let dial = async || upstream::dial(thread, &permit, address, key.versions).await;
 
     let mut lease = thread.pool.lease(&key, dial).await?;
     finish.recorder().reached(Phase::Connected);

@@ -11,7 +11,7 @@ use crate::audit::{Kind, Opening, Outcome, Recorder};
 use crate::http::response::UpstreamFault;
 use crate::net::farewell;
 use crate::net::splice::{self, Counts, SpliceError};
-use crate::policy::{self, Flow, Permit, Route, Scheme};
+use crate::policy::{self, DenialReason, Flow, Permit, Route, Scheme};
 
 use super::alert;
 use super::connection::{ClientStream, Connection};
@@ -62,6 +62,11 @@ async fn pass(
     counts: &Counts,
     recorder: &mut Recorder,
 ) -> Result<(), Failure> {
+    let Some(_buffers) = connection.slot.buffers() else {
+        let failure = Failure::denied(DenialReason::Limit);
+        farewell::send(stream, &alert::of_failure(&failure).bytes()).await;
+        return Err(failure);
+    };
     let registration = connection.thread.tracker.register();
     registration.decided(still_allowed(connection, permit));
     let (upstream, UpstreamAddr(address)) = match upstream::connect_resolved(&connection.thread, permit).await

@@ -12,10 +12,11 @@ use tokio::net::TcpStream;
 use crate::addr::{OrigDst, UpstreamAddr};
 use crate::http::response::UpstreamFault;
 use crate::policy::{DenialReason, Permit, Scheme};
-use crate::tls::Offer;
+use crate::tls::upstream::Stream;
+use crate::tls::{self, Offer, Session};
 
 use super::failure::{self, Failure};
-use super::pool::Dialled;
+use super::pool::{Dialled, Versions};
 use super::{DataThread, Local};
 use stream::UpstreamStream;
 
@@ -40,25 +41,42 @@ pub(super) async fn dial(
     thread: &DataThread,
     permit: &Permit,
     address: UpstreamAddr,
-    offer: Offer,
+    versions: Versions,
 ) -> Result<Dialled, Failure> {
-    let stream = tcp(thread, address).await?;
     if permit.scheme() == Scheme::Http {
-        return http1(thread, stream).await;
+        return http1(thread, tcp(thread, address).await?).await;
     }
-    let connector = thread
-        .connector(permit.workload())
-        .map_err(|error| failure::of_upstream_tls(&error))?;
-    let limit = thread.shared.limits.connect();
-    let (stream, session) = connector
-        .connect(permit, stream, offer, limit)
-        .await
-        .map_err(|error| failure::of_upstream_tls(&error))?;
+    let secured = match versions {
+        Versions::Http1 => secure(thread, permit, address, Offer::Http1).await?,
+        Versions::Http2First => secure(thread, permit, address, Offer::Http2AndHttp1).await?,
+        Versions::Http1First => match secure(thread, permit, address, Offer::Http1).await? {
+            Err(error) if error.is_no_common_protocol() => {
+                secure(thread, permit, address, Offer::Http2AndHttp1).await?
+            }
+            secured => secured,
+        },
+    };
+    let (stream, session) = secured.map_err(|error| failure::of_upstream_tls(&error))?;
     if session.http2 {
         http2(thread, stream).await
     } else {
         http1(thread, stream).await
     }
+}
+
+/// A connection over which the upstream has proven the permit's host, or how the handshake failed.
+async fn secure(
+    thread: &DataThread,
+    permit: &Permit,
+    address: UpstreamAddr,
+    offer: Offer,
+) -> Result<Result<(Stream<TcpStream>, Session), tls::Error>, Failure> {
+    let stream = tcp(thread, address).await?;
+    let connector = thread
+        .connector(permit.workload())
+        .map_err(|error| failure::of_upstream_tls(&error))?;
+    let limit = thread.shared.limits.connect();
+    Ok(connector.connect(permit, stream, offer, limit).await)
 }
 
 /// Opens a plain TCP connection to the permit's host at an address that the agent resolved.

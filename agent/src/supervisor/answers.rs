@@ -17,6 +17,7 @@ use crate::policy::Policy;
 use crate::tls::ca::Root;
 
 use super::capture::Capture;
+use super::worker_process::Answering;
 
 /// Questions worked on at once; the others wait their turn.
 const AT_ONCE: usize = 16;
@@ -63,10 +64,11 @@ impl Answers {
     pub(super) fn set_policy(&self, policy: &Arc<Policy>) {
         self.policy.store(Arc::clone(policy));
     }
+}
 
-    /// Works on a question beside everything else; the answer goes to `sender`.
-    pub(super) fn take(&self, question: ToSupervisor, sender: &Sender) {
-        let work: Box<dyn FnOnce() -> ToWorker + Send> = match question {
+impl Answering for Answers {
+    fn take(&self, said: ToSupervisor, sender: &Sender) -> Option<ToSupervisor> {
+        let work: Box<dyn FnOnce() -> ToWorker + Send> = match said {
             ToSupervisor::Identify {
                 request,
                 origin,
@@ -107,11 +109,11 @@ impl Answers {
                     ToWorker::Intermediate { host, result }
                 })
             }
-            ToSupervisor::Ready
+            said @ (ToSupervisor::Ready
             | ToSupervisor::PolicyApplied { .. }
             | ToSupervisor::Status { .. }
             | ToSupervisor::Drained
-            | ToSupervisor::Fault { .. } => return,
+            | ToSupervisor::Fault { .. }) => return Some(said),
         };
         let (turns, sender) = (Arc::clone(&self.turns), sender.clone());
         tokio::spawn(async move {
@@ -120,10 +122,11 @@ impl Answers {
                 tracing::error!("a question of the worker could not be worked on");
                 return;
             };
-            if sender.send(answer).await.is_err() {
+            if sender.send(answer).is_err() {
                 tracing::debug!("the worker that asked is gone");
             }
         });
+        None
     }
 }
 

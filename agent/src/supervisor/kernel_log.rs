@@ -59,7 +59,9 @@ fn is_fault(reason: Reason) -> bool {
         | Reason::SocketType
         | Reason::Egress
         | Reason::Ingress
-        | Reason::EventSuppressed => false,
+        | Reason::EventSuppressed
+        | Reason::HandedSocket
+        | Reason::FlowShare => false,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The supervisor's part of the audit log: opening and rotating the file, the in-flight tables, and records of
 //! what the kernel decided.
 
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -19,8 +20,6 @@ use crate::policy::Policy;
 
 use super::capture::Capture;
 
-/// Calls that one workload may have under way.
-pub(super) const SLOTS_PER_WORKLOAD: u32 = 2048;
 /// Calls of all workloads together.
 const SLOTS: u32 = 8192;
 /// How much of the audit file's end is searched for records that a table also holds, in bytes.
@@ -58,7 +57,6 @@ pub(super) struct Records {
     keep: u32,
     sink: file::FileSink,
     state_dir: PathBuf,
-    table: u64,
     /// Tables that are still to become records: their worker is not gone yet, or the disk is full.
     owed: Vec<PathBuf>,
     /// Lines that could not be written yet, [`MAX_WAITING`] bytes at most.
@@ -79,7 +77,6 @@ impl Records {
             keep: config.audit.keep,
             sink: sink(opened),
             state_dir: config.state_dir.clone(),
-            table: 0,
             owed: Vec::new(),
             waiting: Vec::new(),
             lost: 0,
@@ -104,20 +101,16 @@ impl Records {
             .collect())
     }
 
-    /// The next worker gets a table of its own; gives the number of the last one's.
-    pub(super) fn next_table(&mut self) -> Result<u64, Error> {
-        let last = self.table;
-        self.table += 1;
-        Ok(last)
-    }
-
-    /// Turns what a worker that ended had under way into records; later ([`Records::settle`]) what can't be now.
-    pub(super) fn recover(&mut self, table: u64) -> Result<(), Error> {
-        let path = self.table_path(table);
+    /// Turns what the worker of this number had under way when it ended into records; later
+    /// ([`Records::settle`]) what can't be now.
+    pub(super) fn recover(&mut self, worker: u64) {
+        let path = self.table_path(worker);
         if path.exists() {
             self.owed.push(path);
         }
-        self.settle()
+        if let Err(error) = self.settle() {
+            tracing::error!(%error, "calls of a worker that ended can't be recorded now; tried again until they can");
+        }
     }
 
     /// Writes what is owed, as far as it can be written now.
@@ -128,12 +121,18 @@ impl Records {
         }
         // Whoever died may have died in the middle of a line.
         file::mend(&self.path, TAIL).map_err(at("mend", &self.path))?;
+        let mut fault = Ok(());
         for path in std::mem::take(&mut self.owed) {
-            if !self.recover_file(&path)? {
-                self.owed.push(path);
+            match self.recover_file(&path) {
+                Ok(true) => {}
+                Ok(false) => self.owed.push(path),
+                Err(error) => {
+                    self.owed.push(path);
+                    fault = Err(error);
+                }
             }
         }
-        Ok(())
+        fault
     }
 
     /// Why the supervisor's own records can't be written at present.
@@ -141,9 +140,9 @@ impl Records {
         self.failure.as_deref()
     }
 
-    fn table_path(&self, table: u64) -> PathBuf {
+    fn table_path(&self, worker: u64) -> PathBuf {
         self.state_dir
-            .join(format!("inflight-{}-{table}", std::process::id()))
+            .join(format!("inflight-{}-{worker}", std::process::id()))
     }
 
     /// Says whether it is done.
@@ -155,37 +154,52 @@ impl Records {
             Err(std::fs::TryLockError::WouldBlock) => return Ok(false),
             Err(std::fs::TryLockError::Error(error)) => return Err(at("lock", path)(error)),
         }
-        let mut written = file::ids(&self.path, TAIL).map_err(at("read", &self.path))?;
-        let before = file::rotated(&self.path, 1);
-        written.extend(file::ids(&before, TAIL).map_err(at("read", &before))?);
-        match inflight::recover(&opened, &written) {
-            Ok(records) => {
-                let count = records.len();
-                let mut lines = Vec::new();
-                for record in records {
-                    append_line(&record, &mut lines);
-                }
-                if let Err(error) = self.sink.append(&lines) {
-                    tracing::error!(error = %error.source, path = %path.display(), "calls that a worker had under way can't be recorded now; tried again until they can");
-                    return Ok(false);
-                }
-                if count > 0 {
-                    tracing::warn!(
-                        count,
-                        "calls that a worker had under way when it ended are recorded as aborted"
-                    );
-                }
-            }
-            // A table that was being made when the agent died has no call in it.
-            Err(error) => tracing::warn!(%error, path = %path.display(), "an in-flight table can't be read"),
+        let owed = self.owed_by(&opened, path)?;
+        let mut lines = Vec::new();
+        for record in &owed {
+            append_line(record, &mut lines);
+        }
+        if let Err(error) = self.sink.append(&lines) {
+            tracing::error!(error = %error.source, path = %path.display(), "calls that a worker had under way can't be recorded now; tried again until they can");
+            return Ok(false);
+        }
+        if !owed.is_empty() {
+            let count = owed.len();
+            tracing::warn!(
+                count,
+                "calls that a worker had under way when it ended are recorded as aborted"
+            );
         }
         std::fs::remove_file(path).map_err(at("remove", path))?;
         Ok(true)
     }
 
-    /// What a new worker works with.
-    pub(super) fn descriptors(&mut self, kernel: WorkerFds) -> Result<StartDescriptors, Error> {
-        let path = self.table_path(self.table);
+    /// What a table of a dead worker holds that is not in the log. A worker that drained leaves none, and the log
+    /// need not be read for it.
+    fn owed_by(&self, table: &File, path: &Path) -> Result<Vec<Record>, Error> {
+        let held = match inflight::recover(table, &HashSet::new()) {
+            Ok(held) => held,
+            // A table that was being made when the agent died has no call in it.
+            Err(error) => {
+                tracing::warn!(%error, path = %path.display(), "an in-flight table can't be read");
+                Vec::new()
+            }
+        };
+        if held.is_empty() {
+            return Ok(held);
+        }
+        let mut written = file::ids(&self.path, TAIL).map_err(at("read", &self.path))?;
+        let before = file::rotated(&self.path, 1);
+        written.extend(file::ids(&before, TAIL).map_err(at("read", &before))?);
+        Ok(held
+            .into_iter()
+            .filter(|record| !written.contains(&record.id))
+            .collect())
+    }
+
+    /// What the worker of this number works with: a table of its own.
+    pub(super) fn descriptors(&self, worker: u64, kernel: WorkerFds) -> Result<StartDescriptors, Error> {
+        let path = self.table_path(worker);
         let table = OpenOptions::new()
             .read(true)
             .write(true)
@@ -207,16 +221,20 @@ impl Records {
         })
     }
 
-    /// Starts a new file if this one is full, was renamed or was removed: the worker's descriptor of it.
-    pub(super) fn rotate(&mut self) -> Result<Option<OwnedFd>, Error> {
+    /// Starts a new file if this one is full, was renamed or was removed, and says so: workers need it too.
+    pub(super) fn rotate(&mut self) -> Result<bool, Error> {
         let full = file::rotate(&self.path, self.max_size, self.keep).map_err(at("rotate", &self.path))?;
         if !full && self.sink.is_at(&self.path).map_err(at("look at", &self.path))? {
-            return Ok(None);
+            return Ok(false);
         }
         let opened = file::open(&self.path).map_err(at("open", &self.path))?;
         self.sink.reopen(opened);
-        let again = file::open(&self.path).map_err(at("open", &self.path))?;
-        Ok(Some(again.into()))
+        Ok(true)
+    }
+
+    /// The audit file for a worker.
+    pub(super) fn file(&self) -> Result<OwnedFd, Error> {
+        Ok(file::open(&self.path).map_err(at("open", &self.path))?.into())
     }
 
     /// Records what the kernel refused, or let pass by a direct rule.
@@ -250,13 +268,13 @@ impl Records {
     }
 
     /// Somebody opened the perimeter: that too is on record.
-    pub(super) fn perimeter_broken(&mut self) {
+    pub(super) fn perimeter_broken(&mut self, what: &str) {
         let mut record = blank(Kind::KernelRefusal, Caller::default());
         record.outcome = Outcome::Failed;
         record.error = Some(record::Error {
             source: record::Source::Internal,
             kind: "perimeter".into(),
-            message: "a kernel program was detached or unpinned".into(),
+            message: what.into(),
         });
         self.append(&record);
     }

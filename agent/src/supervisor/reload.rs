@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use super::crew::Role;
 use super::{Error, Supervisor, credential, settle};
 use crate::admin::Reloaded;
 use crate::credential::source::{Keeper, Value};
+use crate::memory;
 use crate::policy::store::{self, Loaded};
 use crate::policy::{Diagnostic, Policy, Source};
 
@@ -77,18 +79,20 @@ impl Supervisor {
         self.generation += 1;
         // Before the policy goes out: the worker refuses calls whose credential it has no value for.
         self.keep_credentials().await;
-        let sender = self.worker.sender().clone();
-        let gone = |_gone| Error::NotServing {
-            why: "it takes no messages".into(),
-        };
-        sender.send(self.policy_message()).await.map_err(gone)?;
-        for update in self.keepers.iter().filter_map(Keeper::current) {
-            sender.send(credential(update)).await.map_err(gone)?;
-        }
-        for offer in fresh {
-            offer.to(&sender).await.map_err(gone)?;
-        }
+        self.crew.tell(|worker, role| {
+            worker.send(self.policy_message())?;
+            for update in self.keepers.iter().filter_map(Keeper::current) {
+                worker.send(credential(update))?;
+            }
+            if role != Role::Leaving {
+                for offer in self.capture.listeners(Some(&fresh))? {
+                    offer.to(worker)?;
+                }
+            }
+            Ok(())
+        });
         self.capture.mark_armed()?;
+        memory::give_back();
         Ok(())
     }
 

@@ -6,8 +6,9 @@ use crate::credential::source::{Keeper, Value};
 
 impl Supervisor {
     pub(super) fn status(&self) -> Status {
+        let figures = self.crew.figures();
         let connections = |name: &str| {
-            self.figures
+            figures
                 .workloads
                 .iter()
                 .find(|one| one.workload.as_str() == name)
@@ -19,17 +20,19 @@ impl Supervisor {
             policy_digest: self.policy.digest().to_string(),
             generation: self.generation,
             reload_error: self.reload_error.clone(),
-            worker_pid: self.worker.pid(),
-            audit_ok: self.figures.audit_ok && self.records.failure().is_none(),
-            audit_error: self
-                .figures
+            worker_pid: self.crew.serving(),
+            draining: self.crew.leaving(),
+            worker_error: self.worker_error.clone(),
+            audit_ok: figures.audit_ok && self.records.failure().is_none(),
+            audit_error: figures
                 .audit_error
                 .clone()
                 .or_else(|| self.records.failure().map(ToOwned::to_owned)),
-            calls: self.figures.calls,
-            denied: self.figures.denied,
-            failed: self.figures.failed,
+            calls: figures.calls,
+            denied: figures.denied,
+            failed: figures.failed,
             perimeter_intact: self.capture.is_intact(),
+            perimeter_repairs: self.capture.repairs(),
             workloads: self
                 .capture
                 .workloads()

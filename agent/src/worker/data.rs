@@ -1,5 +1,6 @@
 //! The data threads: one runtime each, connections handed out in turn.
 
+use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,8 +22,15 @@ enum Order {
     Serve(WorkloadName, Accepted),
     /// The policy has changed.
     Redecide,
-    /// Close what is idle, end when the rest has ended or the time has come.
-    Drain(Duration),
+    /// End when all connections have ended or the time has come; told again, the earlier time counts.
+    Drain(Drain),
+}
+
+/// When to have ended.
+#[derive(Clone, Copy)]
+struct Drain {
+    deadline: Instant,
+    idle_until: Instant,
 }
 
 /// All data threads.
@@ -80,16 +88,34 @@ impl DataThreads {
             .unwrap_or(0)
     }
 
-    pub(super) async fn drain(&mut self, deadline: Duration) {
-        self.tell(|| Order::Drain(deadline));
-        for thread in &mut self.threads {
-            let Some(handle) = thread.handle.take() else {
-                continue;
-            };
-            match tokio::task::spawn_blocking(move || handle.join()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) | Err(_) => tracing::error!("a data thread did not end by itself"),
+    /// Lets connections end; done when all threads have.
+    pub(super) fn drain(&mut self, deadline: Duration, idle: Duration) -> impl Future<Output = ()> + use<> {
+        self.drain_sooner(deadline, idle);
+        let handles: Vec<_> = self
+            .threads
+            .iter_mut()
+            .filter_map(|one| one.handle.take())
+            .collect();
+        async move {
+            for handle in handles {
+                match tokio::task::spawn_blocking(move || handle.join()).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) | Err(_) => tracing::error!("a data thread did not end by itself"),
+                }
             }
+        }
+    }
+
+    /// As [`DataThreads::drain`], for threads that drain already.
+    pub(super) fn drain_sooner(&self, deadline: Duration, idle: Duration) {
+        let now = Instant::now();
+        let drain = Drain {
+            deadline: now + deadline,
+            idle_until: now + idle.min(deadline),
+        };
+        for thread in &self.threads {
+            // A thread that has ended has drained.
+            drop(thread.orders.send(Order::Drain(drain)));
         }
     }
 
@@ -135,34 +161,62 @@ async fn serve(shared: Arc<Shared>, figures: Arc<Figures>, mut orders: Unbounded
     };
     let mut beat = tokio::time::interval(BEAT);
     let mut sweep = tokio::time::interval(proxy::SWEEP);
-    let deadline = loop {
+    let drain = loop {
         tokio::select! {
-            order = orders.recv() => match order {
-                Some(Order::Serve(workload, accepted)) => {
-                    tokio::task::spawn_local(proxy::connection::serve(Rc::clone(&thread), workload, accepted));
-                }
-                Some(Order::Redecide) => thread.redecide(),
-                Some(Order::Drain(deadline)) => break deadline,
-                None => break Duration::ZERO,
+            order = orders.recv() => if let Some(drain) = obey(&thread, order) {
+                break drain;
             },
             _ = beat.tick() => figures.alive(monotonic()),
             _ = sweep.tick() => thread.sweep(),
         }
     };
-    drain(&thread, Instant::now() + deadline).await;
+    drained(&thread, drain, &mut orders).await;
 }
 
-/// Idle connections are closed, calls may end until the deadline, what is left then is cut off.
-async fn drain(thread: &DataThread, deadline: Instant) {
+/// Does what is ordered; gives when to have ended if that is the order. Nobody left to order means now.
+fn obey(thread: &Rc<DataThread>, order: Option<Order>) -> Option<Drain> {
+    match order {
+        Some(Order::Serve(workload, accepted)) => {
+            tokio::task::spawn_local(proxy::connection::serve(Rc::clone(thread), workload, accepted));
+            None
+        }
+        Some(Order::Redecide) => {
+            thread.redecide();
+            None
+        }
+        Some(Order::Drain(drain)) => Some(drain),
+        None => Some(Drain {
+            deadline: Instant::now(),
+            idle_until: Instant::now(),
+        }),
+    }
+}
+
+/// Connections may end until the deadline, what is left then is cut off. Each connection that was accepted is served,
+/// in whatever phase it is.
+async fn drained(thread: &Rc<DataThread>, mut drain: Drain, orders: &mut UnboundedReceiver<Order>) {
     thread.drain();
     let mut look = tokio::time::interval(Duration::from_millis(20));
-    while thread.live_calls() > 0 && Instant::now() < deadline {
-        look.tick().await;
+    let mut ordered = true;
+    while !thread.is_quiet() && Instant::now() < drain.deadline {
+        tokio::select! {
+            order = orders.recv(), if ordered => {
+                ordered = order.is_some();
+                if let Some(sooner) = obey(thread, order) {
+                    drain.deadline = drain.deadline.min(sooner.deadline);
+                    drain.idle_until = drain.idle_until.min(sooner.idle_until);
+                }
+            }
+            _ = look.tick() => if Instant::now() >= drain.idle_until {
+                thread.close_idle();
+            }
+        }
     }
+    thread.close_idle();
     thread.cut_off();
-    // One turn for the tasks that were woken to write their records.
+    // A turn for the tasks that were woken to write their records and say goodbye.
     tokio::time::timeout(Duration::from_millis(500), async {
-        while thread.live_calls() > 0 {
+        while !thread.is_quiet() {
             look.tick().await;
         }
     })

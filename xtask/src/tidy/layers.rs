@@ -41,9 +41,10 @@ const LAYERS: &[(&str, u8)] = &[
     ("identity", PURE),
     ("policy", PURE),
     ("tls::client_hello", PURE),
-    ("drain", 0),
-    ("readiness", 0),
+    ("memory", 0),
     ("telemetry", 0),
+    // What unit tests of all layers share.
+    ("tests", 0),
     ("time", 0),
 ];
 

@@ -234,19 +234,38 @@ fn a_closed_writer_says_what_it_could_not_write() {
 }
 
 #[test]
-fn one_workload_can_not_take_the_slots_of_another() {
-    let (log, _writer) = start(Fake::default(), 4, 2);
+fn calls_over_a_limit_are_refused_and_counted_for_their_workload() {
+    let sink = Fake::default();
+    let (log, writer) = start(sink.clone(), 6, 3);
+    log.entitle([WorkloadName::parse("b").unwrap()]);
     let (a, b) = (connection(&log, "a"), connection(&log, "b"));
-    let _held = [log.begin(opening(&a)).unwrap(), log.begin(opening(&a)).unwrap()];
-    assert_eq!(
-        log.begin(opening(&a)).unwrap_err(),
-        Unavailable::Quota { quota: 2 }
-    );
-    let _other = [log.begin(opening(&b)).unwrap(), log.begin(opening(&b)).unwrap()];
-    assert_eq!(
-        log.begin(opening(&connection(&log, "c"))).unwrap_err(),
-        Unavailable::Table
-    );
+    let begin = |connection: &Connection| log.begin(opening(connection));
+    let held: Vec<_> = (0..3).map(|_| begin(&a).unwrap()).collect();
+    for _ in 0..5 {
+        assert_eq!(begin(&a).unwrap_err(), Unavailable::Quota { quota: 3 });
+    }
+    let other = [begin(&b).unwrap(), begin(&b).unwrap()];
+    assert_eq!(begin(&connection(&log, "c")).unwrap_err(), Unavailable::Table);
+    until("the counts", || sink.records().len() >= 2);
+    drop((held, other));
+    assert!(writer.close(Duration::from_secs(10)));
+    let count = |workload: &str| {
+        let of_it = |record: &&Record| {
+            record.kind == Kind::Unrecorded
+                && record.reason.as_deref() == Some("limit")
+                && record
+                    .caller
+                    .workload
+                    .as_ref()
+                    .is_some_and(|name| name.as_str() == workload)
+        };
+        sink.records()
+            .iter()
+            .filter(of_it)
+            .filter_map(|record| record.count)
+            .sum::<u64>()
+    };
+    assert_eq!((count("a"), count("b"), count("c")), (5, 0, 1));
 }
 
 #[test]

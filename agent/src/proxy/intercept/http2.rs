@@ -1,0 +1,124 @@
+//! HTTP/2 towards the client.
+//!
+//! The library answers some requests by itself, and hands others over to nobody when the connection ends; those have
+//! their records from here, by what [`Frames`] saw of them.
+
+use std::cell::Cell;
+use std::future::{Future as _, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+
+use http::StatusCode;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::audit::record::Protocol;
+use crate::audit::{Kind, Opening};
+use crate::net::deadline::Timed;
+use crate::net::frames::{Frames, Rejection};
+use crate::policy::DenialReason;
+
+use super::super::Local;
+use super::super::failure::{self, Failure};
+use super::super::limits::Limits;
+use super::super::request::Entry;
+
+/// Serves requests until the connection ends.
+///
+/// # Errors
+/// Where the client broke the protocol or flooded: its connection then has a record of its own.
+pub(super) async fn serve<S>(entry: Rc<Entry>, stream: S) -> Result<(), Failure>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let limits = &entry.connection.thread.shared.limits;
+    let stream = Timed::new(
+        stream,
+        limits.http2_deadlines(),
+        entry.connection.activity.clone(),
+    );
+    let stream = Frames::new(stream, limits.frames());
+    let tally = stream.tally();
+    let handed_over = Cell::new(0);
+    let service = service_fn(|request| {
+        handed_over.set(handed_over.get() + 1);
+        super::answer(&entry, request)
+    });
+    let mut serving = pin!(builder(limits).serve_connection(TokioIo::new(stream), service));
+    let mut draining = pin!(entry.connection.thread.draining.cancelled());
+    let mut drained = false;
+    let served = poll_fn(|cx| {
+        if !drained && draining.as_mut().poll(cx).is_ready() {
+            drained = true;
+            serving.as_mut().graceful_shutdown();
+        }
+        let polled = serving.as_mut().poll(cx);
+        for rejection in tally.rejections(handed_over.get()) {
+            record(&entry, Some(rejection));
+        }
+        polled
+    })
+    .await;
+    let failure = tally.flood().map_or_else(
+        || served.as_ref().err().and_then(failure::of_client_http2),
+        |flood| Some(failure::of_flood(flood)),
+    );
+    if failure.is_none() {
+        (0..tally.unserved(handed_over.get())).for_each(|_| record(&entry, None));
+    }
+    super::ended(&entry, served);
+    failure.map_or(Ok(()), Err)
+}
+
+fn builder(limits: &Limits) -> http2::Builder<Local> {
+    let mut builder = http2::Builder::new(Local);
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.h2_streams())
+        .max_header_list_size(limits.h2_header_bytes())
+        .max_send_buf_size(limits.h2_send_buffer())
+        .max_pending_accept_reset_streams(limits.h2_pending_resets())
+        .max_local_error_reset_streams(limits.h2_local_resets());
+    builder
+}
+
+/// The record of a request that was never read; without a rejection it ended with its connection.
+fn record(entry: &Entry, rejection: Option<Rejection>) {
+    let connection = &entry.connection;
+    let shared = &connection.thread.shared;
+    let begun = shared.audit.begin(Opening {
+        connection: &connection.log(),
+        kind: Kind::Call,
+        scheme: Some(entry.scheme),
+        protocol: Some(Protocol::H2),
+        authority: None,
+        method: None,
+        path: None,
+        query: None,
+    });
+    connection.begun();
+    match begun {
+        Ok(mut recorder) => {
+            recorder.policy(&shared.policy.current().version);
+            if rejection == Some(Rejection::TooLarge) {
+                recorder.status(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE.as_u16());
+            }
+            let outcome = of_rejection(rejection).finish(recorder);
+            connection.thread.figures.ended(outcome);
+        }
+        Err(unavailable) => tracing::error!(%unavailable, "a rejected request could not be recorded"),
+    }
+}
+
+fn of_rejection(rejection: Option<Rejection>) -> Failure {
+    match rejection {
+        Some(Rejection::Refused) => Failure::denied(DenialReason::Limit),
+        Some(Rejection::TooLarge) => Failure::denied(DenialReason::HeadTooLarge),
+        Some(Rejection::Malformed) => Failure::Malformed("the request's head breaks HTTP/2"),
+        None => Failure::Left {
+            message: "the connection ended before the request was read".to_owned(),
+        },
+    }
+}

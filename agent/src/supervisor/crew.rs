@@ -1,0 +1,298 @@
+//! The workers: one that serves, perhaps one that is to take over, and those that drain.
+//!
+//! A worker that is to take over does so when it says that it is ready; until then, and if it never does, the one
+//! that serves goes on. Without one that serves connections wait at the listeners, and are refused once the
+//! liveness word is stale.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::sandbox::Unprivileged;
+use super::worker_process::{Answering, Backoff, Error, News, WorkerProcess};
+use crate::channel::supervisor::{Sender, WorkerGone};
+use crate::channel::{Figures, ToSupervisor, ToWorker};
+
+/// How long a new worker may take until it serves.
+const START_LIMIT: Duration = Duration::from_secs(20);
+/// What a worker may take beyond the end of its drain: to write its last records.
+const LAST_RECORDS: Duration = Duration::from_secs(6);
+/// A worker that has answered nothing for so long is stuck for good. Connections are refused long before.
+const SILENT: Duration = Duration::from_secs(60);
+/// News that wait for the supervisor; the workers wait with the rest.
+const NEWS: usize = 256;
+
+/// How a worker is told to end.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Drain {
+    /// How long its calls may go on.
+    pub(super) deadline: Duration,
+    /// How long a connection without a call is kept open, for its client's next request.
+    pub(super) idle: Duration,
+}
+
+/// What a worker does.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Role {
+    /// Is to serve as soon as it is ready.
+    Coming,
+    /// Serves.
+    Serving,
+    /// Ends its calls.
+    Leaving,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub(super) enum Happened {
+    /// The worker with this number now serves; the one before drains.
+    TookOver(u64),
+    /// A worker said something.
+    Said(ToSupervisor),
+    /// The worker with this number is gone.
+    Ended {
+        /// Its number.
+        number: u64,
+        /// What it did.
+        role: Role,
+        /// How long it lived.
+        age: Duration,
+        /// Why, for the log.
+        why: String,
+    },
+    /// It is time to start a worker in place of one that died.
+    StartDue,
+}
+
+/// All workers.
+#[derive(Debug)]
+pub(super) struct Crew {
+    members: Vec<Member>,
+    news: mpsc::Receiver<(u64, News)>,
+    tell: mpsc::Sender<(u64, News)>,
+    last: u64,
+    backoff: Backoff,
+    start_at: Option<Instant>,
+    drain: Drain,
+    ending: bool,
+    figures: Figures,
+}
+
+#[derive(Debug)]
+struct Member {
+    number: u64,
+    role: Role,
+    process: WorkerProcess,
+    heard: Instant,
+}
+
+impl Crew {
+    /// Nobody yet; `drain` is what a worker is told when another takes over.
+    pub(super) fn new(drain: Drain) -> Self {
+        let (tell, news) = mpsc::channel(NEWS);
+        Self {
+            members: Vec::new(),
+            news,
+            tell,
+            last: 0,
+            backoff: Backoff::default(),
+            start_at: None,
+            drain,
+            ending: false,
+            figures: Figures::default(),
+        }
+    }
+
+    /// Starts a worker that is to take over; it has to be given everything next. Also gives its number.
+    ///
+    /// # Errors
+    /// If it can't be started.
+    pub(super) fn start(
+        &mut self,
+        user: Unprivileged,
+        answers: Arc<dyn Answering>,
+    ) -> Result<(u64, Sender), Error> {
+        self.last += 1;
+        let number = self.last;
+        let process = WorkerProcess::start(
+            Path::new("/proc/self/exe"),
+            user,
+            number,
+            answers,
+            self.tell.clone(),
+        )?;
+        process.kill_at(Instant::now() + START_LIMIT, "it was not ready in time");
+        let sender = process.sender().clone();
+        self.start_at = None;
+        self.members.push(Member {
+            number,
+            role: Role::Coming,
+            process,
+            heard: Instant::now(),
+        });
+        Ok((number, sender))
+    }
+
+    /// Kills a worker that could not be given what it needs; there is no news of its end.
+    pub(super) fn discard(&mut self, number: u64) {
+        self.members.retain(|one| one.number != number);
+    }
+
+    /// Waits for what happens next. Dropping the future loses nothing.
+    pub(super) async fn next(&mut self) -> Happened {
+        loop {
+            let due = self.start_at;
+            let (number, news) = tokio::select! {
+                Some(news) = self.news.recv() => news,
+                () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                    self.start_at = None;
+                    return Happened::StartDue;
+                }
+            };
+            if let Some(happened) = self.take(number, news) {
+                return happened;
+            }
+        }
+    }
+
+    fn take(&mut self, number: u64, news: News) -> Option<Happened> {
+        let place = self.members.iter().position(|one| one.number == number)?;
+        let said = match news {
+            News::Said(said) => said,
+            News::Ended(why) => {
+                let member = self.members.swap_remove(place);
+                return Some(Happened::Ended {
+                    number,
+                    role: member.role,
+                    age: member.process.age(),
+                    why,
+                });
+            }
+        };
+        let member = self.members.get_mut(place)?;
+        member.heard = Instant::now();
+        match (said, member.role) {
+            (ToSupervisor::Ready, Role::Coming) => {
+                self.promote(number);
+                Some(Happened::TookOver(number))
+            }
+            (ToSupervisor::Status { figures, .. }, role) => {
+                if role == Role::Serving {
+                    self.figures = figures;
+                }
+                None
+            }
+            (ToSupervisor::Fault { message }, Role::Coming) => {
+                member.process.kill_at(Instant::now(), "it reported a fault");
+                Some(Happened::Said(ToSupervisor::Fault { message }))
+            }
+            (said, _) => Some(Happened::Said(said)),
+        }
+    }
+
+    fn promote(&mut self, number: u64) {
+        for member in &mut self.members {
+            if member.number == number {
+                member.role = Role::Serving;
+                member.process.pardon();
+            } else if member.role == Role::Serving {
+                member.retire(self.drain);
+            }
+        }
+    }
+
+    /// Starts another worker after a pause that grows with each that does not live. `None` if one serves or is
+    /// to, or none shall; else the pause.
+    pub(super) fn start_later(&mut self, age: Duration, served: bool) -> Option<Duration> {
+        if self.ending || self.members.iter().any(|one| one.role != Role::Leaving) {
+            return None;
+        }
+        let pause = self.backoff.after(age, served);
+        self.start_at = Some(Instant::now() + pause);
+        Some(pause)
+    }
+
+    /// Whether a worker is to take over.
+    pub(super) fn is_changing(&self) -> bool {
+        self.members.iter().any(|one| one.role == Role::Coming)
+    }
+
+    /// The process that serves.
+    pub(super) fn serving(&self) -> Option<u32> {
+        let found = self.members.iter().find(|one| one.role == Role::Serving);
+        found.and_then(|one| one.process.pid())
+    }
+
+    /// How many drain.
+    pub(super) fn leaving(&self) -> usize {
+        self.members
+            .iter()
+            .filter(|one| one.role == Role::Leaving)
+            .count()
+    }
+
+    /// What the worker that serves counted last.
+    pub(super) fn figures(&self) -> &Figures {
+        &self.figures
+    }
+
+    /// Tells every worker, those that drain too: their calls go on under the policy in force.
+    pub(super) fn tell(&self, mut message: impl FnMut(&Sender, Role) -> Result<(), super::Error>) {
+        for member in &self.members {
+            if let Err(error) = message(member.process.sender(), member.role) {
+                tracing::warn!(%error, worker = member.process.pid(), "a worker could not be told");
+            }
+        }
+    }
+
+    /// Asks all for their figures, and ends who has been silent for too long.
+    pub(super) fn look_after(&self) {
+        for member in &self.members {
+            if member
+                .process
+                .sender()
+                .send(ToWorker::Status { request: 0 })
+                .is_err()
+            {
+                member.process.kill_at(Instant::now(), "it takes no messages");
+            } else if member.role == Role::Serving && member.heard.elapsed() > SILENT {
+                let why = "it has answered nothing for a minute";
+                member.process.kill_at(Instant::now(), why);
+            }
+        }
+    }
+
+    /// Tells all to end; no other is started after that.
+    pub(super) fn retire(&mut self, drain: Drain) {
+        self.ending = true;
+        self.start_at = None;
+        for member in &mut self.members {
+            member.retire(drain);
+        }
+    }
+
+    /// Whether nobody is left.
+    pub(super) fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+}
+
+impl Member {
+    fn retire(&mut self, drain: Drain) {
+        self.role = Role::Leaving;
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let message = ToWorker::Drain {
+            deadline_ms: millis(drain.deadline),
+            idle_ms: millis(drain.idle),
+        };
+        let patience = match self.process.sender().send(message) {
+            Ok(()) => drain.deadline + LAST_RECORDS,
+            Err(WorkerGone) => Duration::ZERO,
+        };
+        self.process
+            .kill_at(Instant::now() + patience, "it did not drain in time");
+    }
+}

@@ -1,0 +1,435 @@
+//! One worker after another, by request and by death: no call is lost that need not be, none goes out without a
+//! record, and nothing opens in between.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use harness::launch::wait_for;
+use harness::{Record, Upstream, World, assert_record, require, wait};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::Deserialize;
+
+use crate::audit::{agent_status, call, call_until, download, only_download_record, worker};
+use crate::identity::{API, CODE, status, workload};
+
+const LOAD: &str = include_str!("replace/load.py");
+const SLOW: &str = include_str!("replace/slow.py");
+const TOKEN: &str = "tok_replace_1";
+/// What curl exits with when it could not connect.
+const COULD_NOT_CONNECT: Option<i32> = Some(7);
+/// The kernel refuses when the worker has given no sign of life for 2 s.
+const LIVENESS: Duration = Duration::from_secs(2);
+/// The body of `/stream`, which comes within 2 s.
+const STREAM: usize = 32 * 1024;
+
+/// A world with the API, which wants a token, and an agent that has it.
+fn start(name: &str) -> Result<World> {
+    let mut world = World::new(name)?;
+    let (big, stream) = (
+        world.dir().join("upstream/big"),
+        world.dir().join("upstream/stream"),
+    );
+    fs::write(&big, vec![b'x'; 4 * 1024 * 1024])?;
+    fs::write(&stream, vec![b'x'; STREAM])?;
+    let slowly = |file: PathBuf| format!("limit_rate 16k; alias {};", file.display());
+    let api = Upstream::new(API)
+        .bearer(TOKEN, "acme")
+        .location("= /slow", &slowly(big))
+        .location("= /stream", &slowly(stream));
+    world.upstream(api)?;
+    let file = world.secret("token", TOKEN)?;
+    let credential = format!(
+        "[credential.token]\nhosts = [\"{API}:443\"]\nscheme = \"bearer\"\nsource = {{ file = {file:?} }}\n"
+    );
+    world.policy("credential.toml", &credential)?;
+    world.policy("audit.toml", &allowing(""))?;
+    world.start_agent()?;
+    Ok(world)
+}
+
+fn allowing(more: &str) -> String {
+    workload("billing", "", &format!("credential = \"token\"\n{more}"))
+}
+
+fn signal(pid: u32, signal: Signal) -> Result<()> {
+    kill(Pid::from_raw(i32::try_from(pid)?), signal).with_context(|| format!("can't send {signal}"))
+}
+
+/// SIGUSR2, until another worker serves.
+fn replace(world: &World) -> Result<u32> {
+    let before = worker(world)?;
+    world.agent()?.signal(Signal::SIGUSR2)?;
+    another(world, before)
+}
+
+fn another(world: &World, before: u32) -> Result<u32> {
+    wait::until("another worker", wait::PATIENCE, || {
+        worker(world).ok().filter(|pid| *pid != before)
+    })
+}
+
+/// Clients that call without a pause.
+struct Load {
+    child: Child,
+    said: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+struct Said {
+    path: String,
+    status: u16,
+    #[expect(dead_code, reason = "shown when a test fails")]
+    #[serde(default)]
+    error: String,
+}
+
+impl Load {
+    fn start(world: &World, kept: u32, fresh: u32) -> Result<Self> {
+        let said = world.dir().join("load");
+        let mut command = world.workload("billing")?.command(["python3", "-c", LOAD, API]);
+        let child = command
+            .args([kept.to_string(), fresh.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(File::create(&said)?)
+            .spawn()
+            .context("can't start python3")?;
+        let load = Self { child, said };
+        load.goes_on()?;
+        Ok(load)
+    }
+
+    /// Waits for twenty more answers.
+    fn goes_on(&self) -> Result<()> {
+        let answered =
+            || -> Result<usize> { Ok(self.said()?.iter().filter(|one| one.status == 200).count()) };
+        let before = answered()?;
+        wait::until("answers", wait::PATIENCE, || {
+            answered().ok().filter(|now| *now >= before + 20)
+        })?;
+        Ok(())
+    }
+
+    fn said(&self) -> Result<Vec<Said>> {
+        let text = fs::read_to_string(&self.said)?;
+        let whole = text.rsplit_once('\n').map_or("", |(lines, _)| lines);
+        whole
+            .lines()
+            .map(|line| Ok(serde_json::from_str(line)?))
+            .collect()
+    }
+
+    fn end(mut self) -> Result<Vec<Said>> {
+        drop(self.child.stdin.take());
+        let ended = wait_for(&mut self.child, wait::PATIENCE)?;
+        ensure!(ended.success(), "{ended}");
+        self.said()
+    }
+}
+
+/// The records of calls by path.
+type Recorded = BTreeMap<String, Vec<Record>>;
+
+/// What is recorded and what the upstream has logged, once all is.
+fn settled(world: &World) -> Result<(Recorded, Vec<harness::Access>)> {
+    let barrier = call_until(world, "/barrier/", 200)?;
+    assert_record!(world, "path" = barrier.as_str());
+    let arrived = world.server(API)?.log()?;
+    let mut records = Recorded::new();
+    for record in world.records()? {
+        if record.text("kind") == "call" {
+            records.entry(record.text("path")).or_default().push(record);
+        }
+    }
+    Ok((records, arrived))
+}
+
+/// Nothing went past the agent, and nothing that went through it is without its one record.
+fn check_records(records: &Recorded, arrived: &[harness::Access]) {
+    for line in arrived {
+        let of_it = records.get(&line.uri).map_or(&[][..], Vec::as_slice);
+        assert_eq!(of_it.len(), 1, "records of {line:?}: {of_it:?}");
+        if !["/slow", "/stream"].contains(&line.uri.as_str()) {
+            assert_eq!(line.authorization, format!("Bearer {TOKEN}"), "{line:?}");
+        }
+    }
+    for (path, of_it) in records {
+        assert_eq!(of_it.len(), 1, "{path}: {of_it:?}");
+        let arrivals = arrived.iter().filter(|line| line.uri == *path).count();
+        assert!(arrivals <= 1, "{path} arrived {arrivals} times");
+    }
+}
+
+#[test]
+fn workers_that_are_replaced_under_load_lose_no_call_and_their_streams_end_well() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start("workers_that_are_replaced_under_load_lose_no_call_and_their_streams_end_well")?;
+    let load = Load::start(&world, 4, 4)?;
+    for version in ["--http1.1", "--http2"] {
+        let file = world.dir().join("stream");
+        let url = format!("https://{API}/stream");
+        let mut command = world
+            .workload("billing")?
+            .command(["curl", "-sS", "-N", version, "-o"]);
+        let mut stream = command.arg(&file).arg(&url).spawn()?;
+        let length = || fs::metadata(&file).map_or(0, |file| file.len());
+        wait::until("the stream's first bytes", wait::PATIENCE, || {
+            (length() > 0).then_some(())
+        })?;
+        replace(&world)?;
+        load.goes_on()?;
+        assert!(
+            stream.try_wait()?.is_none(),
+            "the stream was over before the worker was replaced"
+        );
+        let ended = wait_for(&mut stream, wait::PATIENCE)?;
+        assert!(ended.success(), "{version}: {ended}");
+        assert_eq!(length(), STREAM as u64);
+        fs::remove_file(&file)?;
+        // The record of a stream of the same path would not be told apart.
+        assert_record!(
+            world,
+            "path" = "/stream",
+            "outcome" = "completed",
+            "protocol" = if version == "--http2" { "h2" } else { "h1" }
+        );
+    }
+    replace(&world)?;
+    load.goes_on()?;
+    let said = load.end()?;
+    let lost: Vec<_> = said.iter().filter(|one| one.status != 200).collect();
+    assert!(lost.is_empty(), "{} of {} lost: {lost:?}", lost.len(), said.len());
+    wait::until("the old workers' end", wait::PATIENCE, || {
+        agent_status(&world)
+            .ok()
+            .filter(|(_, status)| status["draining"] == 0)
+    })?;
+    let (mut records, mut arrived) = settled(&world)?;
+    records.remove("/stream");
+    arrived.retain(|line| line.uri != "/stream");
+    check_records(&records, &arrived);
+    for one in &said {
+        let of_it = records
+            .get(&one.path)
+            .with_context(|| format!("no record of {one:?}"))?;
+        assert_eq!(
+            of_it
+                .iter()
+                .map(|record| record.text("outcome"))
+                .collect::<Vec<_>>(),
+            ["completed"]
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_worker_that_is_killed_twenty_times_under_load_opens_nothing() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start("a_worker_that_is_killed_twenty_times_under_load_opens_nothing")?;
+    let load = Load::start(&world, 4, 4)?;
+    let mut serving = worker(&world)?;
+    for _ in 0..20 {
+        signal(serving, Signal::SIGKILL)?;
+        serving = another(&world, serving)?;
+    }
+    load.goes_on()?;
+    let said = load.end()?;
+    let (records, arrived) = settled(&world)?;
+    check_records(&records, &arrived);
+    for one in &said {
+        assert!([0, 200].contains(&one.status), "{one:?}");
+        if one.status == 200 {
+            let of_it = records
+                .get(&one.path)
+                .with_context(|| format!("no record of {one:?}"))?;
+            // One whose answer was on its way when the worker died may count as aborted.
+            assert!(
+                ["completed", "aborted"].contains(&of_it[0].text("outcome").as_str()),
+                "{of_it:?}"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_stopped_worker_refuses_connections_until_it_goes_on() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start("a_stopped_worker_refuses_connections_until_it_goes_on")?;
+    assert_eq!(call(&world, "/before")?, 200);
+    let stopped = worker(&world)?;
+    signal(stopped, Signal::SIGSTOP)?;
+    let since = Instant::now();
+    let url = format!("https://{API}/meanwhile");
+    let client = world.workload("billing")?;
+    // Until then connections wait for a worker that may go on.
+    let args = ["curl", "-sS", "-m", "1", "-o", "/dev/null", "-w", CODE, &url];
+    wait::until("a refused connection", wait::PATIENCE, || {
+        let reply = client.run(args).ok()?;
+        assert_eq!(status(&reply), 0, "{reply:?}");
+        (reply.code() == COULD_NOT_CONNECT).then_some(())
+    })?;
+    let took = since.elapsed();
+    assert!(took < LIVENESS + Duration::from_secs(3), "{took:?}");
+    let reply = client.run(args)?;
+    assert_eq!(reply.code(), COULD_NOT_CONNECT, "{reply:?}");
+    signal(stopped, Signal::SIGCONT)?;
+    call_until(&world, "/after/", 200)?;
+    assert_eq!(worker(&world)?, stopped);
+    Ok(())
+}
+
+/// Makes the next workers' in-flight tables impossible.
+fn no_tables(world: &World, numbers: std::ops::RangeInclusive<u32>) -> Result<Vec<PathBuf>> {
+    let supervisor = world.agent()?.pid();
+    let path = |number| world.dir().join(format!("state/inflight-{supervisor}-{number}"));
+    let paths: Vec<PathBuf> = numbers.map(path).collect();
+    for path in &paths {
+        fs::create_dir(path)?;
+    }
+    Ok(paths)
+}
+
+#[test]
+fn a_worker_that_can_not_take_over_leaves_the_old_one_serving_and_status_says_so() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start("a_worker_that_can_not_take_over_leaves_the_old_one_serving_and_status_says_so")?;
+    let first = worker(&world)?;
+    let obstacles = no_tables(&world, 2..=2)?;
+    world.agent()?.signal(Signal::SIGUSR2)?;
+    let (code, document) = wait::until("status says so", wait::PATIENCE, || {
+        agent_status(&world)
+            .ok()
+            .filter(|(_, document)| document["worker_error"].is_string())
+    })?;
+    assert_eq!(code, Some(1));
+    assert!(
+        document["worker_error"].to_string().contains("inflight"),
+        "{document}"
+    );
+    assert!(world.agent()?.log().contains("the one that serves goes on"));
+    assert_eq!(call(&world, "/still")?, 200);
+    assert_eq!(worker(&world)?, first);
+    for obstacle in obstacles {
+        fs::remove_dir(obstacle)?;
+    }
+    assert_ne!(replace(&world)?, first);
+    assert_eq!(agent_status(&world)?.0, Some(0));
+    assert_eq!(call(&world, "/after")?, 200);
+    Ok(())
+}
+
+#[test]
+fn an_agent_whose_worker_died_refuses_until_another_can_be_started() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start("an_agent_whose_worker_died_refuses_until_another_can_be_started")?;
+    let first = worker(&world)?;
+    let obstacles = no_tables(&world, 2..=60)?;
+    signal(first, Signal::SIGKILL)?;
+    let (code, _) = wait::until("no worker", wait::PATIENCE, || {
+        agent_status(&world)
+            .ok()
+            .filter(|(_, document)| document["worker_pid"].is_null() && document["worker_error"].is_string())
+    })?;
+    assert_eq!(code, Some(1));
+    wait::until("refused connections", wait::PATIENCE, || {
+        let url = format!("https://{API}/meanwhile");
+        let reply = world
+            .workload("billing")
+            .ok()?
+            .run(["curl", "-sS", "-m", "1", &url])
+            .ok()?;
+        (reply.code() == COULD_NOT_CONNECT).then_some(())
+    })?;
+    for obstacle in obstacles {
+        fs::remove_dir(obstacle)?;
+    }
+    call_until(&world, "/after/", 200)?;
+    assert_eq!(agent_status(&world)?.0, Some(0));
+    let arrived = world.server(API)?.log()?;
+    assert!(
+        !arrived.iter().any(|line| line.uri == "/meanwhile"),
+        "{arrived:?}"
+    );
+    Ok(())
+}
+
+/// A client that is held at a point of its connection.
+struct Held {
+    child: Child,
+    lines: BufReader<ChildStdout>,
+}
+
+impl Held {
+    fn start(world: &World, point: &str) -> Result<Self> {
+        let mut child = world
+            .workload("billing")?
+            .command(["python3", "-c", SLOW, API, point])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let lines = BufReader::new(child.stdout.take().context("no output")?);
+        let mut held = Self { child, lines };
+        while held.line()? != point {}
+        Ok(held)
+    }
+
+    fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        ensure!(self.lines.read_line(&mut line)? > 0, "the client ended");
+        Ok(line.trim_end().to_owned())
+    }
+
+    fn go_on(mut self) -> Result<String> {
+        writeln!(self.child.stdin.take().context("no input")?)?;
+        let line = self.line()?;
+        wait_for(&mut self.child, wait::PATIENCE)?;
+        Ok(line)
+    }
+}
+
+#[test]
+fn a_connection_that_the_old_worker_took_is_served_whatever_its_phase() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start("a_connection_that_the_old_worker_took_is_served_whatever_its_phase")?;
+    let points = ["tcp", "tls", "request"];
+    let held = points.map(|point| Held::start(&world, point));
+    replace(&world)?;
+    for (point, held) in points.into_iter().zip(held) {
+        let answer = held?.go_on().with_context(|| point)?;
+        assert_eq!(answer, "200 close", "{point}");
+        let path = format!("/held/{point}");
+        assert_record!(world, "path" = path.as_str(), "outcome" = "completed");
+    }
+    wait::until("the old worker's end", wait::PATIENCE, || {
+        agent_status(&world)
+            .ok()
+            .filter(|(_, status)| status["draining"] == 0)
+    })?;
+    Ok(())
+}
+
+#[test]
+fn while_an_old_worker_drains_callers_are_served_and_a_new_policy_reaches_its_calls() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start("while_an_old_worker_drains_callers_are_served_and_a_new_policy_reaches_its_calls")?;
+    let mut client = download(&world)?;
+    replace(&world)?;
+    assert_eq!(call(&world, "/beside")?, 200);
+    assert_eq!(agent_status(&world)?.1["draining"], 1);
+    world.policy("audit.toml", &allowing("paths = [\"/after\"]"))?;
+    world.reload()?;
+    let ended = wait_for(&mut client, wait::PATIENCE)?;
+    assert!(!ended.success(), "{ended}");
+    assert_eq!(call(&world, "/after")?, 200);
+    let record = only_download_record(&world, "/after")?;
+    assert_eq!(record.text("reason"), "revoked");
+    assert_eq!(record.text("outcome"), "denied");
+    Ok(())
+}
