@@ -132,10 +132,55 @@ impl Registration {
     pub(super) async fn until_ended(&self) -> End {
         std::future::poll_fn(|cx| self.ended(cx).map_or(Poll::Pending, Poll::Ready)).await
     }
+
+    /// Does the work as long as the call may go on: work that has not begun when the call must end never begins, so
+    /// that nothing of a call goes out that was revoked while it waited for something else.
+    ///
+    /// # Errors
+    /// Why the call must end.
+    pub(super) async fn unless_ended<T>(&self, work: impl Future<Output = T>) -> Result<T, End> {
+        tokio::select! {
+            biased;
+            end = self.until_ended() => Err(end),
+            done = work => Ok(done),
+        }
+    }
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
         self.tracker.calls.borrow_mut().remove(self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_revoked_before_it_began_never_begins() {
+        let tracker = Rc::new(Tracker::default());
+        let registration = tracker.register();
+        assert_eq!(registration.unless_ended(async { 1 }).await, Ok(1));
+        registration.decided(Box::new(|| true));
+        tracker.redecide();
+        assert_eq!(registration.unless_ended(async { 2 }).await, Ok(2));
+        registration.decided(Box::new(|| false));
+        tracker.redecide();
+        let begun = Cell::new(false);
+        let work = async { begun.set(true) };
+        assert_eq!(registration.unless_ended(work).await, Err(End::Revoked));
+        assert!(!begun.get());
+    }
+
+    #[tokio::test]
+    async fn work_under_way_ends_with_its_call() {
+        let tracker = Rc::new(Tracker::default());
+        let registration = tracker.register();
+        let work = registration.unless_ended(std::future::pending::<()>());
+        let cut = async { tracker.cut_off() };
+        assert_eq!(tokio::join!(work, cut).0, Err(End::CutOff));
+        drop(registration);
+        assert_eq!(tracker.len(), 0);
     }
 }
