@@ -6,7 +6,7 @@ use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result};
 use harness::launch::wait_for;
-use harness::{World, require, wait};
+use harness::{Upstream, World, require, wait};
 
 use crate::http::{ALLOW, RAW, record, shown, start};
 use crate::identity::{API, CODE, workload};
@@ -121,6 +121,48 @@ fn an_answer_that_streams_is_cut_in_both_protocols() -> Result<()> {
             "200 denied revoked"
         );
         assert!(cut.field("bytes_down").as_u64() > Some(0), "{cut:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_client_that_takes_nothing_loses_its_connection() -> Result<()> {
+    const LARGE: u64 = 256 << 20;
+    require!(Root, CgroupV2, Btf, Agent);
+    let mut world = World::new("a_client_that_takes_nothing_loses_its_connection")?;
+    let large = world.dir().join("upstream/large");
+    File::create(&large)?.set_len(LARGE)?;
+    let alias = format!("alias {};", large.display());
+    world.upstream(Upstream::new(API).location("= /large", &alias))?;
+    world.policy("billing.toml", &workload("billing", "", ""))?;
+    world.start_agent()?;
+    let mut stopped = Vec::new();
+    for version in ["--http1.1", "--http2"] {
+        let url = format!("https://{API}/large");
+        let script = format!("curl -sS -N {version} {url} | (head -c 100000; kill -STOP $$; sleep 60)");
+        let mut command = world.workload("billing")?.command(["sh", "-c", &script]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+        let mut child = child.context("can't start curl")?;
+        child
+            .stdout
+            .as_mut()
+            .context("no output")?
+            .read_exact(&mut [0; 100_000])?;
+        stopped.push(child);
+    }
+    world.policy("billing.toml", &workload("billing", "", "paths = [\"/after\"]"))?;
+    world.reload()?;
+    for protocol in ["h1", "h2"] {
+        let cut = world.expect_record(&[("path", "/large".into()), ("protocol", protocol.into())])?;
+        assert_eq!(
+            shown(&cut, &["status", "outcome", "reason"]),
+            "200 denied revoked"
+        );
+        assert!(cut.field("bytes_down").as_u64() < Some(LARGE), "{cut:?}");
+    }
+    for mut child in stopped {
+        child.kill()?;
+        child.wait()?;
     }
     Ok(())
 }

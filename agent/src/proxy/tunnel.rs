@@ -67,7 +67,7 @@ async fn pass(
         farewell::send(stream, &alert::of_failure(&failure).bytes()).await;
         return Err(failure);
     };
-    let registration = connection.thread.tracker.register();
+    let registration = connection.thread.tracker.register(&connection.cut);
     registration.decided(still_allowed(connection, permit));
     let connecting = registration.unless_ended(upstream::connect_resolved(&connection.thread, permit));
     let (upstream, UpstreamAddr(address)) = match connecting.await.map_err(Failure::from).flatten() {
