@@ -39,7 +39,10 @@ mod quota;
 /// The README's first policy, typed as it stands.
 mod readme;
 /// One worker after another, by request and by death: nothing lost, nothing opened.
+#[cfg(test)]
 mod replace;
+/// A right that is taken back while it is used.
+mod revoke;
 /// The harness itself: the sandbox is one, the upstream tells callers apart, nothing is left behind.
 mod sandbox;
 /// What an operator can get wrong at start and reload: said clearly, nothing left behind, nothing lost.

@@ -42,7 +42,7 @@ impl Finish {
         let connection = &entry.connection;
         let tail = Tail {
             entry: Rc::clone(entry),
-            registration: connection.thread.tracker.register(),
+            registration: connection.thread.tracker.register(&connection.cut),
             upload: None,
             lease: None,
             buffers: connection.slot.buffers(),
@@ -146,6 +146,10 @@ impl Finish {
 
     /// The client left before the answer's end.
     pub(super) fn left(self) {
+        if let Some(end) = self.tail.registration.end() {
+            // It was not the client that ended it.
+            return self.cut(end);
+        }
         let message = "the client closed the connection before the answer's end".to_owned();
         self.fail(Failure::Left { message });
     }

@@ -121,7 +121,8 @@ async fn go(
     let permit = decide(entry, finish, &parts, &target).await?;
     let credential = inject(entry, finish, &permit, &mut parts)?;
     let thread = &entry.connection.thread;
-    let address = upstream::address(thread, &permit, entry.connection.original()).await?;
+    let address = upstream::address(thread, &permit, entry.connection.original());
+    let address = finish.registration().unless_ended(address).await??;
     forward(
         entry,
         finish,
@@ -395,16 +396,19 @@ async fn forward(entry: &Rc<Entry>, finish: &mut Finish, outgoing: Outgoing) -> 
     let client = parts.extensions.remove::<OnUpgrade>();
     let body = finish.uploading(body);
     let thread = &entry.connection.thread;
-    let dial = async || upstream::dial(thread, &permit, address, key.versions).await;
+    // Boxed: few calls dial, and all would carry the room for it.
+    let dial = async || Box::pin(upstream::dial(thread, &permit, address, key.versions)).await;
 
-    let mut lease = thread.pool.lease(&key, dial).await?;
+    let leased = finish.registration().unless_ended(thread.pool.lease(&key, dial));
+    let mut lease = leased.await??;
     finish.recorder().reached(Phase::Connected);
     let mut request = Request::from_parts(parts, body);
     let response = loop {
         request = speak(request, &permit, lease.is_http2())?;
         let sent = tokio::select! {
-            sent = lease.send(request) => sent,
+            biased;
             end = finish.until_ended() => return Err(end.into()),
+            sent = lease.send(request) => sent,
             () = finish.overdue() => {
                 let late = "the upstream did not answer in time";
                 return Err(Failure::upstream(UpstreamFault::Timeout, &late));
@@ -415,7 +419,8 @@ async fn forward(entry: &Rc<Entry>, finish: &mut Finish, outgoing: Outgoing) -> 
             // The kept connection was closed meanwhile, before a byte of this request left.
             Err(SendError::Unsent(unsent)) if lease.reused() => {
                 request = *unsent;
-                lease = thread.pool.lease(&key, dial).await?;
+                let leased = finish.registration().unless_ended(thread.pool.lease(&key, dial));
+                lease = leased.await??;
             }
             Err(SendError::Unsent(_)) => {
                 return Err(Failure::upstream(
