@@ -54,6 +54,17 @@ impl Failure {
         }
     }
 
+    /// Whether the upstream has said that it did not read the request.
+    pub(super) fn is_unread(&self) -> bool {
+        matches!(
+            self,
+            Self::Upstream {
+                fault: UpstreamFault::Unread,
+                ..
+            }
+        )
+    }
+
     /// What an HTTP client is told.
     pub(super) fn refusal(&self) -> Refusal {
         match self {
@@ -216,4 +227,23 @@ pub(super) fn of_client_http2(error: &hyper::Error) -> Option<Failure> {
         kind: "http2",
         message: format!("the client broke the protocol: {}", reason.description()),
     })
+}
+
+/// What the upstream said when it did not answer a request.
+pub(super) fn of_upstream_http(error: &hyper::Error) -> Failure {
+    let cause = std::error::Error::source(error);
+    let unread = cause
+        .and_then(|cause| cause.downcast_ref::<h2::Error>())
+        // The library says so of streams behind the last one that GOAWAY names alone.
+        .is_some_and(|error| {
+            let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+            error.is_remote() && (error.is_go_away() || refused)
+        });
+    let fault = if unread {
+        UpstreamFault::Unread
+    } else {
+        UpstreamFault::Protocol
+    };
+    let cause = cause.map_or_else(String::new, |cause| format!(": {cause}"));
+    Failure::upstream(fault, &format!("{error}{cause}"))
 }

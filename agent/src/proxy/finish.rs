@@ -12,7 +12,7 @@ use crate::net::listener::Buffers;
 use crate::policy::DenialReason;
 
 use super::body::{Upload, UploadBody};
-use super::failure::Failure;
+use super::failure::{self, Failure};
 use super::limits::Limits;
 use super::pool::Lease;
 use super::request::Entry;
@@ -181,8 +181,7 @@ impl Finish {
                 message: "the client's body broke off".into(),
             };
         }
-        let cause = std::error::Error::source(error).map_or_else(String::new, |cause| format!(": {cause}"));
-        Failure::upstream(UpstreamFault::Protocol, &format!("{error}{cause}"))
+        failure::of_upstream_http(error)
     }
 
     fn count_upload(&mut self) {

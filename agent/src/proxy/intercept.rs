@@ -2,7 +2,6 @@
 
 mod http2;
 
-use std::convert::Infallible;
 use std::future::Future;
 use std::pin::pin;
 use std::rc::Rc;
@@ -173,7 +172,7 @@ where
 fn answer(
     entry: &Rc<Entry>,
     request: http::Request<Incoming>,
-) -> impl Future<Output = Result<http::Response<super::body::DownloadBody>, Infallible>> + 'static + use<> {
+) -> impl Future<Output = Result<http::Response<super::body::DownloadBody>, h2::Error>> + 'static + use<> {
     let refused = entry.notice.take_refused();
     request::serve(Rc::clone(entry), request, refused)
 }

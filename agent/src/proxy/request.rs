@@ -1,6 +1,5 @@
 //! One request: decide, inject, forward, record.
 
-use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -50,12 +49,16 @@ struct Target {
     query: Option<Box<str>>,
 }
 
-/// Answers one request. Never fails: what goes wrong becomes the answer, and the record.
+/// Answers one request; what goes wrong becomes the answer, and the record.
+///
+/// # Errors
+/// REFUSED_STREAM, on HTTP/2 alone: the upstream has not read the request, and clients send it again by themselves (RFC
+/// 9113 section 8.7).
 pub(super) async fn serve(
     entry: Rc<Entry>,
     request: Request<Incoming>,
     refused: Option<Refused>,
-) -> Result<Response<DownloadBody>, Infallible> {
+) -> Result<Response<DownloadBody>, h2::Error> {
     let (mut parts, body) = request.into_parts();
     let client = Client::of(parts.version, &parts.headers);
     let as_came = parts.uri.clone();
@@ -89,6 +92,10 @@ pub(super) async fn serve(
     Ok(match answer {
         Ok(Answer::Relay(head, body)) => last(&entry, relay(head, body, finish)),
         Ok(Answer::Upgrade(switched)) => upgrade::relay(switched, finish),
+        Err(failure) if entry.http2 && failure.is_unread() => {
+            finish.fail(failure);
+            return Err(h2::Reason::REFUSED_STREAM.into());
+        }
         Err(failure) => last(&entry, refuse(failure, finish, client)),
     })
 }
@@ -402,6 +409,7 @@ async fn forward(entry: &Rc<Entry>, finish: &mut Finish, outgoing: Outgoing) -> 
             sent = lease.send(request) => sent,
             end = finish.until_ended() => return Err(end.into()),
             () = finish.overdue() => {
+                lease.condemn();
                 let late = "the upstream did not answer in time";
                 return Err(Failure::upstream(UpstreamFault::Timeout, &late));
             }

@@ -213,3 +213,29 @@ fn resets_of_a_past_window_are_forgotten() -> Result<()> {
     records(&world, 28)?;
     Ok(())
 }
+
+#[test]
+fn a_client_that_takes_nothing_of_an_answer_loses_it_and_keeps_its_other_streams() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let (world, _server) = start(
+        "a_client_that_takes_nothing_of_an_answer_loses_it",
+        "[limits]\nwrite_seconds = 1\n",
+    )?;
+    assert_eq!(run(&world, &["stalled"])?["stalled"], "status 200, rst 8 None");
+    let records: Vec<_> = records(&world, 1)?.iter().map(shown).collect();
+    assert_eq!(records, ["call /big/stalled failed - 200 stalled"]);
+    Ok(())
+}
+
+#[test]
+fn a_head_that_does_not_end_in_time_ends_the_connection() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let (world, _server) = start(
+        "a_head_that_does_not_end_in_time_ends_the_connection",
+        "[limits]\nheaders_seconds = 1\n",
+    )?;
+    assert_eq!(run(&world, &["slow-head"])?["slow-head"], "goaway 11");
+    let records: Vec<_> = records(&world, 1)?.iter().map(shown).collect();
+    assert_eq!(records, ["connection - denied head_timeout - head_timeout"]);
+    Ok(())
+}
