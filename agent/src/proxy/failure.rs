@@ -6,7 +6,7 @@ use crate::audit::{Outcome, Recorder};
 use crate::credential;
 use crate::http::framing::Fault;
 use crate::http::response::{Refusal, Unavailable, UpstreamFault};
-use crate::net::frames::Flood;
+use crate::net::frames::Abuse;
 use crate::net::peek::PeekError;
 use crate::net::requests::{Cause, Refused};
 use crate::policy::{Denial, DenialReason};
@@ -211,11 +211,14 @@ pub(super) fn of_client_tls(error: &tls::Error) -> Failure {
     }
 }
 
-/// A client that flooded its HTTP/2 connection.
-pub(super) fn of_flood(flood: Flood) -> Failure {
-    Failure::Downstream {
-        kind: "http2_flood",
-        message: flood.to_string(),
+/// A client that was cut off from its HTTP/2 connection.
+pub(super) fn of_abuse(abuse: Abuse) -> Failure {
+    match abuse {
+        Abuse::SlowHead => Failure::denied(DenialReason::HeadTimeout),
+        Abuse::Resets | Abuse::IdleFrames => Failure::Downstream {
+            kind: "http2_flood",
+            message: abuse.to_string(),
+        },
     }
 }
 

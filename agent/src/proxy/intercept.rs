@@ -26,6 +26,7 @@ use crate::tls::leaf::Leaf;
 use super::connection::{ClientStream, Connection};
 use super::failure::{self, Failure};
 use super::request::{self, Entry};
+use super::taking::Taking;
 
 /// Reads requests in the clear.
 pub(super) async fn plain(connection: &Rc<Connection>, stream: ClientStream) {
@@ -151,7 +152,7 @@ where
         .max_header_size(limits.header_bytes())
         // Not `pipeline_flush`: with it hyper buffers answers without a bound.
         .max_headers(limits.header_fields());
-    let service = service_fn(|request| answer(&entry, request));
+    let service = service_fn(|request| answer(&entry, request, None));
     let mut serving = pin!(
         builder
             .serve_connection(TokioIo::new(stream), service)
@@ -172,9 +173,10 @@ where
 fn answer(
     entry: &Rc<Entry>,
     request: http::Request<Incoming>,
+    taking: Option<Rc<Taking>>,
 ) -> impl Future<Output = Result<http::Response<super::body::DownloadBody>, h2::Error>> + 'static + use<> {
     let refused = entry.notice.take_refused();
-    request::serve(Rc::clone(entry), request, refused)
+    request::serve(Rc::clone(entry), request, refused, taking)
 }
 
 fn ended(entry: &Entry, served: Result<(), hyper::Error>) {

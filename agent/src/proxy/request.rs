@@ -27,6 +27,7 @@ use super::failure::Failure;
 use super::finish::Finish;
 use super::in_force::Enforced;
 use super::pool::{Key, SendError, Versions};
+use super::taking::Taking;
 use super::tracker::StillAllowed;
 use super::{upgrade, upstream};
 
@@ -58,6 +59,7 @@ pub(super) async fn serve(
     entry: Rc<Entry>,
     request: Request<Incoming>,
     refused: Option<Refused>,
+    taking: Option<Rc<Taking>>,
 ) -> Result<Response<DownloadBody>, h2::Error> {
     let (mut parts, body) = request.into_parts();
     let client = Client::of(parts.version, &parts.headers);
@@ -84,7 +86,7 @@ pub(super) async fn serve(
             return Ok(last(&entry, own(answers::refuse(&refusal, "", client))));
         }
     };
-    let mut finish = Finish::new(&entry, recorder);
+    let mut finish = Finish::new(&entry, recorder, taking);
     let answer = match target {
         Ok(target) => go(&entry, &mut finish, target, parts, body).await,
         Err(failure) => Err(failure),

@@ -1,6 +1,7 @@
 //! Streams that share a connection, end early or are taken back: each is decided and recorded by itself.
 
 use std::collections::BTreeSet;
+use std::process::Stdio;
 
 use anyhow::Result;
 use harness::{Scripted, Upstream, World, assert_record, require, wait};
@@ -181,6 +182,30 @@ fn a_connection_on_which_the_upstream_says_nothing_gets_no_further_calls() -> Re
     )?;
     assert_eq!(run(&world, &["dead"])?["dead"], "status 504, status 200");
     assert_ne!(peers(&server, "/wait/dead")?, peers(&server, "/dead-after")?);
+    Ok(())
+}
+
+#[test]
+fn a_policy_that_takes_a_call_back_ends_its_stream_also_while_the_client_takes_nothing() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let (world, server) = start("a_policy_that_takes_a_call_back_ends_its_stream", "")?;
+    let words = ["/usr/bin/python3", "-c", super::CLIENT, API, "stalled"];
+    let client = world
+        .workload("billing")?
+        .command(words)
+        .stdout(Stdio::piped())
+        .spawn()?;
+    wait::until("the call is under way", wait::PATIENCE, || {
+        let arrived = server.arrived().ok()?;
+        arrived.iter().any(|one| one.path == "/big/stalled").then_some(())
+    })?;
+    let deny = "[[workload.deny]]\nname = \"big\"\nhost = \"api.example.test\"\npaths = \"/big/{rest..}\"\n";
+    world.policy("http2.toml", &(policy() + deny))?;
+    world.reload()?;
+    let output = String::from_utf8(client.wait_with_output()?.stdout)?;
+    assert!(output.contains("status 200, rst 8 None"), "{output}");
+    let record = assert_record!(world, "path" = "/big/stalled", "outcome" = "denied");
+    assert_eq!(record.text("reason"), "revoked");
     Ok(())
 }
 
