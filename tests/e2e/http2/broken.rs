@@ -1,5 +1,7 @@
 //! Requests and frames that break HTTP/2, and clients that flood: each ends clearly for the client, and in one record.
 
+use std::collections::BTreeSet;
+
 use anyhow::Result;
 use harness::require;
 
@@ -19,7 +21,7 @@ const MALFORMED: End = (
     "call /malformed denied malformed_request 400 malformed_request",
 );
 
-const REQUESTS: [(&str, End); 25] = [
+const REQUESTS: [(&str, End); 26] = [
     ("no-path", RESET),
     ("empty-path", RESET),
     ("relative-path", RESET),
@@ -38,6 +40,7 @@ const REQUESTS: [(&str, End); 25] = [
         "connect",
         ("status 403", "call  denied forbidden_form 403 forbidden_form"),
     ),
+    ("extended-connect", RESET),
     (
         "trace",
         (
@@ -201,6 +204,24 @@ fn rapid_resets_are_cut_off_where_the_limit_says_and_other_clients_go_on() -> Re
         let got = run(&world, &["beside"])?;
         assert_eq!(got["beside"], "goaway 11, status 200, status 200");
     }
+    Ok(())
+}
+
+#[test]
+fn a_client_that_makes_the_agent_reset_streams_is_cut_off_too() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let settings = "[limits]\nh2_resets = 10\n";
+    let (world, _server) = start("a_client_that_makes_the_agent_reset_streams", settings)?;
+    assert_eq!(
+        run(&world, &["made-resets"])?["made-resets"],
+        "goaway 11 after 11"
+    );
+    let records = records(&world, 12)?;
+    let shown: BTreeSet<_> = records.iter().map(shown).collect();
+    assert_eq!(
+        shown.into_iter().collect::<Vec<_>>(),
+        ["call /hang/made aborted - 200 closed", CALM.1]
+    );
     Ok(())
 }
 

@@ -403,6 +403,21 @@ def slow_head():
     return client.closed
 
 
+def made_resets():
+    """Makes the agent reset one served stream after the other (CVE-2025-8671)."""
+    client, count = Client(), 0
+    client.settled()
+    while not client.closed and count < 40:
+        stream = client.open(client.headers("/hang/made"))
+        client.until(lambda: client.bodies.get(stream))
+        # A window beyond all bounds.
+        client.write(struct.pack(">I", 4)[1:] + struct.pack(">BBII", 8, 0, stream, 2**31 - 1))
+        client.until(lambda: stream in client.ended)
+        count += 1
+    client.until(lambda: False)
+    return f"{client.closed} after {count}"
+
+
 def patient():
     """Takes three times as much back as one window allows, and waits for the next window in between."""
     client = Client()
@@ -461,6 +476,8 @@ CASES = {
     "leave": leave,
     "beside": beside,
     "patient": patient,
+    "made-resets": made_resets,
+    "extended-connect": pseudo((":method", "CONNECT"), (":protocol", "websocket"), S, A, P),
     "stalled": stalled,
     "slow-head": slow_head,
     "goaway": goaway,
