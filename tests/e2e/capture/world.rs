@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -14,9 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use callgate::ebpf::{
-    Events, Feature, Liveness, LoadOptions, Origin, Origins, Programs, Reason, WorkloadPlan,
-};
+use callgate::ebpf::{Events, Liveness, LoadOptions, Origin, Origins, Programs, Reason, WorkloadPlan};
 use callgate::enroll::Mount;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -152,10 +150,10 @@ impl World {
         self.beat()
     }
 
-    /// Starts from nothing on a kernel that tells no offsets.
+    /// Starts from nothing with type information that tells no offsets.
     pub(super) fn programs_without_type_information(&mut self) -> Result<()> {
         self.reload(LoadOptions {
-            missing: vec![Feature::TypeInfo],
+            type_info: "/dev/null".into(),
             ..self.options.clone()
         })
     }
@@ -288,13 +286,10 @@ fn accept(listener: &TcpListener, origins: &Origins, seen: &Seen) {
                 )
             },
         );
-        // The client may have reset already.
-        let finished = stream
-            .write_all(line.as_bytes())
-            .and_then(|()| stream.shutdown(Shutdown::Write));
-        // Read to the end: closing over unread data would reset the connection.
-        if finished.is_ok() {
-            stream.read_to_end(&mut Vec::new()).unwrap_or(0);
+        // The client ends its side first: until then it has an established connection to try things on, and closing
+        // over unread data would reset it. It may have reset already.
+        if stream.read_to_end(&mut Vec::new()).is_ok() {
+            drop(stream.write_all(line.as_bytes()));
         }
     }
 }
