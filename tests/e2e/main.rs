@@ -18,11 +18,13 @@ mod dns;
 mod escape;
 /// What is missing, broken or gone refuses, and is got over.
 mod fail_closed;
+/// gRPC by its own library: streams, trailers, refusals.
+mod grpc;
 /// Sockets made outside of a workload and handed in lead nowhere.
 mod handed;
 /// HTTP/1.1: bodies, odd requests, credentials on the wire, upgrades, and what upstreams do wrong.
 mod http;
-/// HTTP/2 and gRPC: streams, trailers, floods, and what breaks the protocol.
+/// HTTP/2: streams, trailers, floods, and what breaks the protocol.
 mod http2;
 /// Who is calling: what the records say of the caller, and that nobody passes for another.
 mod identity;
@@ -32,8 +34,9 @@ mod layout;
 mod perimeter;
 /// What policy answers: to real calls, to `explain`, and in `observe` mode.
 mod policy;
+/// One workload that takes all it can get, and another that notices nothing.
+mod quota;
 /// One worker after another, by request and by death: nothing lost, nothing opened.
-#[cfg(test)]
 mod replace;
 /// The harness itself: the sandbox is one, the upstream tells callers apart, nothing is left behind.
 mod sandbox;
@@ -41,3 +44,7 @@ mod sandbox;
 mod startup;
 /// TLS between client and agent: what is served, what is refused, and how.
 mod tls;
+/// `tunnel` rules: TLS passed unread, within its limits and for as long as the policy allows it.
+mod tunnel;
+/// Connections to upstreams: what shares one, resumption, and certificates that prove nothing.
+mod upstream;

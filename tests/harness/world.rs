@@ -99,7 +99,7 @@ impl World {
         fs::create_dir(&dir).context("can't make the upstream's directory (two for one host?)")?;
         let files = Files {
             dir,
-            leaf: self.ca.issue(what.certified())?,
+            leaf: self.ca.issue_flawed(what.certified(), what.flaw())?,
         };
         let server = Server::start(&what, &files, &self.outside()?, addresses)?;
         self.upstreams.push(server);
@@ -125,6 +125,15 @@ impl World {
         fs::create_dir(&dir).context("can't make the upstream's directory (two for one host?)")?;
         let leaf = proves.map(|name| self.ca.issue(name)).transpose()?;
         Scripted::start(script, &self.outside()?, &dir, addresses, leaf.as_ref())
+    }
+
+    /// Makes a name known at an address outside where nobody answers to it.
+    ///
+    /// # Errors
+    /// If the hosts file can't be written.
+    pub fn absent(&mut self, host: &str) -> Result<()> {
+        let addresses = self.next_address()?;
+        self.sandbox.add_host(host, addresses.0, addresses.1)
     }
 
     fn next_address(&mut self) -> Result<(std::net::Ipv4Addr, std::net::Ipv6Addr)> {

@@ -6,7 +6,7 @@
 mod odd;
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{Ipv6Addr, Shutdown, SocketAddr, SocketAddrV6};
 use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
@@ -95,6 +95,7 @@ fn answer(socket: &Socket) -> io::Result<String> {
         .peer_addr()?
         .as_socket()
         .ok_or_else(|| io::Error::other("no peer"))?;
+    socket.shutdown(Shutdown::Write)?;
     let mut line = String::new();
     let mut stream = socket;
     stream.read_to_string(&mut line)?;

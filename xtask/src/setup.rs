@@ -38,6 +38,7 @@ const RUN_PACKAGES: &[&str] = &[
     "openssl",
     "procps",
     "python3",
+    "python3-grpcio",
     "python3-h2",
     "strace",
     "util-linux",

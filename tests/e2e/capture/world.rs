@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -286,13 +286,10 @@ fn accept(listener: &TcpListener, origins: &Origins, seen: &Seen) {
                 )
             },
         );
-        // The client may have reset already.
-        let finished = stream
-            .write_all(line.as_bytes())
-            .and_then(|()| stream.shutdown(Shutdown::Write));
-        // Read to the end: closing over unread data would reset the connection.
-        if finished.is_ok() {
-            stream.read_to_end(&mut Vec::new()).unwrap_or(0);
+        // The client ends its side first: until then it has an established connection to try things on, and closing
+        // over unread data would reset it. It may have reset already.
+        if stream.read_to_end(&mut Vec::new()).is_ok() {
+            drop(stream.write_all(line.as_bytes()));
         }
     }
 }
