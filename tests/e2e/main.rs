@@ -36,6 +36,8 @@ mod perimeter;
 mod policy;
 /// One workload that takes all it can get, and another that notices nothing.
 mod quota;
+/// The README's first policy, typed as it stands.
+mod readme;
 /// One worker after another, by request and by death: nothing lost, nothing opened.
 mod replace;
 /// The harness itself: the sandbox is one, the upstream tells callers apart, nothing is left behind.
