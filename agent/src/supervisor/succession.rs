@@ -49,13 +49,17 @@ impl Supervisor {
                 number,
                 role,
                 age,
+                well,
                 why,
             } => {
                 self.ended(role, &why);
-                self.records.recover(number);
-                if let Some(pause) = self.crew.start_later(age, role == Role::Serving) {
-                    tracing::info!(?pause, "no worker serves; another is started");
+                match self.crew.start_later(age, role == Role::Serving) {
+                    // Callers wait for it; what the last one owes can be recorded while it comes.
+                    Some(Duration::ZERO) => self.start_another(),
+                    Some(pause) => tracing::info!(?pause, "no worker serves; another is started"),
+                    None => {}
                 }
+                self.records.recover(number, well);
             }
             Happened::StartDue => self.start_another(),
         }
@@ -110,7 +114,7 @@ impl Supervisor {
         let given = self.hand_over(number, &worker);
         if given.is_err() {
             self.crew.discard(number);
-            self.records.recover(number);
+            self.records.recover(number, false);
         }
         given
     }
