@@ -93,3 +93,26 @@ pub struct EventBudget {
     /// Suppressed since the last one sent.
     pub suppressed: u32,
 }
+
+/// A workload's entries in `FLOWS`, counted by the kernel side alone: what the agent takes out of the table stands
+/// in [`FlowShare`], since a count that two sides wrote would lose steps.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct FlowUse {
+    /// Entries put in, or begun to be.
+    pub added: u64,
+    /// Entries taken out, or not put in after all.
+    pub removed: u64,
+}
+
+/// How much of `FLOWS` a workload may hold; written by the agent alone.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct FlowShare {
+    /// Stale entries that the agent took out.
+    pub swept: u64,
+    /// Entries that it may have at once.
+    pub limit: u32,
+    /// Zero.
+    pub pad: u32,
+}

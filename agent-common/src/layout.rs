@@ -1,6 +1,6 @@
 //! Sizes on both sides of the kernel boundary, checked when either is compiled.
 
-use crate::flow::EventBudget;
+use crate::flow::{EventBudget, FlowShare, FlowUse};
 use crate::{
     DialKey, DirectKey, Event, FlowKey, KernelConfig, Listener, ListenerKey, ListenerMark, Origin,
     SocketMark, TaskOffsets,
@@ -17,5 +17,7 @@ const _: () = assert!(size_of::<Listener>() == 8);
 const _: () = assert!(size_of::<DialKey>() == 8);
 const _: () = assert!(size_of::<DirectKey>() == 24);
 const _: () = assert!(size_of::<EventBudget>() == 16);
+const _: () = assert!(size_of::<FlowUse>() == 16);
+const _: () = assert!(size_of::<FlowShare>() == 16);
 const _: () = assert!(size_of::<TaskOffsets>() == 40);
 const _: () = assert!(size_of::<KernelConfig>() == 3 * 8 + 2 * 4 + size_of::<TaskOffsets>());

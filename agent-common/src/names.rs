@@ -1,7 +1,7 @@
 //! Names and sizes of maps and programs, as both sides use them.
 
 /// Pinned maps, each at `BPFFS_DIR/maps/NAME`.
-pub const MAPS: [&str; 12] = [
+pub const MAPS: [&str; 14] = [
     WORKLOADS,
     LISTENERS,
     DIAL_PORTS,
@@ -12,6 +12,8 @@ pub const MAPS: [&str; 12] = [
     ORIGINS,
     LISTENER_MARKS,
     FLOWS,
+    FLOW_USE,
+    FLOW_SHARES,
     EVENTS,
     COUNTERS,
 ];
@@ -37,6 +39,10 @@ pub const ORIGINS: &str = "ORIGINS";
 pub const LISTENER_MARKS: &str = "LISTENER_MARKS";
 /// Connections between the client's and the server's end of the handshake; the kernel writes.
 pub const FLOWS: &str = "FLOWS";
+/// How many entries of [`FLOWS`] each workload put in and took out; the agent creates, the kernel counts.
+pub const FLOW_USE: &str = "FLOW_USE";
+/// How many entries of [`FLOWS`] each workload may have; the agent writes.
+pub const FLOW_SHARES: &str = "FLOW_SHARES";
 /// Ring buffer of [`crate::Event`]; the kernel writes.
 pub const EVENTS: &str = "EVENTS";
 /// Per CPU, one counter for each [`crate::Reason`]; the kernel writes.
@@ -55,7 +61,9 @@ pub const MAX_PORTS: usize = 65_536;
 /// Direct destinations.
 pub const MAX_DIRECT: usize = 65_536;
 /// Handshakes under way at once; one entry lives for the length of half a handshake.
-pub const MAX_FLOWS: usize = 16_384;
+pub const MAX_FLOWS: usize = 65_536;
+/// Of these, the most that one workload may have: as many as its listener lets wait.
+pub const MAX_FLOW_SHARE: u32 = 4096;
 /// Bytes of the ring buffer.
 pub const EVENT_BYTES: usize = 1 << 20;
 /// Events that one workload gets through in one second.

@@ -4,7 +4,7 @@
     reason = "aya::Pod is an unsafe trait; this is the one place that implements it"
 )]
 
-use crate::flow::EventBudget;
+use crate::flow::{EventBudget, FlowShare, FlowUse};
 use crate::{
     DialKey, DirectKey, Event, FlowKey, KernelConfig, Listener, ListenerKey, ListenerMark, Origin, SocketMark,
 };
@@ -21,6 +21,8 @@ pod!(
     Event,
     EventBudget,
     FlowKey,
+    FlowShare,
+    FlowUse,
     KernelConfig,
     Listener,
     ListenerKey,

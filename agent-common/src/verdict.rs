@@ -68,4 +68,8 @@ reasons! {
     EventSuppressed = 16, "event_suppressed";
     /// The accepted socket had no room for its origin.
     OriginLost = 17, "origin_lost";
+    /// A process held a socket that was made outside its workload; the agent cut it off (counted by the agent).
+    HandedSocket = 18, "handed_socket";
+    /// The workload has as many handshakes under way as its share of the table allows.
+    FlowShare = 19, "flow_share";
 }

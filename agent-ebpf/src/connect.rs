@@ -4,7 +4,7 @@ use callgate_common::{Listener, Reason, SocketMark, flow};
 
 use crate::ctx::{self, SockAddr};
 use crate::verdict::Verdict;
-use crate::{config, event, maps, origin};
+use crate::{config, event, maps, origin, storage};
 
 /// DNS.
 pub(crate) const DNS: u16 = 53;
@@ -58,11 +58,11 @@ fn may_dial(listener: &Listener, workload: u32, port: u16) -> bool {
 #[inline(always)]
 pub(crate) fn own<const V6: bool>(ctx: &SockAddr<V6>) -> Result<Own, Verdict> {
     let caller = ctx::caller_workload();
-    let mark = ctx::storage(&maps::SOCKETS, ctx.sk());
+    let mark = storage::get(&maps::SOCKETS, ctx.sk());
     if mark.is_null() {
         return Err(event::refused(ctx, caller, Reason::UnmarkedSocket));
     }
-    let workload = ctx::marked_workload(mark);
+    let workload = storage::marked_workload(mark);
     if caller != workload {
         return Err(event::refused(ctx, workload, Reason::ForeignSocket));
     }
@@ -81,7 +81,7 @@ fn is_agent_alive() -> bool {
 
 #[inline(always)]
 fn direct<const V6: bool>(ctx: &SockAddr<V6>, own: &Own) -> Verdict {
-    ctx::note_turn(own.mark, &[0; 16], 0, 0);
+    storage::note_turn(own.mark, &[0; 16], 0, 0);
     event::direct(ctx, own.workload);
     Verdict::Pass
 }
@@ -108,10 +108,13 @@ pub(crate) fn turn<const V6: bool>(ctx: &SockAddr<V6>, own: &Own, listener: &Lis
     if !ctx.is_ours(v4, udp, ours, own.workload) {
         return event::refused(ctx, own.workload, Reason::ListenerNotOurs);
     }
+    if !udp && !maps::has_flow_room(own.workload) {
+        return event::refused(ctx, own.workload, Reason::FlowShare);
+    }
     if !origin::keep(ctx, own.workload) {
         return event::refused(ctx, own.workload, Reason::MapFull);
     }
-    ctx::note_turn(own.mark, &addr, port, ours);
+    storage::note_turn(own.mark, &addr, port, ours);
     let target = if v4 { ctx::mapped(LOOPBACK4) } else { LOOPBACK6 };
     ctx.set(&target, ours);
     maps::count(Reason::Redirected);

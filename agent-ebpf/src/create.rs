@@ -4,7 +4,7 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::programs::SockContext;
 use callgate_common::{Reason, SocketMark, flow};
 
-use crate::{ctx, event, maps};
+use crate::{ctx, event, maps, storage};
 
 const EPROTONOSUPPORT: i32 = 93;
 const ENOMEM: i32 = 12;
@@ -33,7 +33,7 @@ pub(crate) fn create(ctx: &SockContext) -> i32 {
         dst_port: 0,
         turned_to: 0,
     };
-    if ctx::make_storage(&maps::SOCKETS, ctx.as_ptr(), &raw const mark).is_null() {
+    if storage::make(&maps::SOCKETS, ctx.as_ptr(), &raw const mark).is_null() {
         maps::count(Reason::MapFull);
         ctx::set_retval(-ENOMEM);
         return 0;

@@ -12,13 +12,12 @@ use core::ffi::c_void;
 use core::mem::size_of_val;
 
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::bindings::{__sk_buff, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_addr, bpf_sock_tuple};
-use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::bindings::{__sk_buff, bpf_sock, bpf_sock_addr, bpf_sock_tuple};
 use aya_ebpf::helpers::generated as helpers;
 use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockOpsContext};
-use callgate_common::{Origin, SocketMark};
 
 use crate::maps::NO_WORKLOAD;
+use crate::storage;
 
 /// `::ffff:0:0/96`: an IPv4 address in its 16 byte form.
 const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
@@ -205,7 +204,7 @@ impl<const V6: bool> SockAddr<V6> {
         if sk.is_null() {
             return false;
         }
-        let mark = storage(&crate::maps::LISTENER_MARKS, sk.cast());
+        let mark = storage::get(&crate::maps::LISTENER_MARKS, sk.cast());
         // SAFETY: not null; a live storage value while the reference is held.
         let ours = !mark.is_null() && unsafe { (*mark).workload } == workload;
         // SAFETY: the reference that the lookup took.
@@ -265,31 +264,6 @@ struct Tuple6 {
     daddr: [u8; 16],
     sport: u16,
     dport: u16,
-}
-
-/// The socket's value in a storage map, or null.
-#[inline(always)]
-pub(crate) fn storage<T>(map: &'static SkStorage<T>, sk: *mut c_void) -> *mut T {
-    let map = core::ptr::from_ref(map).cast_mut().cast();
-    // SAFETY: a storage map and a socket (or the context of a sock hook).
-    unsafe { helpers::bpf_sk_storage_get(map, sk, core::ptr::null_mut(), 0) }.cast()
-}
-
-/// The socket's value in a storage map, made from `initial` (or zeroed, if null) when there is none; null
-/// when memory is short. `initial` must be stack or map memory of a whole `T`.
-#[inline(always)]
-pub(crate) fn make_storage<T>(map: &'static SkStorage<T>, sk: *mut c_void, initial: *const T) -> *mut T {
-    let map = core::ptr::from_ref(map).cast_mut().cast();
-    // SAFETY: a storage map, a socket (or the context of a sock hook), and null or a whole value.
-    unsafe {
-        helpers::bpf_sk_storage_get(
-            map,
-            sk,
-            initial.cast_mut().cast(),
-            u64::from(BPF_SK_STORAGE_GET_F_CREATE),
-        )
-    }
-    .cast()
 }
 
 /// The error number that the system call returns when the program refuses.
@@ -465,36 +439,4 @@ pub(crate) fn socket_kind(ctx: &aya_ebpf::programs::SockContext) -> (u32, u32) {
     // SAFETY: a context field.
     let protocol = unsafe { core::ptr::read_volatile(&raw const (*ctx.sock).protocol) };
     (kind, protocol)
-}
-
-/// The workload in a mark that is not null.
-#[inline(always)]
-pub(crate) fn marked_workload(mark: *mut SocketMark) -> u32 {
-    // SAFETY: callers checked for null; the value lives as long as its socket.
-    unsafe { (*mark).workload }
-}
-
-/// Writes into a mark that is not null where its socket was turned to; zeros for "nowhere".
-#[inline(always)]
-pub(crate) fn note_turn(mark: *mut SocketMark, addr: &[u8; 16], port: u16, turned_to: u16) {
-    // SAFETY: callers checked for null; the value lives as long as its socket.
-    let mark = unsafe { &mut *mark };
-    mark.dst_addr = *addr;
-    mark.dst_port = port;
-    mark.turned_to = turned_to;
-}
-
-/// What [`note_turn`] wrote into a mark that is not null.
-#[inline(always)]
-pub(crate) fn read_turn(mark: *mut SocketMark) -> ([u8; 16], u16, u16) {
-    // SAFETY: callers checked for null; the value lives as long as its socket.
-    let mark = unsafe { &*mark };
-    (mark.dst_addr, mark.dst_port, mark.turned_to)
-}
-
-/// A storage value that is not null, as a reference for a map's insert.
-#[inline(always)]
-pub(crate) fn whole(origin: *mut Origin) -> &'static Origin {
-    // SAFETY: callers checked for null; used within the program's run, while its socket lives.
-    unsafe { &*origin }
 }

@@ -6,8 +6,8 @@
 use aya_ebpf::programs::SockOpsContext;
 use callgate_common::{FlowKey, Reason};
 
-use crate::ctx::{self, Handshake};
-use crate::maps;
+use crate::ctx::Handshake;
+use crate::{maps, storage};
 
 const ACTIVE_ESTABLISHED: u32 = 4;
 const PASSIVE_ESTABLISHED: u32 = 5;
@@ -19,11 +19,11 @@ pub(crate) fn client(ctx: &SockOpsContext) {
         return;
     }
     let Some(hand) = Handshake::read(ctx) else { return };
-    let mark = ctx::storage(&maps::SOCKETS, hand.sk);
-    if mark.is_null() || ctx::read_turn(mark).2 != hand.remote_port {
+    let mark = storage::get(&maps::SOCKETS, hand.sk);
+    if mark.is_null() || storage::read_turn(mark).2 != hand.remote_port {
         return;
     }
-    let origin = ctx::storage(&maps::ORIGINS, hand.sk);
+    let origin = storage::get(&maps::ORIGINS, hand.sk);
     if origin.is_null() {
         return;
     }
@@ -34,7 +34,7 @@ pub(crate) fn client(ctx: &SockOpsContext) {
         listener_port: hand.remote_port,
         pad: 0,
     };
-    if maps::put_flow(&key, ctx::whole(origin)).is_err() {
+    if !maps::put_flow(&key, storage::whole(origin)) {
         maps::count(Reason::FlowLost);
     }
 }
@@ -54,8 +54,8 @@ pub(crate) fn server(ctx: &SockOpsContext) {
         pad: 0,
     };
     let Some(origin) = maps::flow(&key) else { return };
-    if ctx::make_storage(&maps::ORIGINS, hand.sk, origin).is_null() {
+    if storage::make(&maps::ORIGINS, hand.sk, origin).is_null() {
         maps::count(Reason::OriginLost);
     }
-    maps::forget_flow(&key);
+    maps::forget_flow(&key, storage::whole(origin.cast_mut()).workload);
 }

@@ -8,6 +8,7 @@ use callgate_common::Reason;
 use crate::ctx::{self, SockAddr};
 use crate::event;
 use crate::maps;
+use crate::storage;
 use crate::verdict::Verdict;
 
 /// Whether the caller may use the socket at all.
@@ -17,7 +18,7 @@ pub(crate) fn guard<const V6: bool>(ctx: &SockAddr<V6>) -> Verdict {
     if workload == maps::NO_WORKLOAD {
         return Verdict::Pass;
     }
-    let mark = ctx::storage(&maps::SOCKETS, ctx.sk());
+    let mark = storage::get(&maps::SOCKETS, ctx.sk());
     if mark.is_null() {
         return event::refused(ctx, workload, Reason::UnmarkedSocket);
     }

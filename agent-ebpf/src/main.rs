@@ -2,6 +2,12 @@
 //!
 //! On any other target than BPF this is an empty program, so that the workspace can be checked whole.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+// `core::sync::atomic` leaves out whole counters where a target can't compare and swap; the kernel can add.
+#![cfg_attr(
+    target_arch = "bpf",
+    feature(core_intrinsics),
+    expect(internal_features, reason = "atomic addition")
+)]
 #![cfg_attr(
     target_arch = "bpf",
     expect(
@@ -41,5 +47,7 @@ mod peername;
 mod programs;
 #[cfg(target_arch = "bpf")]
 mod sendmsg;
+#[cfg(target_arch = "bpf")]
+mod storage;
 #[cfg(target_arch = "bpf")]
 mod verdict;

@@ -1,14 +1,22 @@
 //! Every map, who writes it, and safe accessors; no other file declares one.
+#![expect(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "the address of a map value's field and the access to it are one operation"
+)]
 #![expect(unsafe_code, reason = "aya's map attributes, and references into map values")]
+
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage, lpm_trie::Key};
 use aya_ebpf::macros::btf_map;
-use callgate_common::flow::EventBudget;
+use callgate_common::flow::{EventBudget, FlowShare, FlowUse};
 use callgate_common::names::{EVENT_BYTES, MAX_DIRECT, MAX_FLOWS, MAX_LISTENERS, MAX_PORTS, MAX_WORKLOADS};
 use callgate_common::verdict::COUNTERS as SLOTS;
 use callgate_common::{
-    DialKey, DirectKey, Event, FlowKey, Listener, ListenerKey, ListenerMark, Origin, Reason, SocketMark,
+    DialKey, DirectKey, Event, FlowKey, Listener, ListenerKey, ListenerMark, Origin, Reason,
 };
+
+use crate::storage::Marks;
 
 /// Entries are made as needed: the large tables stay small on a quiet host.
 const NO_PREALLOC: usize = 1;
@@ -36,7 +44,7 @@ static LISTEN_PORTS: HashMap<DialKey, u8, MAX_PORTS, NO_PREALLOC> = HashMap::new
 static LIVENESS: Array<u64, 2> = Array::new();
 /// Mark of each managed socket. Written here.
 #[btf_map]
-pub(crate) static SOCKETS: SkStorage<SocketMark> = SkStorage::new();
+pub(crate) static SOCKETS: Marks = Marks::new();
 /// The caller's facts. Written here.
 #[btf_map]
 pub(crate) static ORIGINS: SkStorage<Origin> = SkStorage::new();
@@ -46,6 +54,12 @@ pub(crate) static LISTENER_MARKS: SkStorage<ListenerMark> = SkStorage::new();
 /// Handshakes between their two ends. Written here; an entry is never evicted for another's sake.
 #[btf_map]
 static FLOWS: HashMap<FlowKey, Origin, MAX_FLOWS, NO_PREALLOC> = HashMap::new();
+/// Entries of each workload in `FLOWS`. Made by the agent, counted here.
+#[btf_map]
+static FLOW_USE: HashMap<u32, FlowUse, MAX_WORKLOADS> = HashMap::new();
+/// How many they may be. Written by the agent.
+#[btf_map]
+static FLOW_SHARES: HashMap<u32, FlowShare, MAX_WORKLOADS> = HashMap::new();
 /// To the agent. Written here.
 #[btf_map]
 static EVENTS: RingBuf<Event, EVENT_BYTES> = RingBuf::new();
@@ -152,10 +166,73 @@ pub(crate) fn reserve_event() -> Option<aya_ebpf::maps::ring_buf::RingBufEntry<E
     EVENTS.reserve(0)
 }
 
-/// Keeps a connection until the listener's side sees it.
+/// Keeps a connection until the listener's side sees it; false if the workload's share or the table is full.
 #[inline(always)]
-pub(crate) fn put_flow(key: &FlowKey, origin: &Origin) -> Result<(), i32> {
-    FLOWS.insert(key, origin, 0)
+pub(crate) fn put_flow(key: &FlowKey, origin: &Origin) -> bool {
+    let Some(of_workload) = FLOW_USE.get_ptr_mut(origin.workload) else {
+        return false;
+    };
+    // Counted first, so that two CPUs can't both take the last place.
+    count_added(of_workload);
+    if held(origin.workload, of_workload).is_some_and(|(held, limit)| held <= limit)
+        && insert_flow(key, origin)
+    {
+        return true;
+    }
+    count_removed(of_workload);
+    false
+}
+
+/// An entry of the same two ends is what an earlier connection left that never came to be.
+#[inline(always)]
+fn insert_flow(key: &FlowKey, origin: &Origin) -> bool {
+    const NO_EXIST: u64 = 1;
+    const EEXIST: i32 = -17;
+    match FLOWS.insert(key, origin, NO_EXIST) {
+        Ok(()) => true,
+        Err(EEXIST) => {
+            forget_flow(key, origin.workload);
+            FLOWS.insert(key, origin, NO_EXIST).is_ok()
+        }
+        Err(_) => false,
+    }
+}
+
+/// Whether the workload may begin one more connection.
+#[inline(always)]
+pub(crate) fn has_flow_room(workload: u32) -> bool {
+    FLOW_USE
+        .get_ptr_mut(workload)
+        .and_then(|of_workload| held(workload, of_workload))
+        .is_some_and(|(held, limit)| held < limit)
+}
+
+/// How many entries a workload holds, and how many it may.
+#[inline(always)]
+fn held(workload: u32, of_workload: *mut FlowUse) -> Option<(u64, u64)> {
+    // SAFETY: a live map value; the agent replaces entries whole.
+    let share = unsafe { FLOW_SHARES.get(workload) }?;
+    // SAFETY: a live map value.
+    let removed = unsafe { core::ptr::read_volatile(&raw const (*of_workload).removed) };
+    // SAFETY: a live map value.
+    let added = unsafe { core::ptr::read_volatile(&raw const (*of_workload).added) };
+    // `added` is read last: the sum is never too small for having been read in pieces.
+    Some((
+        added.wrapping_sub(removed).wrapping_sub(share.swept),
+        u64::from(share.limit),
+    ))
+}
+
+#[inline(always)]
+fn count_added(of_workload: *mut FlowUse) {
+    // SAFETY: an aligned field of a live map value, which programs change atomically.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(&raw mut (*of_workload).added, 1) };
+}
+
+#[inline(always)]
+fn count_removed(of_workload: *mut FlowUse) {
+    // SAFETY: an aligned field of a live map value, which programs change atomically.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(&raw mut (*of_workload).removed, 1) };
 }
 
 /// The connection that the listener's side just established.
@@ -164,9 +241,12 @@ pub(crate) fn flow(key: &FlowKey) -> Option<*const Origin> {
     FLOWS.get_ptr(key)
 }
 
-/// Forgets a connection.
+/// Forgets a workload's connection. Who takes it out counts it; a missing entry was counted by another.
 #[inline(always)]
-pub(crate) fn forget_flow(key: &FlowKey) {
-    // A missing entry is what is wanted.
-    FLOWS.remove(key).unwrap_or(());
+pub(crate) fn forget_flow(key: &FlowKey, workload: u32) {
+    if FLOWS.remove(key).is_ok()
+        && let Some(of_workload) = FLOW_USE.get_ptr_mut(workload)
+    {
+        count_removed(of_workload);
+    }
 }

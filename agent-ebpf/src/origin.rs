@@ -12,12 +12,12 @@ use callgate_common::config::{MISSING, PIDS_ABSENT, PIDS_TRANSLATED};
 use callgate_common::origin::present;
 
 use crate::ctx::{self, SockAddr};
-use crate::{config, maps};
+use crate::{config, maps, storage};
 
 /// Takes the caller's facts into the socket's storage; false when memory is short.
 #[inline(always)]
 pub(crate) fn keep<const V6: bool>(ctx: &SockAddr<V6>, workload: u32) -> bool {
-    let origin = ctx::make_storage(&maps::ORIGINS, ctx.sk(), core::ptr::null());
+    let origin = storage::make(&maps::ORIGINS, ctx.sk(), core::ptr::null());
     if origin.is_null() {
         return false;
     }

@@ -16,13 +16,19 @@ pub(crate) enum Verdict {
 const ECONNREFUSED: i32 = 111;
 
 impl Verdict {
-    /// The program's return value. Policy is EPERM (the kernel's default for 0); an agent that is not there
-    /// is ECONNREFUSED, which clients retry.
+    /// The program's return value. Policy is EPERM (the kernel's default for 0); an agent that is not there, or
+    /// has no room at present, is ECONNREFUSED, which clients retry.
     #[inline(always)]
     pub(crate) fn code(self) -> i32 {
         match self {
             Self::Pass => 1,
-            Self::Refuse(Reason::AgentSilent | Reason::NoListener | Reason::ListenerNotOurs) => {
+            Self::Refuse(
+                Reason::AgentSilent
+                | Reason::NoListener
+                | Reason::ListenerNotOurs
+                | Reason::MapFull
+                | Reason::FlowShare,
+            ) => {
                 ctx::set_retval(-ECONNREFUSED);
                 0
             }

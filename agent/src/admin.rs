@@ -51,7 +51,7 @@ pub struct Reloaded {
     pub ok: bool,
     /// The generation in force.
     pub generation: u64,
-    /// What is in force, or every error of the new policy.
+    /// What is in force, with what to look at, or every error of the new policy.
     pub message: String,
 }
 
@@ -73,6 +73,9 @@ pub struct Status {
     pub policy_digest: String,
     /// The policy's generation.
     pub generation: u64,
+    /// Why the last reload was refused; the policy before it is in force.
+    #[serde(default)]
+    pub reload_error: Option<String>,
     /// The process id of the worker that serves.
     pub worker_pid: Option<u32>,
     /// Workers before it that still end their calls.
@@ -94,6 +97,9 @@ pub struct Status {
     pub failed: u64,
     /// Whether all kernel programs are where they were put.
     pub perimeter_intact: bool,
+    /// How often some had to be put back there.
+    #[serde(default)]
+    pub perimeter_repairs: u64,
     /// The workloads that are held.
     pub workloads: Vec<WorkloadStatus>,
     /// The credentials, without values.

@@ -26,6 +26,7 @@ use clap::{Parser, Subcommand};
 
 use crate::admin::client;
 use crate::config::{Config, DEFAULT_PATH};
+use crate::policy::{Diagnostic, Source};
 
 /// The answer is no.
 pub const NO: u8 = 1;
@@ -78,7 +79,12 @@ enum Command {
     /// Follow and show the records
     Audit(audit::AuditArgs),
     /// Show what this host lacks, and the fix
-    Doctor(doctor::Args),
+    Doctor {
+        #[command(flatten)]
+        settings: Settings,
+        #[command(flatten)]
+        args: doctor::Args,
+    },
     /// The unprivileged half; started by `run`
     #[command(hide = true)]
     Worker(worker::Args),
@@ -92,7 +98,7 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            complain(&format!("{error:#}"));
+            complain(&causes(&error));
             ExitCode::from(if is_refusal(&error) { NO } else { LACKING })
         }
     }
@@ -122,8 +128,13 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             };
             reload::run(&config.admin_socket, out)
         }
-        Command::Audit(args) => audit::run(&args),
-        Command::Doctor(args) => doctor::run(args, doctor::kernel_checks()),
+        Command::Audit(args) => audit::run(&args, |path| Ok(load(path)?.map(|config| config.audit.file))),
+        Command::Doctor { settings, args } => {
+            let Some(config) = load(&settings.config)? else {
+                return Ok(ExitCode::from(WRONG));
+            };
+            doctor::run(args, &config, doctor::kernel_checks())
+        }
         Command::Worker(args) => worker::run(&args),
     }
 }
@@ -132,12 +143,34 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
 fn load(path: &Path) -> anyhow::Result<Option<Config>> {
     match Config::load(path) {
         Ok((config, _source)) => Ok(Some(config)),
-        Err((found, source)) => {
-            let styled = io::stderr().is_terminal();
-            complain(&check::render(&found, &[source], styled));
+        Err(faulty) => {
+            show(&faulty.found, &[faulty.source]);
+            complain("the settings have errors");
             Ok(None)
         }
     }
+}
+
+/// Draws findings on standard error.
+fn show(found: &[Diagnostic], sources: &[Source]) {
+    use std::io::Write as _;
+    let styled = io::stderr().is_terminal();
+    // There is nowhere left to say that standard error is closed.
+    write!(io::stderr().lock(), "{}", check::render(found, sources, styled)).ok();
+}
+
+/// An error with its causes, each said once: many messages hold the text of their cause already.
+fn causes(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |said, cause| {
+        let cause = cause.to_string();
+        if said.is_empty() {
+            cause
+        } else if said.contains(&cause) {
+            said
+        } else {
+            format!("{said}: {cause}")
+        }
+    })
 }
 
 /// Whoever reads our output (`head`, `less`) has seen enough.
@@ -165,4 +198,19 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .max_blocking_threads(16)
         .build()
         .context("can't set up the runtime")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_that_a_message_holds_already_is_not_said_again() {
+        let error = anyhow::anyhow!("no such file").context("can't read x: no such file");
+        assert_eq!(causes(&error), "can't read x: no such file");
+        assert_eq!(
+            causes(&error.context("check")),
+            "check: can't read x: no such file"
+        );
+    }
 }

@@ -144,20 +144,39 @@ pub struct Limits {
     pub memory_percent: u8,
 }
 
+/// Settings with errors.
+#[derive(Debug)]
+pub struct Faulty {
+    /// Everything that is wrong, sorted by place.
+    pub found: Vec<Diagnostic>,
+    /// What the findings quote.
+    pub source: Source,
+    /// What could be read, with defaults for the rest: good to look further for errors, not to run with.
+    pub readable: Box<Config>,
+}
+
 impl Config {
     /// Reads the settings; a file that is not there at the default place means the defaults.
     ///
     /// # Errors
-    /// Everything that is wrong with the file; the source is what the findings quote.
-    pub fn load(path: &Path) -> Result<(Self, Source), (Vec<Diagnostic>, Source)> {
+    /// Everything that is wrong with the file.
+    pub fn load(path: &Path) -> Result<(Self, Source), Faulty> {
         let empty = Source::new(&path.display().to_string(), "");
         if path == Path::new(DEFAULT_PATH) && !path.exists() {
             return Ok((Self::default(), empty));
         }
-        let source = store::read_file(path, MAX_FILE).map_err(|error| (vec![*error], empty))?;
-        match Self::parse(&source) {
-            Ok(config) => Ok((config, source)),
-            Err(found) => Err((found, source)),
+        let source = store::read_file(path, MAX_FILE).map_err(|error| Faulty {
+            found: vec![*error],
+            source: empty,
+            readable: Box::default(),
+        })?;
+        match Self::read(&source) {
+            (config, found) if found.is_empty() => Ok((config, source)),
+            (config, found) => Err(Faulty {
+                found,
+                source,
+                readable: Box::new(config),
+            }),
         }
     }
 
@@ -166,13 +185,17 @@ impl Config {
     /// # Errors
     /// Everything that is wrong with it, sorted by place.
     pub fn parse(source: &Source) -> Result<Self, Vec<Diagnostic>> {
+        match Self::read(source) {
+            (config, found) if found.is_empty() => Ok(config),
+            (_, found) => Err(found),
+        }
+    }
+
+    fn read(source: &Source) -> (Self, Vec<Diagnostic>) {
         let (file, mut found) = file::read(source);
         let config = validate::validate(source, file, &mut found);
-        if found.is_empty() {
-            return Ok(config);
-        }
         found.sort();
-        Err(found)
+        (config, found)
     }
 
     /// How many data threads to run.

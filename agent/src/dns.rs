@@ -1,6 +1,7 @@
 //! What workloads may ask, and the answers.
 
 pub mod resolver;
+pub mod stream;
 pub mod stub;
 
 use std::path::PathBuf;

@@ -16,6 +16,7 @@ pub mod ebpf;
 pub mod enroll;
 pub mod http;
 pub mod identity;
+pub mod memory;
 pub mod net;
 pub mod policy;
 pub mod proxy;

@@ -17,6 +17,7 @@ mod in_force;
 mod intercept;
 mod limits;
 mod pool;
+pub mod questions;
 mod request;
 mod tracker;
 mod tunnel;
@@ -68,6 +69,8 @@ pub struct Shared {
     pub supervisor: channel::worker::Client,
     /// Where names are looked up, for plain HTTP and tunnels.
     pub names: dns::resolver::Settings,
+    /// What each workload has asked about names.
+    pub questions: questions::Questions,
     /// How much of everything.
     pub limits: Limits,
     /// The agent's memory is short: no new connections.

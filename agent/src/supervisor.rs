@@ -7,7 +7,9 @@
 pub mod answers;
 pub mod capture;
 mod crew;
-mod memory;
+mod foreign;
+pub mod ground;
+mod headroom;
 pub mod records;
 mod reload;
 mod report;
@@ -15,7 +17,6 @@ pub mod sandbox;
 mod succession;
 pub mod worker_process;
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -23,12 +24,13 @@ use std::time::{Duration, SystemTime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::admin::server::{Request, Server};
+use crate::admin::server::{Request, Server, Socket};
 use crate::channel::{self, CredentialState, PolicySource, ToWorker};
 use crate::config::{Config, QueryValues};
 use crate::credential::source::{Keeper, Update, Value};
 use crate::dns::resolver::Settings as Names;
 use crate::enroll::trust::{Trust, write_bundle};
+use crate::memory;
 use crate::policy::store::{self, Loaded};
 use crate::policy::{Diagnostic, Policy, Source};
 use crate::systemd;
@@ -37,7 +39,7 @@ use crate::tls;
 use answers::Answers;
 use capture::Capture;
 use crew::{Crew, Drain};
-use memory::Memory;
+use headroom::Headroom;
 use records::Records;
 use sandbox::Unprivileged;
 
@@ -67,6 +69,15 @@ pub enum Error {
     /// The policy has errors; they are printed by whoever asked.
     #[error("the policy has {} errors; `callgate check` shows them", .0.len())]
     Policy(Vec<Diagnostic>),
+    /// Something that the agent needs is not granted.
+    #[error("callgate lacks {missing}; run it as root, or as callgate.service")]
+    Rights {
+        /// The capabilities and their purposes.
+        missing: String,
+    },
+    /// The admin socket.
+    #[error(transparent)]
+    Admin(#[from] crate::admin::server::BindError),
     /// Another agent runs here.
     #[error("another agent holds {path}; stop it first")]
     Locked {
@@ -131,30 +142,12 @@ fn io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
 /// # Errors
 /// If it can't be started, says what stands in the way. Workloads that were armed stay held.
 pub async fn run(config: Config) -> Result<(), Error> {
-    make_directories(&config)?;
-    let _lock = lock(&config.runtime_dir)?;
+    let _locks = ground::take(&config)?;
     let mut supervisor = Supervisor::start(config).await?;
+    memory::give_back();
     systemd::ready(&supervisor.summary());
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "{}", supervisor.summary());
     supervisor.serve().await
-}
-
-fn make_directories(config: &Config) -> Result<(), Error> {
-    for dir in [&config.state_dir, &config.runtime_dir] {
-        std::fs::create_dir_all(dir).map_err(io("make", dir))?;
-    }
-    if let Some(dir) = config.audit.file.parent() {
-        std::fs::create_dir_all(dir).map_err(io("make", dir))?;
-    }
-    Ok(())
-}
-
-/// One agent at a time: two would hand the same workloads to two policies.
-fn lock(runtime_dir: &Path) -> Result<nix::fcntl::Flock<File>, Error> {
-    let path = runtime_dir.join("lock");
-    let file = File::create(&path).map_err(io("make", &path))?;
-    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock)
-        .map_err(|_held| Error::Locked { path })
 }
 
 struct Supervisor {
@@ -165,9 +158,10 @@ struct Supervisor {
     policy: Arc<Policy>,
     sources: Vec<Source>,
     generation: u64,
+    reload_error: Option<String>,
     keepers: Vec<Keeper>,
     capture: Capture,
-    memory: Memory,
+    headroom: Headroom,
     records: Records,
     answers: Arc<Answers>,
     crew: Crew,
@@ -187,13 +181,14 @@ impl Supervisor {
         let policy = Arc::new(policy.map_err(Error::Policy)?);
         let mut keepers: Vec<Keeper> = policy.credentials().cloned().map(Keeper::new).collect();
         settle(&mut keepers).await;
+        // All that an operator can have got wrong comes before the kernel side, which outlives a failed start.
+        let socket = Socket::bind(&config.admin_socket)?;
         let records = Records::open(&config)?;
         let mut capture = Capture::start(&config)?;
         capture.arm_all(&policy)?;
-        let memory = Memory::of_self(capture.mount(), config.limits.memory_percent);
+        let headroom = Headroom::of_self(capture.mount(), config.limits.memory_percent);
         let answers = Answers::new(&capture, Arc::new(root), &policy);
-        let (server, admin) =
-            Server::bind(&config.admin_socket, capture.parent()).map_err(io("bind", &config.admin_socket))?;
+        let (server, admin) = socket.serve(capture.parent());
         let mut supervisor = Self {
             config,
             user,
@@ -202,9 +197,10 @@ impl Supervisor {
             policy,
             sources,
             generation: 1,
+            reload_error: None,
             keepers,
             capture,
-            memory,
+            headroom,
             records,
             answers: Arc::new(answers),
             crew: Crew::new(REPLACED),
@@ -293,8 +289,8 @@ impl Supervisor {
             Ok(false) => {}
             Err(error) => tracing::error!(%error, "the audit file can't be rotated"),
         }
-        if self.memory.look() {
-            let short = self.memory.is_short();
+        if self.headroom.look() {
+            let short = self.headroom.is_short();
             self.crew
                 .tell(|worker, _role| Ok(worker.send(ToWorker::Memory { short })?));
         }

@@ -5,7 +5,6 @@
 //! of life of all data threads: a worker that hangs stops being fed, and the kernel then refuses connections.
 
 mod data;
-mod names;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -25,9 +24,10 @@ use crate::dns;
 use crate::dns::resolver::Settings as Names;
 use crate::ebpf::maps::{Liveness, Origins};
 use crate::identity::WorkloadName;
+use crate::memory;
 use crate::net::listener::{self, Quota};
 use crate::policy::{CredentialName, Policy, Source};
-use crate::proxy::{InForce, Limits, Shared};
+use crate::proxy::{InForce, Limits, Shared, questions};
 use crate::tls;
 
 use data::DataThreads;
@@ -183,6 +183,7 @@ impl Worker {
                 resolvers: start.resolvers.clone(),
                 hosts: start.hosts.clone(),
             },
+            questions: questions::Questions::default(),
             limits: Limits::from(start.limits.clone()),
             memory_short: AtomicBool::new(false),
         });
@@ -245,6 +246,7 @@ impl Worker {
                 self.shared.audit.entitle(names);
                 self.shared.policy.replace(policy, generation);
                 self.threads.redecide();
+                memory::give_back();
                 self.client.policy_applied(generation).await?;
             }
             Err(diagnostics) => {
@@ -303,8 +305,8 @@ impl Worker {
     fn answer_names(&mut self, info: ListenerInfo, socket: std::net::UdpSocket) -> Result<(), Error> {
         let socket = tokio::net::UdpSocket::from_std(socket)?;
         let stop = self.listening(&info.workload).stop.clone();
-        let rules = names::Names::new(Arc::clone(&self.shared), info.workload);
-        let serving = dns::stub::serve(socket, self.resolver.clone(), Arc::new(rules));
+        let (shared, resolver) = (Arc::clone(&self.shared), self.resolver.clone());
+        let serving = questions::datagrams(shared, info.workload, socket, resolver);
         // Answers under way go out all the same: each is a task of its own.
         tokio::spawn(async move { stop.run_until_cancelled(serving).await });
         Ok(())

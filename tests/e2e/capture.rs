@@ -5,15 +5,31 @@ mod world;
 use world::in_world;
 
 macro_rules! worlds {
-    ($($name:ident)+) => {$(
+    ($module:ident: $($name:ident)+) => {$(
         #[test]
         fn $name() {
-            in_world(stringify!($name), cases::$name);
+            in_world(stringify!($name), $module::$name);
         }
     )+};
 }
 
 worlds! {
+    odd:
+    io_uring_connects_are_redirected
+    a_socket_that_becomes_an_ipv4_one_stays_redirected
+    packets_with_a_route_of_their_own_do_not_leave
+    segments_of_more_than_64_kib_pass_the_perimeter
+}
+
+worlds! {
+    flows:
+    a_full_flow_table_refuses_and_counts
+    a_workload_that_fills_its_share_keeps_nobody_else_out
+    what_a_workload_accepted_is_its_own
+}
+
+worlds! {
+    cases:
     a_redirected_connection_carries_its_callers_facts
     every_way_to_connect_is_redirected
     what_no_rule_names_is_refused_at_once
@@ -30,10 +46,11 @@ worlds! {
     a_new_run_takes_over_and_finds_what_was_removed
     pins_of_another_version_are_refused
     a_missing_feature_is_named
-    a_full_flow_table_refuses_and_counts
     a_socket_connected_before_the_arming_sends_nothing_more
     a_flood_of_refusals_is_cut_and_counted
     after_disarm_nothing_is_captured
 }
 
 mod cases;
+mod flows;
+mod odd;

@@ -35,9 +35,13 @@ fn start(name: &str, settings: &str) -> Result<(World, Scripted)> {
     Ok((world, server))
 }
 
-/// Runs the client's cases in one managed process, one after the other; what it got, by case.
 fn run(world: &World, cases: &[&str]) -> Result<BTreeMap<String, String>> {
-    let fixed = ["/usr/bin/python3", "-c", CLIENT, API];
+    run_script(world, CLIENT, cases)
+}
+
+/// Runs cases of a script in one managed process, one after the other; what it got, by case.
+pub(crate) fn run_script(world: &World, script: &str, cases: &[&str]) -> Result<BTreeMap<String, String>> {
+    let fixed = ["/usr/bin/python3", "-c", script, API];
     let output = world.workload("billing")?.run(fixed.iter().chain(cases))?.ok()?;
     let read = |line: &str| {
         let line: Value = serde_json::from_str(line).with_context(|| line.to_owned())?;

@@ -10,16 +10,24 @@ mod audit;
 mod capture;
 /// A secret reaches its upstream and nothing else; bad sources give none.
 mod credential;
+/// Names: what a workload may ask, by UDP and TCP.
+mod dns;
 /// A command under `exec` can neither leave its workload nor undo what holds it.
 mod escape;
 /// What is missing, broken or gone refuses, and is got over.
 mod fail_closed;
+/// gRPC by its own library: streams, trailers, refusals.
+mod grpc;
+/// Sockets made outside of a workload and handed in lead nowhere.
+mod handed;
 /// HTTP/1.1: bodies, odd requests, credentials on the wire, upgrades, and what upstreams do wrong.
 mod http;
-/// HTTP/2 and gRPC: streams, trailers, floods, and what breaks the protocol.
+/// HTTP/2: streams, trailers, floods, and what breaks the protocol.
 mod http2;
 /// Who is calling: what the records say of the caller, and that nobody passes for another.
 mod identity;
+/// Kernel programs that root takes away: noticed, put back, on record.
+mod perimeter;
 /// What policy answers: to real calls, to `explain`, and in `observe` mode.
 mod policy;
 /// One workload that takes all it can get, and another that notices nothing.
@@ -28,5 +36,11 @@ mod quota;
 mod replace;
 /// The harness itself: the sandbox is one, the upstream tells callers apart, nothing is left behind.
 mod sandbox;
+/// What an operator can get wrong at start and reload: said clearly, nothing left behind, nothing lost.
+mod startup;
 /// TLS between client and agent: what is served, what is refused, and how.
 mod tls;
+/// `tunnel` rules: TLS passed unread, within its limits and for as long as the policy allows it.
+mod tunnel;
+/// Connections to upstreams: what shares one, resumption, and certificates that prove nothing.
+mod upstream;

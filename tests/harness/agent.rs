@@ -35,6 +35,21 @@ pub fn binary() -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Runs `callgate VERB --config FILE ARGS` in `place` to its end.
+///
+/// # Errors
+/// If it can't be started or takes too long; not if it fails.
+pub fn command(place: &Place, config: &Path, verb: &str, args: &[&str]) -> Result<Output> {
+    let binary = binary()?;
+    let fixed: [&OsStr; 4] = [
+        binary.as_ref(),
+        verb.as_ref(),
+        "--config".as_ref(),
+        config.as_ref(),
+    ];
+    place.run(fixed.into_iter().chain(args.iter().map(AsRef::as_ref)))
+}
+
 /// A running `callgate run`.
 #[derive(Debug)]
 pub struct Agent {
@@ -97,15 +112,7 @@ impl Agent {
     /// # Errors
     /// If it can't be started or takes too long; not if it fails.
     pub fn command(&self, verb: &str, args: &[&str]) -> Result<Output> {
-        let binary = binary()?;
-        let fixed: [&OsStr; 4] = [
-            binary.as_ref(),
-            verb.as_ref(),
-            "--config".as_ref(),
-            self.config.as_ref(),
-        ];
-        self.place
-            .run(fixed.into_iter().chain(args.iter().map(AsRef::as_ref)))
+        command(&self.place, &self.config, verb, args)
     }
 
     /// `callgate reload`.

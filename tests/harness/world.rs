@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
-use crate::agent::Agent;
+use crate::agent::{self, Agent};
 use crate::audit::{self, Expected, Record};
 use crate::ca::Ca;
 use crate::cgroup::Cgroup;
-use crate::launch::Place;
+use crate::launch::{Output, Place};
 use crate::limit::{Limit, WORLD_LIMIT};
 use crate::sandbox::Sandbox;
 use crate::scripted::{self, Scripted};
@@ -36,6 +36,7 @@ pub struct World {
     sandbox: Sandbox,
     ca: Ca,
     settings: String,
+    audit_settings: String,
     agent_env: Vec<(String, String)>,
     dir: TempDir,
 }
@@ -73,6 +74,7 @@ impl World {
             sandbox,
             ca,
             settings: String::new(),
+            audit_settings: String::new(),
             agent_env: Vec::new(),
             dir,
         })
@@ -95,7 +97,7 @@ impl World {
         fs::create_dir(&dir).context("can't make the upstream's directory (two for one host?)")?;
         let files = Files {
             dir,
-            leaf: self.ca.issue(what.certified())?,
+            leaf: self.ca.issue_flawed(what.certified(), what.flaw())?,
         };
         let server = Server::start(&what, &files, &self.outside()?, addresses)?;
         self.upstreams.push(server);
@@ -121,6 +123,15 @@ impl World {
         fs::create_dir(&dir).context("can't make the upstream's directory (two for one host?)")?;
         let leaf = proves.map(|name| self.ca.issue(name)).transpose()?;
         Scripted::start(script, &self.outside()?, &dir, addresses, leaf.as_ref())
+    }
+
+    /// Makes a name known at an address outside where nobody answers to it.
+    ///
+    /// # Errors
+    /// If the hosts file can't be written.
+    pub fn absent(&mut self, host: &str) -> Result<()> {
+        let addresses = self.next_address()?;
+        self.sandbox.add_host(host, addresses.0, addresses.1)
     }
 
     fn next_address(&mut self) -> Result<(std::net::Ipv4Addr, std::net::Ipv6Addr)> {
@@ -186,6 +197,12 @@ impl World {
         self.settings.push('\n');
     }
 
+    /// Keys for the `[audit]` table, as [`World::settings`].
+    pub fn audit_settings(&mut self, toml: &str) {
+        self.audit_settings.push_str(toml);
+        self.audit_settings.push('\n');
+    }
+
     /// Puts the audit file on a file system of its own that takes no more than this. Before the agent starts.
     ///
     /// # Errors
@@ -209,12 +226,27 @@ impl World {
             bail!("the agent runs already");
         }
         self.write_config()?;
-        let mut place = Place::in_cgroup(self.cgroup.child("agent")?);
-        for (key, value) in &self.agent_env {
-            place = place.with_env(key, value);
-        }
-        self.agent = Some(Agent::start(&place, &self.config(), self.dir())?);
+        self.agent = Some(Agent::start(&self.agent_place()?, &self.config(), self.dir())?);
         Ok(())
+    }
+
+    /// Where the agent runs, or would.
+    ///
+    /// # Errors
+    /// If the cgroup can't be made.
+    pub fn agent_place(&self) -> Result<Place> {
+        let place = Place::in_cgroup(self.cgroup.child("agent")?);
+        let with = |place: Place, (key, value): &(String, String)| place.with_env(key, value);
+        Ok(self.agent_env.iter().fold(place, with))
+    }
+
+    /// Runs `callgate VERB --config FILE ARGS` to its end, whether or not an agent runs. [`World::write_config`]
+    /// makes the file.
+    ///
+    /// # Errors
+    /// If it can't be started or takes too long; not if it fails.
+    pub fn callgate(&self, verb: &str, args: &[&str]) -> Result<Output> {
+        agent::command(&self.agent_place()?, &self.config(), verb, args)
     }
 
     /// The running agent.
@@ -330,13 +362,17 @@ impl World {
         self.dir.path().join(name)
     }
 
-    fn write_config(&self) -> Result<()> {
+    /// Writes the agent's configuration as a start would.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub fn write_config(&self) -> Result<()> {
         let text = config(
             self.dir(),
             &self.workload_parent(),
             self.ca.certificate(),
             &self.settings,
-        )?;
+        )? + &self.audit_settings;
         fs::write(self.config(), text).context("can't write callgate.toml")
     }
 }

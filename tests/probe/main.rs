@@ -3,8 +3,10 @@
 //! `probe CGROUP OPERATION ARGUMENTS...`; prints `ok ...` or `err ERRNO`.
 #![expect(clippy::print_stdout, reason = "the line is the result")]
 
+mod odd;
+
 use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{Ipv6Addr, Shutdown, SocketAddr, SocketAddrV6};
 use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
@@ -42,6 +44,11 @@ fn run(arguments: &[String]) -> io::Result<String> {
         "nonblocking" => nonblocking(address(rest, 0)?),
         "fastopen" => fastopen(address(rest, 0)?),
         "bound" => bound(address(rest, 0)?, address(rest, 1)?),
+        "io-uring" => odd::io_uring(address(rest, 0)?),
+        "addrform" => odd::addrform(address(rest, 0)?),
+        "routed" => odd::routed(address(rest, 0)?, address(rest, 1)?, Type::STREAM),
+        "routed-udp" => odd::routed(address(rest, 0)?, address(rest, 1)?, Type::DGRAM),
+        "upload" => odd::upload(address(rest, 0)?, number(rest, 1)?),
         "device" => device(address(rest, 0)?, text(rest, 1)?),
         "again" => again(address(rest, 0)?, address(rest, 1)?),
         "udp-connect" => udp(address(rest, 0)?, true),
@@ -49,6 +56,7 @@ fn run(arguments: &[String]) -> io::Result<String> {
         "socket" => make(rest),
         "storm" => storm(rest),
         "listen" => listen(address(rest, 0)?),
+        "listen-hold" => listen_hold(address(rest, 0)?),
         "lend" => lend(text(rest, 0)?, address(rest, 1)?),
         "flood" => flood(address(rest, 0)?, number(rest, 1)?),
         "connected-before" => connected_before(address(rest, 0)?),
@@ -87,6 +95,7 @@ fn answer(socket: &Socket) -> io::Result<String> {
         .peer_addr()?
         .as_socket()
         .ok_or_else(|| io::Error::other("no peer"))?;
+    socket.shutdown(Shutdown::Write)?;
     let mut line = String::new();
     let mut stream = socket;
     stream.read_to_string(&mut line)?;
@@ -244,6 +253,18 @@ fn listen(on: SocketAddr) -> io::Result<String> {
     let (mut stream, _) = listener.accept()?;
     stream.write_all(b"served")?;
     Ok("served".into())
+}
+
+/// Listens, says so, accepts one connection, gives both descriptors' numbers and holds them until told to go.
+fn listen_hold(on: SocketAddr) -> io::Result<String> {
+    let listener = std::net::TcpListener::bind(on)?;
+    println!("listening");
+    io::stdout().flush()?;
+    let (stream, _) = listener.accept()?;
+    println!("{} {}", listener.as_raw_fd(), stream.as_raw_fd());
+    io::stdout().flush()?;
+    io::stdin().read_line(&mut String::new())?;
+    Ok(String::new())
 }
 
 /// Connects with the socket that standard input is: made by another.

@@ -30,6 +30,7 @@ const BUILD_PACKAGES: &[&str] = &[
 
 /// What tests and demo use: real clients, a real server, and the tools that make a sandbox.
 const RUN_PACKAGES: &[&str] = &[
+    "bind9-dnsutils",
     "ca-certificates",
     "curl",
     "iproute2",
@@ -37,6 +38,7 @@ const RUN_PACKAGES: &[&str] = &[
     "openssl",
     "procps",
     "python3",
+    "python3-grpcio",
     "python3-h2",
     "util-linux",
 ];

@@ -1,7 +1,8 @@
 //! The admin socket: peer credentials checked, requests handed to the supervisor's loop one by one.
 
 use std::convert::Infallible;
-use std::os::unix::fs::PermissionsExt as _;
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,45 +58,122 @@ impl<T> Reply<T> {
     }
 }
 
-/// The socket; dropping it removes it.
+/// The socket could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Somebody answers there.
+    #[error("another process serves the admin socket {path}; stop it, or set `admin_socket` to another path")]
+    Served {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Something that is not ours to remove.
+    #[error("{path} is there and is no socket; move it away, or set `admin_socket` to another path")]
+    Occupied {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The system refused.
+    #[error("can't {what} the admin socket {path}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+/// The bound socket; dropping it removes it.
+#[derive(Debug)]
+pub struct Socket {
+    listener: UnixListener,
+    file: SocketFile,
+}
+
+/// What is left to remove.
+#[derive(Debug)]
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        std::fs::remove_file(&self.0).ok();
+    }
+}
+
+impl Socket {
+    /// Binds the socket, in the place of one that nobody listens at any more. Everyone may connect, since
+    /// `exec_by` may name anyone; what a peer may ask is decided by who it is.
+    ///
+    /// # Errors
+    /// If somebody listens there, if something else is there, or if the socket can't be made.
+    pub fn bind(path: &Path) -> Result<Self, BindError> {
+        let failed = |what| {
+            move |source| BindError::Io {
+                what,
+                path: path.to_owned(),
+                source,
+            }
+        };
+        remove_stale(path)?;
+        let listener = UnixListener::bind(path).map_err(failed("bind"))?;
+        let file = SocketFile(path.to_owned());
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).map_err(failed("open up"))?;
+        Ok(Self { listener, file })
+    }
+
+    /// Serves it. `workloads` is the cgroup path that all workloads lie below: their processes are refused, root
+    /// too.
+    #[must_use]
+    pub fn serve(self, workloads: &str) -> (Server, mpsc::Receiver<Request>) {
+        let (requests, queue) = mpsc::channel(QUEUE);
+        let workloads: Arc<str> = format!("{}/", workloads.trim_end_matches('/')).into();
+        let task = tokio::spawn(accept(self.listener, requests, workloads));
+        let server = Server {
+            task: task.abort_handle(),
+            _file: self.file,
+        };
+        (server, queue)
+    }
+}
+
+fn remove_stale(path: &Path) -> Result<(), BindError> {
+    let path_buf = || path.to_owned();
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => return Err(BindError::Occupied { path: path_buf() }),
+        Ok(_) | Err(_) => {}
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => Err(BindError::Served { path: path_buf() }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        // Its owner is gone.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path).map_err(|source| BindError::Io {
+                what: "replace",
+                path: path_buf(),
+                source,
+            })
+        }
+        Err(source) => Err(BindError::Io {
+            what: "look at",
+            path: path_buf(),
+            source,
+        }),
+    }
+}
+
+/// The server; dropping it ends it and removes the socket.
 #[derive(Debug)]
 pub struct Server {
-    path: PathBuf,
     task: AbortHandle,
+    _file: SocketFile,
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         self.task.abort();
-        // Gone already is as good.
-        std::fs::remove_file(&self.path).ok();
-    }
-}
-
-impl Server {
-    /// Binds the socket and serves it. `workloads` is the cgroup path that all workloads lie below: their
-    /// processes are refused, root too. Everyone may connect, since `exec_by` may name anyone; what a peer may
-    /// ask is decided by who it is.
-    ///
-    /// # Errors
-    /// If the socket can't be made.
-    pub fn bind(path: &Path, workloads: &str) -> std::io::Result<(Self, mpsc::Receiver<Request>)> {
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
-        let listener = UnixListener::bind(path)?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
-        let (requests, queue) = mpsc::channel(QUEUE);
-        let workloads: Arc<str> = format!("{}/", workloads.trim_end_matches('/')).into();
-        let task = tokio::spawn(accept(listener, requests, workloads));
-        Ok((
-            Self {
-                path: path.to_path_buf(),
-                task: task.abort_handle(),
-            },
-            queue,
-        ))
     }
 }
 

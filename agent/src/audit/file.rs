@@ -31,9 +31,6 @@ use super::writer::{AppendError, Sink};
 
 pub use tail::{ids, mend};
 
-/// Where the log is unless the configuration says otherwise.
-pub const DEFAULT_PATH: &str = "/var/log/callgate/audit.jsonl";
-
 /// Room is reserved in pieces of this many bytes, so that not every batch asks the file system.
 const ROOM: u64 = 256 * 1024;
 /// How long a worker waits for another writer that holds the file's lock.

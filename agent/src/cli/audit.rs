@@ -11,13 +11,21 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 
-use crate::audit::file::{DEFAULT_PATH, rotated};
+use super::WRONG;
+use crate::audit::file::rotated;
 use crate::audit::{Record, RequestId};
+use crate::config::DEFAULT_PATH;
 use crate::identity::WorkloadName;
 
 /// Arguments of `callgate audit`.
 #[derive(Debug, clap::Args)]
 pub struct AuditArgs {
+    /// The agent's settings, which say where the log is
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH, global = true)]
+    config: PathBuf,
+    /// The log, instead of the one that the settings name
+    #[arg(long, value_name = "PATH", global = true)]
+    file: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -44,9 +52,6 @@ struct Tail {
     /// How many records to begin with
     #[arg(short = 'n', long, value_name = "N", default_value_t = 20)]
     lines: usize,
-    /// The log
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_PATH)]
-    file: PathBuf,
 }
 
 #[derive(Debug, clap::Args)]
@@ -56,24 +61,29 @@ struct Show {
     /// Print the record as it is in the file
     #[arg(long)]
     json: bool,
-    /// The log; its rotated files are searched too
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_PATH)]
-    file: PathBuf,
 }
 
 fn workload(text: &str) -> Result<WorkloadName, crate::identity::WorkloadNameError> {
     WorkloadName::parse(text)
 }
 
-/// Runs `callgate audit`. Exit code 1: `show` found no such record.
+/// Runs `callgate audit` on the log that `by_settings` finds, or the one that was named. Exit code 1: `show` found
+/// no such record; 2: the settings have errors, which `by_settings` has shown.
 ///
 /// # Errors
 /// If the log can't be read or nothing can be printed.
-pub fn run(args: &AuditArgs) -> anyhow::Result<ExitCode> {
+pub fn run(
+    args: &AuditArgs,
+    by_settings: impl FnOnce(&Path) -> anyhow::Result<Option<PathBuf>>,
+) -> anyhow::Result<ExitCode> {
+    let named = args.file.clone().map(|file| Ok(Some(file)));
+    let Some(file) = named.unwrap_or_else(|| by_settings(&args.config))? else {
+        return Ok(ExitCode::from(WRONG));
+    };
     let mut out = io::stdout().lock();
     let result = match &args.command {
-        Command::Tail(tail) => tail.run(&mut out),
-        Command::Show(show) => show.run(&mut out),
+        Command::Tail(tail) => tail.run(&file, &mut out),
+        Command::Show(show) => show.run(&file, &mut out),
     };
     match result {
         // `callgate audit tail | head` ends well.
@@ -89,30 +99,35 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 }
 
 fn open(path: &Path) -> anyhow::Result<File> {
-    File::open(path).with_context(|| format!("can't read the audit log {}", path.display()))
+    File::open(path).with_context(|| {
+        let path = path.display();
+        format!(
+            "can't read the audit log {path} (the agent makes it when it first runs; --file names another)"
+        )
+    })
 }
 
 impl Tail {
-    fn run(&self, out: &mut impl Write) -> anyhow::Result<ExitCode> {
-        let mut last = VecDeque::new();
-        let mut reader = BufReader::new(open(&self.file)?);
-        let mut rest = Vec::new();
-        loop {
-            rest.clear();
-            if reader.read_until(b'\n', &mut rest)? == 0 || rest.last() != Some(&b'\n') {
+    fn run(&self, file: &Path, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+        let mut reader = BufReader::new(open(file)?);
+        let (mut last, rest) = self.last(&mut reader)?;
+        for number in 1.. {
+            if last.len() >= self.lines {
                 break;
             }
-            last.extend(self.wanted(&rest));
-            if last.len() > self.lines {
-                last.pop_front();
-            }
+            let Ok(older) = File::open(rotated(file, number)) else {
+                break;
+            };
+            let (mut older, _) = self.last(&mut BufReader::new(older))?;
+            older.append(&mut last);
+            last = older;
         }
-        for record in &last {
+        for record in last.iter().skip(last.len().saturating_sub(self.lines)) {
             self.print(record, out)?;
         }
         out.flush()?;
         if self.follow {
-            follow::follow(&self.file, reader, rest, |line| {
+            follow::follow(file, reader, rest, |line| {
                 self.wanted(line).map_or(Ok(()), |record| {
                     self.print(&record, out)?;
                     Ok(out.flush()?)
@@ -120,6 +135,21 @@ impl Tail {
             })?;
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// The last wanted records of one file, and the line that is not whole yet.
+    fn last(&self, reader: &mut BufReader<File>) -> anyhow::Result<(VecDeque<Record>, Vec<u8>)> {
+        let (mut last, mut line) = (VecDeque::new(), Vec::new());
+        loop {
+            line.clear();
+            if reader.read_until(b'\n', &mut line)? == 0 || line.last() != Some(&b'\n') {
+                return Ok((last, line));
+            }
+            last.extend(self.wanted(&line));
+            if last.len() > self.lines {
+                last.pop_front();
+            }
+        }
     }
 
     fn wanted(&self, line: &[u8]) -> Option<Record> {
@@ -137,24 +167,19 @@ impl Tail {
 }
 
 impl Show {
-    fn run(&self, out: &mut impl Write) -> anyhow::Result<ExitCode> {
-        let mut found = self.find(open(&self.file)?)?;
+    fn run(&self, path: &Path, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+        let mut found = self.find(open(path)?)?;
         for number in 1.. {
             if found.is_some() {
                 break;
             }
-            let Ok(file) = File::open(rotated(&self.file, number)) else {
+            let Ok(file) = File::open(rotated(path, number)) else {
                 break;
             };
             found = self.find(file)?;
         }
         let Some(record) = found else {
-            writeln!(
-                out,
-                "{} has no record with the id {}",
-                self.file.display(),
-                self.id
-            )?;
+            writeln!(out, "{} has no record with the id {}", path.display(), self.id)?;
             return Ok(ExitCode::FAILURE);
         };
         if self.json {

@@ -42,7 +42,8 @@ pub struct Checked {
     pub sources: Vec<Source>,
 }
 
-/// Reads settings and policy. The policy is read also if the settings are wrong, from where it is by default.
+/// Reads settings and policy. The policy is read also if the settings are wrong, from where they say if that much
+/// can be read.
 #[must_use]
 pub fn check(args: &CheckArgs) -> Checked {
     let mut checked = Checked {
@@ -51,18 +52,20 @@ pub fn check(args: &CheckArgs) -> Checked {
         found: Vec::new(),
         sources: Vec::new(),
     };
-    match Config::load(&args.config) {
+    let by_settings = match Config::load(&args.config) {
         Ok((config, source)) => {
+            checked.sources.push(source);
+            let policy_dir = config.policy_dir.clone();
             checked.config = Some(config);
-            checked.sources.push(source);
+            policy_dir
         }
-        Err((found, source)) => {
-            checked.found = found;
-            checked.sources.push(source);
+        Err(faulty) => {
+            checked.found = faulty.found;
+            checked.sources.push(faulty.source);
+            faulty.readable.policy_dir
         }
-    }
-    let by_settings = || checked.config.clone().unwrap_or_default().policy_dir;
-    let loaded = store::load_dir(&args.policy_dir.clone().unwrap_or_else(by_settings));
+    };
+    let loaded = store::load_dir(args.policy_dir.as_ref().unwrap_or(&by_settings));
     checked.sources.extend(loaded.sources);
     match loaded.policy {
         Ok(policy) => {
@@ -84,7 +87,7 @@ pub fn run(args: &CheckArgs, out: &mut dyn Write, styled: bool) -> io::Result<Ex
         && !args.no_secrets
         && nix::unistd::geteuid().is_root()
     {
-        checked.found.extend(secrets::check(policy));
+        checked.found.extend(secrets::check(policy, &checked.sources));
     }
     let errors = count(&checked.found, Severity::Error);
     if args.json {
@@ -122,6 +125,9 @@ fn summary(checked: &Checked, errors: usize) -> String {
         .workloads()
         .map(|workload| workload.rules().len() + workload.direct().len())
         .sum();
+    if policy.workloads().len() == 0 {
+        return format!("good, but nothing is managed: no policy file defines a workload{warnings}");
+    }
     let (workloads, credentials) = (policy.workloads().len(), policy.credentials().len());
     format!("good: {workloads} workloads, {rules} rules, {credentials} credentials{warnings}")
 }

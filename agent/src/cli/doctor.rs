@@ -9,11 +9,12 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use comfy_table::{Table, presets};
 use serde::Serialize;
 
+use crate::config::Config;
 use crate::ebpf::Feature;
 use crate::ebpf::features;
+use crate::supervisor::ground;
 
 pub use probes::host_checks;
 
@@ -84,19 +85,30 @@ impl Check {
 ///
 /// # Errors
 /// If standard output can't be written.
-pub fn run(args: Args, kernel_checks: Vec<Check>) -> anyhow::Result<ExitCode> {
-    let mut checks = host_checks();
+pub fn run(args: Args, config: &Config, kernel_checks: Vec<Check>) -> anyhow::Result<ExitCode> {
+    let mut checks = host_checks(&config.bpffs_dir);
     checks.extend(kernel_checks);
     let text = if args.json { json(&checks)? } else { table(&checks) };
     writeln!(io::stdout().lock(), "{text}").context("can't write to standard output")?;
     Ok(ExitCode::from(code(&checks)))
 }
 
-/// What this kernel offers, as far as can be told from outside a running agent.
+/// What this kernel offers, as far as can be told from outside a running agent. That takes the right to load a
+/// program: without it nothing is known, and nothing is claimed.
 #[must_use]
 pub fn kernel_checks() -> Vec<Check> {
+    if ground::missing().is_some() {
+        let found = "not looked at: only who may load programs can";
+        return vec![Check::fail(
+            "kernel features",
+            found,
+            "run `callgate doctor` as root",
+        )];
+    }
     features::probe()
         .into_iter()
+        // The host's checks have looked at the file that this feature is.
+        .filter(|(feature, _)| *feature != Feature::TypeInfo)
         .map(|(feature, present)| of_feature(feature, present))
         .collect()
 }
@@ -126,18 +138,19 @@ fn json(checks: &[Check]) -> anyhow::Result<String> {
     serde_json::to_string_pretty(&document).context("can't write JSON")
 }
 
+/// By hand, not by a table: one long line must not widen all the others.
 fn table(checks: &[Check]) -> String {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
+    let width = checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
+    let mut table = String::new();
     for check in checks {
         let status = match check.status {
             Status::Pass => "ok",
             Status::Warn => "warning",
             Status::Fail => "MISSING",
         };
-        table.add_row([status, check.name, &check.found]);
+        table += &format!("{status:<8} {:<width$}  {}\n", check.name, check.found);
         if !check.fix.is_empty() {
-            table.add_row(["", "", &format!("-> {}", check.fix)]);
+            table += &format!("{:<8} {:<width$}  -> {}\n", "", "", check.fix);
         }
     }
     let summary = match code(checks) {
@@ -145,7 +158,7 @@ fn table(checks: &[Check]) -> String {
         1 => "callgate can run here, with the warnings above.",
         _ => "callgate can't run here until what is MISSING above is put right.",
     };
-    format!("{table}\n\n{summary}")
+    format!("{table}\n{summary}")
 }
 
 #[cfg(test)]
@@ -167,7 +180,7 @@ mod tests {
     fn every_trouble_comes_with_its_fix() {
         let text = table(&checks(Check::fail("btf", "none", "get one")));
         assert!(text.contains("MISSING") && text.contains("-> get one"), "{text}");
-        for check in host_checks() {
+        for check in host_checks(&Config::default().bpffs_dir) {
             assert_eq!(check.fix.is_empty(), check.status == Status::Pass, "{check:?}");
             assert!(!check.found.is_empty(), "{check:?}");
         }

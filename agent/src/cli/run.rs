@@ -24,11 +24,8 @@ pub fn run(path: &Path) -> anyhow::Result<ExitCode> {
     match super::runtime()?.block_on(supervisor::run(config)) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(Error::Policy(found)) => {
-            super::complain(&super::check::render(
-                &found,
-                &store::load_dir(&policy_dir).sources,
-                false,
-            ));
+            super::show(&found, &store::load_dir(&policy_dir).sources);
+            super::complain("the policy has errors; `callgate check` shows them too");
             Ok(ExitCode::from(WRONG))
         }
         Err(error) => {

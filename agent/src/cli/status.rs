@@ -22,7 +22,9 @@ pub fn run(socket: &Path, json: bool, out: &mut dyn Write) -> anyhow::Result<Exi
         show(&status, out)?;
     }
     let serves = status.worker_pid.is_some() && status.worker_error.is_none();
-    let good = status.audit_ok && status.perimeter_intact && serves;
+    let credentials = status.credentials.iter().all(|one| one.reason.is_none());
+    let good =
+        status.audit_ok && status.perimeter_intact && serves && status.reload_error.is_none() && credentials;
     Ok(if good {
         ExitCode::SUCCESS
     } else {
@@ -38,6 +40,13 @@ fn show(status: &Status, out: &mut dyn Write) -> anyhow::Result<()> {
         "policy      generation {} ({:.12})",
         status.generation, status.policy_digest
     )?;
+    if let Some(why) = &status.reload_error {
+        let why = why.replace('\n', "\n              ");
+        writeln!(
+            out,
+            "reload      REFUSED, the policy above stays; `callgate reload` tries again\n              {why}"
+        )?;
+    }
     writeln!(out, "worker      {}", worker(status))?;
     writeln!(
         out,
@@ -49,7 +58,14 @@ fn show(status: &Status, out: &mut dyn Write) -> anyhow::Result<()> {
         Some(why) => writeln!(out, " ({why}; calls are refused)")?,
         None => writeln!(out)?,
     }
-    writeln!(out, "perimeter   {}", word(status.perimeter_intact))?;
+    write!(out, "perimeter   {}", word(status.perimeter_intact))?;
+    match status.perimeter_repairs {
+        0 => writeln!(out)?,
+        times => writeln!(
+            out,
+            " (kernel programs were taken away and put back {times} times)"
+        )?,
+    }
     let mut workloads = table(["WORKLOAD", "CGROUP", "CONNECTIONS"]);
     for one in &status.workloads {
         workloads.add_row([one.name.clone(), one.cgroup.clone(), one.connections.to_string()]);

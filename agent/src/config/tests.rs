@@ -91,8 +91,8 @@ fn the_admin_socket_follows_the_runtime_directory() {
 
 #[test]
 fn a_named_file_that_is_not_there_is_an_error() {
-    let (found, _) = Config::load(Path::new("/nonexistent/callgate.toml")).unwrap_err();
-    assert!(found[0].message.contains("can't be read"), "{found:?}");
+    let faulty = Config::load(Path::new("/nonexistent/callgate.toml")).unwrap_err();
+    assert!(faulty.found[0].message.contains("can't be read"), "{faulty:?}");
 }
 
 /// The names of a struct's fields, as its source has them.

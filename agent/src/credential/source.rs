@@ -263,6 +263,7 @@ impl Keeper {
         }
         self.failure = None;
         self.last = Some(secret);
+        tracing::info!(credential = %self.spec.name, version = %self.version(), "a value is in use");
         self.current()
     }
 
@@ -273,6 +274,7 @@ impl Keeper {
             return None;
         }
         self.failure = Some(Arc::clone(&reason));
+        tracing::warn!(credential = %self.spec.name, %reason, "no value: calls that need it are refused");
         Some(self.update(Value::Unavailable { reason }))
     }
 

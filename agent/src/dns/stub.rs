@@ -1,4 +1,5 @@
-//! What a workload may ask by UDP, and the answers: names that its rules mention, and nothing else.
+//! What a workload may ask, and the answers: names that its rules mention, and nothing else. By UDP here, by TCP in
+//! [`super::stream`].
 //!
 //! The kernel turns a workload's port 53 round to a socket of its own here, so whose question it is needs no
 //! guessing. Answers come from the agent's own resolver; only addresses are told (A, AAAA): HTTPS and SVCB
@@ -8,7 +9,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::ProtoError;
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{DNSClass, RData, Record, RecordType};
 use tokio::net::UdpSocket;
 use tokio::sync::Semaphore;
@@ -19,10 +21,12 @@ use crate::addr::HostName;
 
 /// Seconds that a client may keep an answer: rules and addresses change.
 const TTL: u32 = 30;
-/// Questions of one workload that are worked on at once; more are dropped, and the client asks again.
-const AT_ONCE: usize = 64;
 /// No question is longer (RFC 1035 section 2.3.4; EDNS does not lengthen questions).
-const MAX_QUESTION: usize = 1232;
+pub(super) const MAX_QUESTION: usize = 1232;
+/// What a client takes in a datagram if it does not say (RFC 1035 section 4.2.1).
+const DATAGRAM: u16 = 512;
+/// The longest datagram that is sent, whatever a client says: it passes every path unfragmented (RFC 9715).
+const MAX_DATAGRAM: u16 = 1232;
 
 /// What is asked of policy and told to the log.
 pub trait Rules: Send + Sync + 'static {
@@ -32,10 +36,10 @@ pub trait Rules: Send + Sync + 'static {
     fn refused(&self, name: &str);
 }
 
-/// Answers one workload's questions until the socket breaks.
-pub async fn serve(socket: UdpSocket, resolver: Resolver, rules: Arc<dyn Rules>) {
+/// Answers one workload's questions until the socket breaks. Questions beyond `turns` at once are dropped: the client
+/// asks again.
+pub async fn serve(socket: UdpSocket, resolver: Resolver, rules: Arc<dyn Rules>, turns: Arc<Semaphore>) {
     let socket = Arc::new(socket);
-    let turns = Arc::new(Semaphore::new(AT_ONCE));
     let mut buffer = [0; MAX_QUESTION];
     loop {
         let (length, client) = match socket.recv_from(&mut buffer).await {
@@ -55,14 +59,28 @@ pub async fn serve(socket: UdpSocket, resolver: Resolver, rules: Arc<dyn Rules>)
         let (socket, resolver, rules) = (Arc::clone(&socket), resolver.clone(), Arc::clone(&rules));
         tokio::spawn(async move {
             let reply = answer(&question, &resolver, rules.as_ref()).await;
-            send(&socket, &reply, client).await;
+            send(&socket, &reply, room(&question), client).await;
             drop(turn);
         });
     }
 }
 
-async fn send(socket: &UdpSocket, reply: &Message, client: SocketAddr) {
-    let sent = match reply.to_vec() {
+/// How long an answer in a datagram may be (RFC 6891 section 6.2.3).
+fn room(question: &Message) -> usize {
+    let asked = question.edns.as_ref().map_or(DATAGRAM, Edns::max_payload);
+    asked.clamp(DATAGRAM, MAX_DATAGRAM).into()
+}
+
+/// The answer's bytes; one that is too long is cut to nothing and marked so, and the client asks again by TCP.
+fn within(reply: &Message, room: usize) -> Result<Vec<u8>, ProtoError> {
+    match reply.to_vec()? {
+        bytes if bytes.len() <= room => Ok(bytes),
+        _ => reply.truncate().to_vec(),
+    }
+}
+
+async fn send(socket: &UdpSocket, reply: &Message, room: usize, client: SocketAddr) {
+    let sent = match within(reply, room) {
         Ok(bytes) => socket.send_to(&bytes, client).await.map(drop),
         Err(error) => Err(std::io::Error::other(error)),
     };
@@ -72,7 +90,7 @@ async fn send(socket: &UdpSocket, reply: &Message, client: SocketAddr) {
 }
 
 /// The answer to a question.
-async fn answer(question: &Message, resolver: &Resolver, rules: &dyn Rules) -> Message {
+pub(super) async fn answer(question: &Message, resolver: &Resolver, rules: &dyn Rules) -> Message {
     let id = question.metadata.id;
     let fail = |code| Message::error_msg(id, question.metadata.op_code, code);
     let is_query =
@@ -87,6 +105,12 @@ async fn answer(question: &Message, resolver: &Resolver, rules: &dyn Rules) -> M
     reply.metadata.recursion_desired = question.metadata.recursion_desired;
     reply.metadata.recursion_available = true;
     reply.add_query(query.clone());
+    if question.edns.is_some() {
+        // Who speaks of EDNS is spoken to with it (RFC 6891 section 6.1.1).
+        let mut edns = Edns::new();
+        edns.set_max_payload(MAX_DATAGRAM);
+        reply.set_edns(edns);
+    }
     match records(query, resolver, rules).await {
         Ok(records) => {
             reply.add_answers(records);
@@ -126,7 +150,7 @@ async fn records(query: &Query, resolver: &Resolver, rules: &dyn Rules) -> Resul
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::str::FromStr as _;
     use std::sync::Mutex;
 
@@ -136,7 +160,7 @@ mod tests {
     use super::*;
 
     #[derive(Default)]
-    struct Only(Mutex<Vec<String>>);
+    pub(in crate::dns) struct Only(Mutex<Vec<String>>);
 
     impl Rules for Only {
         fn mentions(&self, host: &HostName) -> bool {
@@ -147,13 +171,13 @@ mod tests {
         }
     }
 
-    fn ask(name: &str, kind: RecordType) -> Message {
+    pub(in crate::dns) fn ask(name: &str, kind: RecordType) -> Message {
         let mut question = Message::query();
         question.add_query(Query::query(Name::from_str(name).unwrap(), kind));
         question
     }
 
-    fn resolver() -> Resolver {
+    pub(in crate::dns) fn resolver() -> Resolver {
         let hosts =
             "192.0.2.7 api.example.com\n2001:db8::7 api.example.com\n192.0.2.8 other.example.com".into();
         Resolver::new(&Settings {
@@ -186,6 +210,32 @@ mod tests {
         assert_eq!(reply.metadata.response_code, ResponseCode::NXDomain);
         assert!(reply.answers.is_empty());
         assert_eq!(*rules.0.lock().unwrap(), ["other.example.com."]);
+    }
+
+    #[tokio::test]
+    async fn an_answer_too_long_for_the_clients_datagram_sends_it_to_tcp() {
+        let (resolver, rules) = (resolver(), Only::default());
+        let mut question = ask("api.example.com.", RecordType::A);
+        assert_eq!(room(&question), 512);
+        let mut reply = answer(&question, &resolver, &rules).await;
+        assert!(reply.edns.is_none());
+        let one = reply.answers[0].clone();
+        reply.add_answers(std::iter::repeat_n(one, 60));
+        let whole = reply.to_vec().unwrap();
+        let cut = Message::from_vec(&within(&reply, 512).unwrap()).unwrap();
+        assert!(cut.metadata.truncation && cut.answers.is_empty(), "{cut:?}");
+        assert_eq!(
+            (cut.metadata.id, &cut.queries),
+            (reply.metadata.id, &reply.queries)
+        );
+        for (says, room_for) in [(100, 512), (1000, 1000), (4096, 1232)] {
+            let mut edns = Edns::new();
+            edns.set_max_payload(says);
+            question.set_edns(edns);
+            assert_eq!(room(&question), room_for);
+        }
+        assert_eq!(within(&reply, room(&question)).unwrap(), whole);
+        assert!(answer(&question, &resolver, &rules).await.edns.is_some());
     }
 
     #[tokio::test]

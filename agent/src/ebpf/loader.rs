@@ -1,5 +1,6 @@
 //! Load, attach and pin, in that order; taking over what an earlier run left.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
@@ -12,7 +13,7 @@ use aya::{Ebpf, EbpfLoader};
 use callgate_common::config::{PIDS_ABSENT, PIDS_INITIAL, PIDS_TRANSLATED};
 use callgate_common::names::{
     ABI_SLOT, CONFIG, COUNTERS, EVENTS, FLOWS, LISTENER_MARKS, LISTENERS, LIVENESS, MAPS, MAX_FLOWS, ORIGINS,
-    WORKLOADS,
+    SOCKETS, WORKLOADS,
 };
 use callgate_common::{
     FlowKey, KernelConfig, Listener, ListenerKey, ListenerMark, Origin, Reason, TaskOffsets, abi,
@@ -22,7 +23,7 @@ use socket2::{SockRef, Type};
 use super::features::{self, Feature};
 use super::pins::{AGENT, GUARD, Pins, WORKLOAD};
 use super::workload::{self, WorkloadPlan, absent_ok, table};
-use super::{Error, Events, btf, cgroup, object, sys};
+use super::{Error, Events, Marks, btf, cgroup, object, sys};
 
 /// Inode of the initial pid namespace (include/linux/proc_ns.h, PROC_PID_INIT_INO).
 const INITIAL_PIDS: u64 = 0xEFFF_FFFC;
@@ -78,12 +79,15 @@ pub struct WorkerFds {
 
 /// The loaded programs. Dropping it detaches nothing: the pins hold.
 pub struct Programs {
-    ebpf: Ebpf,
-    pins: Pins,
-    guard: u64,
-    agent: u64,
+    pub(super) ebpf: Ebpf,
+    pub(super) pins: Pins,
+    pub(super) guard: u64,
+    pub(super) agent: u64,
+    /// The cgroups that links were made on in this run.
+    pub(super) directories: BTreeMap<u64, File>,
     events: Option<Events>,
     armed: Vec<(u64, u32)>,
+    max_flows: u32,
 }
 
 impl Programs {
@@ -101,27 +105,32 @@ impl Programs {
         if agent.starts_with(&options.parent) && agent != options.parent {
             return Err(Error::OwnWorkload { path: agent });
         }
-        let pins = Pins::open(&options.bpffs_dir)?;
+        let mut pins = Pins::open(&options.bpffs_dir)?;
         check_version(&pins)?;
         let mut ebpf = load_object(object, options, &pins)?;
         write_version(&mut ebpf)?;
+        pins.hold_maps()?;
         pins.take_over(|name| program(&ebpf, name))?;
         let (guard, guard_dir) = open_cgroup(&mount.join(&options.guard))?;
         let (agent, agent_dir) = open_cgroup(&mount.join(&agent))?;
         pins.attach((guard, guard_dir.as_fd()), GUARD, |name| program(&ebpf, name))?;
         pins.attach((agent, agent_dir.as_fd()), AGENT, |name| program(&ebpf, name))?;
         let armed = workload::armed(&mut ebpf)?;
-        for (_, number) in &armed {
-            workload::add_budget(&mut ebpf, *number)?;
+        for (cgroup, number) in &armed {
+            pins.hold_links(*cgroup, WORKLOAD);
+            workload::add_counts(&mut ebpf, *number)?;
         }
+        workload::share_out(&mut ebpf, &numbers(&armed), options.max_flows)?;
         let events = Some(take_events(&mut ebpf)?);
         Ok(Self {
             ebpf,
             pins,
             guard,
             agent,
+            directories: BTreeMap::from([(guard, guard_dir), (agent, agent_dir)]),
             events,
             armed,
+            max_flows: options.max_flows,
         })
     }
 
@@ -140,13 +149,15 @@ impl Programs {
     pub fn arm(&mut self, plan: &WorkloadPlan) -> Result<(), Error> {
         let (id, dir) = open_cgroup(&plan.cgroup)?;
         workload::write(&mut self.ebpf, plan)?;
+        self.armed.retain(|(armed, _)| *armed != id);
+        self.armed.push((id, plan.number));
+        workload::share_out(&mut self.ebpf, &numbers(&self.armed), self.max_flows)?;
         table::<u64, u32>(&mut self.ebpf, WORKLOADS)?
             .insert(id, plan.number, 0)
             .map_err(|source| Error::map(WORKLOADS, source))?;
         self.pins
             .attach((id, dir.as_fd()), WORKLOAD, |name| program(&self.ebpf, name))?;
-        self.armed.retain(|(armed, _)| *armed != id);
-        self.armed.push((id, plan.number));
+        self.directories.insert(id, dir);
         Ok(())
     }
 
@@ -163,6 +174,7 @@ impl Programs {
             .collect();
         for id in ids {
             self.pins.detach(id)?;
+            self.directories.remove(&id);
             absent_ok(
                 WORKLOADS,
                 table::<u64, u32>(&mut self.ebpf, WORKLOADS)?.remove(&id),
@@ -222,14 +234,17 @@ impl Programs {
     /// If descriptors run out.
     pub fn worker_fds(&self) -> Result<WorkerFds, Error> {
         Ok(WorkerFds {
-            origins: self.map_fd(ORIGINS)?,
-            liveness: self.map_fd(LIVENESS)?,
+            origins: self.pins.map(ORIGINS)?,
+            liveness: self.pins.map(LIVENESS)?,
         })
     }
 
-    fn map_fd(&self, name: &'static str) -> Result<OwnedFd, Error> {
-        let path = self.pins.maps().join(name);
-        sys::obj_get(&path).map_err(|source| Error::file("open the map", path, source))
+    /// The marks on sockets, to tell those that were made elsewhere.
+    ///
+    /// # Errors
+    /// If descriptors run out.
+    pub fn marks(&self) -> Result<Marks, Error> {
+        Marks::new(self.pins.map(SOCKETS)?)
     }
 
     /// The event stream; `None` after the first call.
@@ -266,27 +281,24 @@ impl Programs {
         let oldest = Duration::from(now).saturating_sub(age).as_nanos();
         let mut flows = table::<FlowKey, Origin>(&mut self.ebpf, FLOWS)?;
         // Entries come and go while this walks: one that is skipped is met at the next sweep.
-        let stale: Vec<FlowKey> = flows
+        let stale: Vec<(FlowKey, u32)> = flows
             .iter()
             .filter_map(Result::ok)
             .filter(|(_, origin)| u128::from(origin.stamp()) < oldest)
-            .map(|(key, _)| key)
+            .map(|(key, origin)| (key, origin.workload()))
             .collect();
-        for key in &stale {
-            absent_ok(FLOWS, flows.remove(key))?;
+        let mut swept = BTreeMap::<u32, u64>::new();
+        for (key, number) in &stale {
+            match flows.remove(key) {
+                Ok(()) => *swept.entry(*number).or_default() += 1,
+                // The listener's end was quicker, and has counted it.
+                absent => absent_ok(FLOWS, absent)?,
+            }
+        }
+        for (number, count) in swept {
+            workload::count_swept(&mut self.ebpf, number, count)?;
         }
         Ok(stale.len())
-    }
-
-    /// Whether every link is still pinned and attached. False means: somebody opened the perimeter.
-    #[must_use]
-    pub fn pins_intact(&self) -> bool {
-        self.pins.are_intact(self.guard, GUARD)
-            && self.pins.are_intact(self.agent, AGENT)
-            && self
-                .armed
-                .iter()
-                .all(|(cgroup, _)| self.pins.are_intact(*cgroup, WORKLOAD))
     }
 
     /// Removes every pin: nothing is captured any more. For uninstall and tests.
@@ -396,13 +408,17 @@ fn kernel_config(options: &LoadOptions) -> KernelConfig {
     }
 }
 
-fn program<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, Error> {
+pub(super) fn program<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, Error> {
     let program = ebpf.program(name).ok_or(Error::NoSuch { name })?;
     let fd = program.fd().map_err(|source| Error::Program {
         program: name,
         source: Box::new(source),
     })?;
     Ok(fd.as_fd())
+}
+
+fn numbers(armed: &[(u64, u32)]) -> Vec<u32> {
+    armed.iter().map(|(_, number)| *number).collect()
 }
 
 fn open_cgroup(path: &Path) -> Result<(u64, File), Error> {

@@ -1,14 +1,18 @@
-//! Links and maps under the pin directory: made, taken over, checked, removed.
+//! Links and maps under the pin directory: made, taken over, checked, put back, removed.
+//!
+//! The agent also holds a descriptor of each link: while it runs, a pin that somebody removes detaches nothing.
 //!
 //! `DIR/maps/NAME` and `DIR/links/cgroup-ID/PROGRAM`; directories 0700, since who can remove a pin can open
 //! the perimeter.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
+use callgate_common::names::MAPS;
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
@@ -55,16 +59,29 @@ pub(super) const GUARD: &[Entry] = &[
 /// On the agent's own cgroup.
 pub(super) const AGENT: &[Entry] = &[entry("flow_server", Hook::SockOps)];
 
-/// The pin directory.
-#[derive(Clone, Debug)]
+/// The pin directory, and what is pinned there.
+#[derive(Debug)]
 pub(super) struct Pins {
     dir: PathBuf,
+    links: BTreeMap<(u64, &'static str), OwnedFd>,
+    maps: Vec<(&'static str, OwnedFd)>,
 }
 
 impl Pins {
     /// Makes the directory, on a BPF file system of its own if it does not lie on one.
     pub(super) fn open(dir: &Path) -> Result<Self, Error> {
-        let pins = Self { dir: dir.to_owned() };
+        let pins = Self {
+            dir: dir.to_owned(),
+            links: BTreeMap::new(),
+            maps: Vec::new(),
+        };
+        pins.make_directories()?;
+        Ok(pins)
+    }
+
+    /// The same for a directory that was taken away.
+    pub(super) fn make_directories(&self) -> Result<(), Error> {
+        let dir = &self.dir;
         make_dir(dir)?;
         let system = statfs(dir).map_err(|errno| Error::file("inspect", dir, errno.into()))?;
         if system.filesystem_type() != BPF_FS_MAGIC {
@@ -77,9 +94,8 @@ impl Pins {
             )
             .map_err(|errno| Error::file("mount a BPF file system on", dir, errno.into()))?;
         }
-        make_dir(&pins.maps())?;
-        make_dir(&pins.links())?;
-        Ok(pins)
+        make_dir(&self.maps())?;
+        make_dir(&self.links())
     }
 
     /// Where maps are pinned.
@@ -95,11 +111,60 @@ impl Pins {
         self.links().join(format!("cgroup-{cgroup}"))
     }
 
-    /// Attaches and pins what is not attached yet, and replaces the program of what is.
+    /// Takes hold of the maps, which the loader has pinned.
+    pub(super) fn hold_maps(&mut self) -> Result<(), Error> {
+        self.maps.clear();
+        for name in MAPS {
+            let path = self.maps().join(name);
+            let map = sys::obj_get(&path).map_err(|source| Error::file("open the map", path, source))?;
+            self.maps.push((name, map));
+        }
+        Ok(())
+    }
+
+    /// A map that is held.
+    pub(super) fn map(&self, name: &'static str) -> Result<OwnedFd, Error> {
+        let held = self.maps.iter().find(|(held, _)| *held == name);
+        let (_, map) = held.ok_or(Error::NoSuch { name })?;
+        map.try_clone()
+            .map_err(|source| Error::file("duplicate the map", name, source))
+    }
+
+    /// Which maps are not pinned any more.
+    pub(super) fn unpinned_maps(&self) -> impl Iterator<Item = &'static str> {
+        let unpinned = |(name, map): &&(&'static str, OwnedFd)| !is_pinned(map, &self.maps().join(name));
+        self.maps.iter().filter(unpinned).map(|(name, _)| *name)
+    }
+
+    /// Pins all maps again.
+    pub(super) fn pin_maps(&self) -> Result<(), Error> {
+        for (name, map) in &self.maps {
+            let path = self.maps().join(name);
+            pin(map, &path).map_err(|source| Error::file("pin the map at", path, source))?;
+        }
+        Ok(())
+    }
+
+    /// Takes hold of the links that an earlier run pinned for a cgroup.
+    pub(super) fn hold_links(&mut self, cgroup: u64, entries: &'static [Entry]) {
+        let dir = self.links_of(cgroup);
+        for entry in entries {
+            if let Ok(Some(link)) = attached_at(&dir.join(entry.program), cgroup) {
+                self.links.insert((cgroup, entry.program), link);
+            }
+        }
+    }
+
+    /// The cgroups that links are held of.
+    pub(super) fn cgroups(&self) -> BTreeSet<u64> {
+        self.links.keys().map(|(cgroup, _)| *cgroup).collect()
+    }
+
+    /// Attaches and pins what is not attached or pinned, and replaces the program of what is.
     pub(super) fn attach<'a>(
-        &self,
+        &mut self,
         (id, cgroup): (u64, BorrowedFd<'_>),
-        entries: &[Entry],
+        entries: &'static [Entry],
         program: impl Fn(&'static str) -> Result<BorrowedFd<'a>, Error>,
     ) -> Result<(), Error> {
         let dir = self.links_of(id);
@@ -114,11 +179,20 @@ impl Pins {
             };
             let path = dir.join(entry.program);
             let program = program(entry.program)?;
-            if update(&path, program).map_err(fail("replace"))? {
-                continue;
-            }
-            let link = sys::link_create(program, cgroup, entry.hook).map_err(fail("make"))?;
-            sys::obj_pin(link.as_fd(), &path).map_err(fail("pin"))?;
+            let held = self.links.remove(&(id, entry.program));
+            let link = match held.filter(|link| is_attached(link, id)) {
+                Some(link) => Some(link),
+                None => attached_at(&path, id).map_err(fail("open"))?,
+            };
+            let link = match link {
+                Some(link) => {
+                    sys::link_update(link.as_fd(), program).map_err(fail("replace"))?;
+                    link
+                }
+                None => sys::link_create(program, cgroup, entry.hook).map_err(fail("make"))?,
+            };
+            pin(&link, &path).map_err(fail("pin"))?;
+            self.links.insert((id, entry.program), link);
         }
         Ok(())
     }
@@ -140,23 +214,28 @@ impl Pins {
         Ok(())
     }
 
-    /// Whether each of the entries is pinned and still attached to the cgroup.
-    pub(super) fn are_intact(&self, cgroup: u64, entries: &[Entry]) -> bool {
+    /// Which of the entries are not attached to the cgroup any more, or not pinned.
+    pub(super) fn broken(
+        &self,
+        cgroup: u64,
+        entries: &'static [Entry],
+    ) -> impl Iterator<Item = &'static str> {
         let dir = self.links_of(cgroup);
-        entries.iter().all(|entry| {
-            sys::obj_get(&dir.join(entry.program))
-                .and_then(|link| sys::link_info(link.as_fd()))
-                .is_ok_and(|info| info.cgroup == cgroup)
+        entries.iter().map(|entry| entry.program).filter(move |program| {
+            let held = self.links.get(&(cgroup, program));
+            !held.is_some_and(|link| is_attached(link, cgroup) && is_pinned(link, &dir.join(program)))
         })
     }
 
     /// Lets go of one cgroup.
-    pub(super) fn detach(&self, cgroup: u64) -> Result<(), Error> {
-        remove_dir(&self.links_of(cgroup))
+    pub(super) fn detach(&mut self, cgroup: u64) -> Result<(), Error> {
+        remove_dir(&self.links_of(cgroup))?;
+        self.links.retain(|(held, _), _| *held != cgroup);
+        Ok(())
     }
 
     /// Removes all pins: links first, so that nothing runs on maps that are gone.
-    pub(super) fn remove(&self) -> Result<(), Error> {
+    pub(super) fn remove(self) -> Result<(), Error> {
         for dir in children(&self.links())? {
             remove_dir(&dir)?;
         }
@@ -167,18 +246,53 @@ impl Pins {
     }
 }
 
-/// Replaces the program of the link pinned at `path`; false if there is none or its cgroup is gone.
-fn update(path: &Path, program: BorrowedFd<'_>) -> io::Result<bool> {
+/// Replaces the program of the link pinned at `path`, if there is one whose cgroup is not gone.
+fn update(path: &Path, program: BorrowedFd<'_>) -> io::Result<()> {
     let link = match sys::obj_get(path) {
         Ok(link) => link,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };
     match sys::link_update(link.as_fd(), program) {
-        Ok(()) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => fs::remove_file(path).map(|()| false),
+        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => fs::remove_file(path),
+        done => done,
+    }
+}
+
+fn is_attached(link: &OwnedFd, cgroup: u64) -> bool {
+    sys::link_info(link.as_fd()).is_ok_and(|info| info.cgroup == cgroup)
+}
+
+/// The link pinned at `path`, if there is one and it is attached to the cgroup.
+fn attached_at(path: &Path, cgroup: u64) -> io::Result<Option<OwnedFd>> {
+    match sys::obj_get(path) {
+        Ok(link) => Ok(Some(link).filter(|link| is_attached(link, cgroup))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        // Not a link, or not even of a BPF file system: replaced when the new one is pinned.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Whether this very link or map is what `path` leads to.
+fn is_pinned(object: &OwnedFd, path: &Path) -> bool {
+    let pinned = sys::obj_get(path).and_then(|pinned| sys::object_id(pinned.as_fd()));
+    match (sys::object_id(object.as_fd()), pinned) {
+        (Ok(held), Ok(pinned)) => held == pinned,
+        _ => false,
+    }
+}
+
+/// Pins the link or map at `path`, in the place of whatever is there.
+fn pin(object: &OwnedFd, path: &Path) -> io::Result<()> {
+    if is_pinned(object, path) {
+        return Ok(());
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    sys::obj_pin(object.as_fd(), path)
 }
 
 fn make_dir(path: &Path) -> Result<(), Error> {

@@ -153,6 +153,11 @@ pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     Ok(info)
 }
 
+/// The number of a link, or of a map: in both of their infos it is the second member. One of a kind while it lives.
+pub(super) fn object_id(object: BorrowedFd<'_>) -> io::Result<u32> {
+    link_info(object).map(|info| info.id)
+}
+
 /// Cookie of the network namespace that a socket lives in (since Linux 5.14).
 pub(super) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     const SO_NETNS_COOKIE: libc::c_int = 71;
@@ -174,4 +179,53 @@ pub(super) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// Forbids an IPv4 socket to send anything, by an IPsec policy of its own (IP_XFRM_POLICY, net/xfrm/xfrm_user.c,
+/// `xfrm_compile_policy`): who takes it off again needs CAP_NET_ADMIN.
+pub(super) fn block_output4(socket: BorrowedFd<'_>) -> io::Result<()> {
+    const IP_XFRM_POLICY: libc::c_int = 17;
+    let policy = block_policy();
+    let length = libc::socklen_t::try_from(policy.len()).map_err(io::Error::other)?;
+    // SAFETY: a buffer of the stated length.
+    let answer = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_IP,
+            IP_XFRM_POLICY,
+            policy.as_ptr().cast(),
+            length,
+        )
+    };
+    if answer == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// `struct xfrm_userpolicy_info` (include/uapi/linux/xfrm.h): any IPv4 packet out is blocked, for ever.
+fn block_policy() -> [u8; 168] {
+    const FAMILY: usize = 40;
+    const LIMITS: usize = 56;
+    const DIRECTION: usize = 160;
+    const ACTION: usize = 161;
+    const OUT: u8 = 1;
+    const BLOCK: u8 = 1;
+    let mut policy = [0; 168];
+    let (family, limits) = (libc::AF_INET.to_ne_bytes(), u64::MAX.to_ne_bytes());
+    for (at, bytes) in [
+        (FAMILY, family.as_slice()),
+        (LIMITS, &limits),
+        (LIMITS + 8, &limits),
+        (LIMITS + 16, &limits),
+        (LIMITS + 24, &limits),
+        (DIRECTION, &[OUT]),
+        (ACTION, &[BLOCK]),
+    ] {
+        for (to, byte) in policy.iter_mut().skip(at).zip(bytes) {
+            *to = *byte;
+        }
+    }
+    policy
 }

@@ -8,9 +8,12 @@ use aya::Ebpf;
 use aya::Pod;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{HashMap, LpmTrie, MapData, MapError};
-use callgate_common::flow::{EventBudget, TCP, UDP};
-use callgate_common::names::{DIAL_PORTS, DIRECT, EVENT_BUDGETS, LISTEN_PORTS, LISTENERS, WORKLOADS};
-use callgate_common::{DialKey, DirectKey, Listener, ListenerKey};
+use callgate_common::flow::{EventBudget, FlowShare, FlowUse, TCP, UDP};
+use callgate_common::names::{
+    DIAL_PORTS, DIRECT, EVENT_BUDGETS, FLOW_SHARES, FLOW_USE, FLOWS, LISTEN_PORTS, LISTENERS, MAX_FLOW_SHARE,
+    WORKLOADS,
+};
+use callgate_common::{DialKey, DirectKey, FlowKey, Listener, ListenerKey, Origin};
 use ipnet::IpNet;
 
 use super::Error;
@@ -52,7 +55,7 @@ pub struct WorkloadPlan {
 
 /// Writes a plan's tables: what is new first, then what is gone, so that no allowed call is refused in between.
 pub(super) fn write(ebpf: &mut Ebpf, plan: &WorkloadPlan) -> Result<(), Error> {
-    add_budget(ebpf, plan.number)?;
+    add_counts(ebpf, plan.number)?;
     let ports = |ports: &[u16]| {
         ports
             .iter()
@@ -84,19 +87,65 @@ pub(super) fn clear(ebpf: &mut Ebpf, number: u32) -> Result<(), Error> {
             absent_ok(LISTENERS, listeners.remove(&key))?;
         }
     }
+    let mut flows = table::<FlowKey, Origin>(ebpf, FLOWS)?;
+    let own = flows.iter().filter_map(Result::ok);
+    let own: Vec<FlowKey> = own
+        .filter(|(_, origin)| origin.workload() == number)
+        .map(|(key, _)| key)
+        .collect();
+    for key in own {
+        absent_ok(FLOWS, flows.remove(&key))?;
+    }
+    absent_ok(FLOW_USE, table::<u32, FlowUse>(ebpf, FLOW_USE)?.remove(&number))?;
+    absent_ok(
+        FLOW_SHARES,
+        table::<u32, FlowShare>(ebpf, FLOW_SHARES)?.remove(&number),
+    )?;
     absent_ok(
         EVENT_BUDGETS,
         table::<u32, EventBudget>(ebpf, EVENT_BUDGETS)?.remove(&number),
     )
 }
 
-/// Makes the event budget, which does not outlive a load.
-pub(super) fn add_budget(ebpf: &mut Ebpf, number: u32) -> Result<(), Error> {
+/// Makes what the kernel counts for a workload, where it isn't there.
+pub(super) fn add_counts(ebpf: &mut Ebpf, number: u32) -> Result<(), Error> {
+    add(ebpf, EVENT_BUDGETS, number, EventBudget::default())?;
+    add(ebpf, FLOW_USE, number, FlowUse::default())
+}
+
+fn add<V: Pod>(ebpf: &mut Ebpf, name: &'static str, number: u32, value: V) -> Result<(), Error> {
     const NO_EXIST: u64 = 1;
-    match table(ebpf, EVENT_BUDGETS)?.insert(number, EventBudget::default(), NO_EXIST) {
+    match table(ebpf, name)?.insert(number, value, NO_EXIST) {
         Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
-        other => other.map_err(|source| Error::map(EVENT_BUDGETS, source)),
+        other => other.map_err(|source| Error::map(name, source)),
     }
+}
+
+/// Divides the table of handshakes: the shares together are no more than the table, so that nobody's
+/// connections keep another's out.
+pub(super) fn share_out(ebpf: &mut Ebpf, numbers: &[u32], max_flows: u32) -> Result<(), Error> {
+    let count = u32::try_from(numbers.len()).unwrap_or(u32::MAX).max(1);
+    let limit = (max_flows / count).clamp(1, MAX_FLOW_SHARE);
+    for number in numbers {
+        change_share(ebpf, *number, |share| share.limit = limit)?;
+    }
+    Ok(())
+}
+
+/// Says how many of a workload's handshakes were cleared away.
+pub(super) fn count_swept(ebpf: &mut Ebpf, number: u32, swept: u64) -> Result<(), Error> {
+    change_share(ebpf, number, |share| {
+        share.swept = share.swept.wrapping_add(swept)
+    })
+}
+
+fn change_share(ebpf: &mut Ebpf, number: u32, change: impl FnOnce(&mut FlowShare)) -> Result<(), Error> {
+    let mut shares = table::<u32, FlowShare>(ebpf, FLOW_SHARES)?;
+    let mut share = shares.get(&number, 0).unwrap_or_default();
+    change(&mut share);
+    shares
+        .insert(number, share, 0)
+        .map_err(|source| Error::map(FLOW_SHARES, source))
 }
 
 /// Cgroup ids and numbers of the workloads that the kernel knows.

@@ -92,6 +92,34 @@ impl HeldProcess {
         })
     }
 
+    /// When it started, in nanoseconds of CLOCK_BOOTTIME, as exact as `/proc` is: whole ticks.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn start_time(&self) -> Result<u64, ProcessError> {
+        Ok(self.start_ticks()?.saturating_mul(tick()))
+    }
+
+    /// Its real user and group.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn ids(&self) -> Result<(u32, u32), ProcessError> {
+        let status = self.read("status")?;
+        let id = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+            line.split_ascii_whitespace().next()?.parse().ok()
+        };
+        match (id("Uid:"), id("Gid:")) {
+            (Some(uid), Some(gid)) => Ok((uid, gid)),
+            _ => Err(ProcessError::Read {
+                pid: self.pid,
+                file: "status",
+                source: std::io::ErrorKind::InvalidData.into(),
+            }),
+        }
+    }
+
     /// Its cgroup below the v2 mount, as `/proc/PID/cgroup` shows it to the agent. A removed cgroup's path
     /// ends in " (deleted)"; check the id of what the path leads to.
     ///
@@ -152,11 +180,16 @@ pub fn in_initial_pid_namespace() -> bool {
 
 /// `start_time` as `/proc` rounds it: whole ticks, cut off (fs/proc/array.c, `nsec_to_clock_t`).
 fn ticks_of(start_time: u64) -> u64 {
+    start_time / tick()
+}
+
+/// One tick of `/proc`, in nanoseconds.
+fn tick() -> u64 {
     let per_second = match sysconf(SysconfVar::CLK_TCK) {
         Ok(Some(ticks)) => u64::try_from(ticks).unwrap_or(100).clamp(1, NANOSECONDS),
         Ok(None) | Err(_) => 100,
     };
-    start_time / (NANOSECONDS / per_second)
+    NANOSECONDS / per_second
 }
 
 /// Field 22; the second field is the command's name in brackets and may itself hold brackets and spaces.
@@ -205,6 +238,7 @@ mod tests {
         let own = HeldProcess::open(std::process::id()).unwrap();
         let start = own.start_ticks().unwrap() * (NANOSECONDS / 100) + 5;
         assert!(HeldProcess::open_started_at(std::process::id(), start).is_ok());
+        assert!(HeldProcess::open_started_at(std::process::id(), own.start_time().unwrap()).is_ok());
         let other = start + NANOSECONDS;
         assert!(matches!(
             HeldProcess::open_started_at(std::process::id(), other),

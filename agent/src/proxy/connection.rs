@@ -1,7 +1,7 @@
 //! One accepted connection: the phases up to its first request, in order.
 //!
 //! accept -> identify -> detect -> route, then `intercept` or
-//! `tunnel`. A connection that ends before it carries a call leaves a record of its own.
+//! `tunnel`; port 53 goes from identify to `questions`. A connection that ends before it carries a call leaves a record of its own.
 
 use std::cell::{Ref, RefCell};
 use std::rc::Rc;
@@ -28,7 +28,7 @@ use crate::tls::client_hello::ClientHello;
 use super::alert;
 use super::failure::Failure;
 use super::intercept::Handshake;
-use super::{Counted, DataThread};
+use super::{Counted, DataThread, questions};
 
 /// A client's stream, its first bytes still to be read.
 pub(super) type ClientStream = Replay<TcpStream>;
@@ -159,6 +159,9 @@ fn origin(thread: &DataThread, stream: &TcpStream) -> Result<Origin, Failure> {
 
 /// The phases from the first byte on. Whatever refuses here does so before a byte leaves the host.
 async fn run(connection: &Rc<Connection>, stream: TcpStream) -> Result<(), Failure> {
+    if connection.original().0.port() == questions::PORT {
+        return questions::serve(connection, stream).await;
+    }
     let (detected, stream) = detect(connection, stream).await?;
     match detected {
         Detected::Tls(hello) => tls(connection, hello, stream).await,

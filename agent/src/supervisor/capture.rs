@@ -1,6 +1,6 @@
 //! Holding workloads: their cgroups, listeners and kernel plans, and what the kernel reports of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::channel::ListenerInfo;
 use crate::channel::supervisor::{Sender, WorkerGone};
 use crate::config::Config;
 use crate::credential::spec::{CredentialSource, CredentialSpec};
-use crate::ebpf::{self, Direct, LoadOptions, Programs, Report, Transport, WorkerFds, WorkloadPlan};
+use crate::ebpf::{self, Direct, LoadOptions, Programs, Reason, Report, Transport, WorkerFds, WorkloadPlan};
 use crate::enroll::trust::Trust;
 use crate::enroll::{Mount, Workloads};
 use crate::identity::WorkloadName;
@@ -21,6 +21,7 @@ use crate::policy::matcher::Account;
 use crate::policy::{Policy, Workload};
 
 use super::Error;
+use super::foreign::{Place, Watch};
 use super::records::Records;
 
 /// Connections that wait to be accepted; while a worker is replaced they wait here.
@@ -36,13 +37,16 @@ pub(super) struct Capture {
     events: Option<ebpf::Events>,
     workloads: Workloads,
     held: BTreeMap<WorkloadName, Held>,
+    foreign: Watch,
     intact: bool,
+    repairs: u64,
     own_files: Vec<PathBuf>,
     policy_dir: PathBuf,
 }
 
 struct Held {
     number: u32,
+    id: u64,
     cgroup: String,
     listeners: Vec<(SocketAddr, TcpListener)>,
     names: Vec<(SocketAddr, UdpSocket)>,
@@ -51,17 +55,22 @@ struct Held {
 impl Capture {
     /// Loads the kernel programs, or takes over those of the last run. Nothing new is held yet.
     pub(super) fn start(config: &Config) -> Result<Self, Error> {
+        raise_descriptor_limit();
         let workloads = Workloads::open(Mount::find()?, &config.cgroup_parent, &config.runtime_dir)?;
         let parent = workloads.parent().trim_start_matches('/');
         let mount = workloads.mount().path();
         let mut programs = Programs::load(&LoadOptions::new(&config.bpffs_dir, mount, parent))?;
         let events = programs.events();
+        let foreign =
+            Watch::start(programs.marks()?).map_err(super::io("start a thread for", Path::new("sockets")))?;
         Ok(Self {
+            foreign,
             programs,
             events,
             workloads,
             held: BTreeMap::new(),
             intact: true,
+            repairs: 0,
             own_files: vec![
                 config.state_dir.clone(),
                 config.bpffs_dir.clone(),
@@ -105,10 +114,18 @@ impl Capture {
                 self.held.insert(workload.name().clone(), held);
             }
         }
+        let mut places = Vec::new();
         for (name, held) in &self.held {
             let plan = self.plan(held, policy.workload(name));
             self.programs.arm(&plan)?;
+            places.push(Place {
+                number: held.number,
+                id: held.id,
+                directory: plan.cgroup,
+                listen: plan.listen_ports,
+            });
         }
+        self.foreign.hold(places);
         Ok(fresh)
     }
 
@@ -128,6 +145,7 @@ impl Capture {
         }
         Ok(Held {
             number,
+            id,
             cgroup,
             listeners,
             names,
@@ -188,25 +206,19 @@ impl Capture {
         Ok(self.programs.worker_fds()?)
     }
 
-    /// What the kernel refused, or let pass by a direct rule, since the last look.
+    /// What the kernel refused, or let pass by a direct rule, and which sockets were cut off, since the last look.
     pub(super) fn reports(&mut self) -> Vec<Report> {
         let mut reports = Vec::new();
         if let Some(events) = &mut self.events {
             events.drain(REPORTS, |report| reports.push(report));
         }
+        reports.extend(self.foreign.reports());
         reports
     }
 
     /// Sees that the perimeter stands, and clears away what ended commands and handshakes left.
     pub(super) fn look_after(&mut self, records: &mut Records) {
-        let intact = self.programs.pins_intact();
-        if self.intact && !intact {
-            tracing::error!(
-                "a kernel program was detached or unpinned: workloads may go out unchecked; restart the agent"
-            );
-            records.perimeter_broken();
-        }
-        self.intact = intact;
+        self.guard_perimeter(records);
         if let Err(error) = self.programs.sweep_flows(STALE) {
             tracing::warn!(%error, "stale handshakes can't be cleared away");
         }
@@ -217,8 +229,63 @@ impl Capture {
         }
     }
 
+    /// Puts back what was detached or unpinned. What can't be put back is tried again at each look; nobody enters a
+    /// workload until it is.
+    fn guard_perimeter(&mut self, records: &mut Records) {
+        let broken: BTreeSet<&str> = self.programs.broken().collect();
+        if broken.is_empty() {
+            self.set_intact(true);
+            return;
+        }
+        let what: Vec<&str> = broken.into_iter().collect();
+        let what = what.join(", ");
+        match self.programs.repair() {
+            Ok(()) => {
+                self.repairs += 1;
+                tracing::error!(
+                    what,
+                    "kernel programs or maps were detached or unpinned; they are put back"
+                );
+                records.perimeter_broken(&format!("detached or unpinned, and put back: {what}"));
+                self.set_intact(true);
+            }
+            Err(error) => {
+                if self.intact {
+                    tracing::error!(what, %error, "kernel programs or maps were detached or unpinned and can't be put back: workloads may go out unchecked");
+                    records.perimeter_broken(&format!(
+                        "detached or unpinned: {what}; can't be put back: {error}"
+                    ));
+                }
+                self.set_intact(false);
+            }
+        }
+    }
+
+    /// Units may start only behind a perimeter.
+    fn set_intact(&mut self, intact: bool) {
+        if self.intact == intact {
+            return;
+        }
+        self.intact = intact;
+        for name in self.held.keys() {
+            let marked = if intact {
+                self.workloads.arm(name)
+            } else {
+                self.workloads.disarm(name)
+            };
+            if let Err(error) = marked {
+                tracing::error!(%error, workload = %name, "can't say whether units may start");
+            }
+        }
+    }
+
     pub(super) fn is_intact(&self) -> bool {
         self.intact
+    }
+
+    /// How often the perimeter was put back.
+    pub(super) fn repairs(&self) -> u64 {
+        self.repairs
     }
 
     /// How often the kernel side did what.
@@ -226,7 +293,11 @@ impl Capture {
         match self.programs.counters() {
             Ok(counters) => counters
                 .into_iter()
-                .map(|(reason, count)| (reason.as_str().to_owned(), count))
+                .map(|(reason, count)| {
+                    let by_agent = reason == Reason::HandedSocket;
+                    let count = if by_agent { self.foreign.count() } else { count };
+                    (reason.as_str().to_owned(), count)
+                })
                 .collect(),
             Err(error) => {
                 tracing::warn!(%error, "the kernel's counters can't be read");
@@ -249,6 +320,11 @@ impl Capture {
                 workload = workload.as_str()
             )
         })?;
+        if !self.intact {
+            return Err(
+                "the kernel programs are not all in place, so nothing may run in a workload; `callgate status` and the agent's log say more".to_owned(),
+            );
+        }
         if !may_exec(peer, known) {
             return Err(format!(
                 "user {} may not run commands in workload {workload} (`exec_by`)",
@@ -260,6 +336,7 @@ impl Capture {
             .workloads
             .place(&peer.process, workload, &id)
             .map_err(|error| error.to_string())?;
+        self.foreign.look();
         tracing::info!(%workload, uid = peer.uid, pid = peer.process.pid(), cgroup, "a command was enrolled");
         Ok(Enrolled {
             cgroup,
@@ -285,6 +362,16 @@ impl Capture {
         };
         let secrets = policy.credentials().filter_map(secret);
         self.own_files.iter().cloned().chain(secrets).collect()
+    }
+}
+
+/// A workload takes a descriptor for each of its links; the soft limit is for programs that use select(2).
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open descriptors stays as it is");
     }
 }
 

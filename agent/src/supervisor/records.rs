@@ -244,13 +244,13 @@ impl Records {
     }
 
     /// Somebody opened the perimeter: that too is on record.
-    pub(super) fn perimeter_broken(&mut self) {
+    pub(super) fn perimeter_broken(&mut self, what: &str) {
         let mut record = blank(Kind::KernelRefusal, Caller::default());
         record.outcome = Outcome::Failed;
         record.error = Some(record::Error {
             source: record::Source::Internal,
             kind: "perimeter".into(),
-            message: "a kernel program was detached or unpinned".into(),
+            message: what.into(),
         });
         self.append(&record);
     }

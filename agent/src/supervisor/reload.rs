@@ -5,13 +5,20 @@ use std::sync::Arc;
 use super::crew::Role;
 use super::{Error, Supervisor, credential, settle};
 use crate::admin::Reloaded;
-use crate::credential::source::Keeper;
+use crate::credential::source::{Keeper, Value};
+use crate::memory;
 use crate::policy::store::{self, Loaded};
 use crate::policy::{Diagnostic, Policy, Source};
 
 impl Supervisor {
     /// Reads the policy again. With errors, everything stays as it is.
     pub(super) async fn reload(&mut self) -> Reloaded {
+        let done = self.try_reload().await;
+        self.reload_error = (!done.ok).then(|| done.message.clone());
+        done
+    }
+
+    async fn try_reload(&mut self) -> Reloaded {
         let Loaded { policy, sources } = store::load_dir(&self.config.policy_dir);
         let policy = match policy {
             Ok(policy) => Arc::new(policy),
@@ -32,7 +39,7 @@ impl Supervisor {
             Ok(()) => Reloaded {
                 ok: true,
                 generation: self.generation,
-                message: self.summary(),
+                message: self.summary() + &self.to_look_at(),
             },
             Err(error) => {
                 tracing::error!(%error, "the new policy could not be put in force");
@@ -43,6 +50,24 @@ impl Supervisor {
                 }
             }
         }
+    }
+
+    /// What is in force, but not as its writer will have meant it; a line each.
+    fn to_look_at(&self) -> String {
+        let warnings = self.policy.warnings().iter().map(ToString::to_string);
+        let without = self.keepers.iter().filter_map(|keeper| {
+            let Some(Value::Unavailable { reason }) = keeper.current().map(|update| update.value) else {
+                return None;
+            };
+            let name = &keeper.spec().name;
+            Some(format!(
+                "credential `{name}` has no value, calls that need it are refused: {reason}"
+            ))
+        });
+        warnings
+            .chain(without)
+            .map(|line| format!("\nwarning: {line}"))
+            .collect()
     }
 
     async fn put_in_force(&mut self, policy: Arc<Policy>, sources: Vec<Source>) -> Result<(), Error> {
@@ -67,6 +92,7 @@ impl Supervisor {
             Ok(())
         });
         self.capture.mark_armed()?;
+        memory::give_back();
         Ok(())
     }
 

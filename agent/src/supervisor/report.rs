@@ -19,6 +19,7 @@ impl Supervisor {
             uptime_s: self.started.elapsed().unwrap_or_default().as_secs(),
             policy_digest: self.policy.digest().to_string(),
             generation: self.generation,
+            reload_error: self.reload_error.clone(),
             worker_pid: self.crew.serving(),
             draining: self.crew.leaving(),
             worker_error: self.worker_error.clone(),
@@ -31,6 +32,7 @@ impl Supervisor {
             denied: figures.denied,
             failed: figures.failed,
             perimeter_intact: self.capture.is_intact(),
+            perimeter_repairs: self.capture.repairs(),
             workloads: self
                 .capture
                 .workloads()

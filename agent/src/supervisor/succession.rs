@@ -122,7 +122,7 @@ impl Supervisor {
     fn hand_over(&self, number: u64, worker: &Sender) -> Result<(), Error> {
         let descriptors = self.records.descriptors(number, self.capture.worker_fds()?)?;
         worker.start(self.start_message()?, descriptors)?;
-        let short = self.memory.is_short();
+        let short = self.headroom.is_short();
         worker.send(ToWorker::Memory { short })?;
         worker.send(self.policy_message())?;
         for update in self.keepers.iter().filter_map(Keeper::current) {

@@ -12,12 +12,12 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::world::{World, probe};
 
-const EPERM: &str = "err 1";
-const ECONNREFUSED: &str = "err 111";
+pub(super) const EPERM: &str = "err 1";
+pub(super) const ECONNREFUSED: &str = "err 111";
 const EPROTONOSUPPORT: &str = "err 93";
 
 /// Both ends agree on where the client meant to go, and no connection lacks an origin.
-fn assert_redirected(world: &World, arguments: &[&str], to: &str) -> Result<()> {
+pub(super) fn assert_redirected(world: &World, arguments: &[&str], to: &str) -> Result<()> {
     let line = world.one(arguments)?;
     assert!(
         line.contains(&format!("peer={to} workload=1 dst=")),
@@ -405,32 +405,6 @@ pub(super) fn a_missing_feature_is_named(world: &mut World) -> Result<()> {
         (None, None, None)
     );
     assert!(origin.tgid().is_some());
-    Ok(())
-}
-
-pub(super) fn a_full_flow_table_refuses_and_counts(world: &mut World) -> Result<()> {
-    world.reload(LoadOptions {
-        max_flows: 1,
-        ..world.options.clone()
-    })?;
-    world.serve(1, "one")?;
-    // With the listener's side gone, what the client's side puts into the table stays there.
-    let agent = std::fs::metadata(world.base.join("agent"))?.ino();
-    std::fs::remove_file(
-        world
-            .options
-            .bpffs_dir
-            .join(format!("links/cgroup-{agent}/flow_server")),
-    )?;
-    for _ in 0..3 {
-        let line = world.one(&["tcp", "192.0.2.1:443"])?;
-        assert!(line.ends_with("unknown"), "{line}");
-    }
-    assert_eq!(world.count(Reason::FlowLost)?, 2);
-    assert_eq!(world.take_seen(), [None; 3]);
-    assert!(!world.programs.pins_intact());
-    assert_eq!(world.programs.sweep_flows(Duration::ZERO)?, 1);
-    assert_eq!(world.programs.sweep_flows(Duration::ZERO)?, 0);
     Ok(())
 }
 

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -110,6 +110,7 @@ impl World {
             "link set out0 up",
             "link set far0 up",
             "addr add 203.0.113.1/24 dev out0",
+            "addr add 2001:db8:113::1/64 dev out0 nodad",
         ] {
             ensure!(
                 Command::new("ip").args(line.split(' ')).status()?.success(),
@@ -287,13 +288,10 @@ fn accept(listener: &TcpListener, origins: &Origins, seen: &Seen) {
                 )
             },
         );
-        // The client may have reset already.
-        let finished = stream
-            .write_all(line.as_bytes())
-            .and_then(|()| stream.shutdown(Shutdown::Write));
-        // Read to the end: closing over unread data would reset the connection.
-        if finished.is_ok() {
-            stream.read_to_end(&mut Vec::new()).unwrap_or(0);
+        // The client ends its side first: until then it has an established connection to try things on, and closing
+        // over unread data would reset it. It may have reset already.
+        if stream.read_to_end(&mut Vec::new()).is_ok() {
+            drop(stream.write_all(line.as_bytes()));
         }
     }
 }

@@ -26,6 +26,7 @@ class Client:
         self.h2 = h2.connection.H2Connection(config)
         self.h2.initiate_connection()
         self.next, self.got, self.bodies, self.trailers, self.ended, self.closed = 1, {}, {}, {}, set(), None
+        self.heads, self.texts = {}, {}
         self.flush()
 
     def flush(self):
@@ -72,9 +73,11 @@ class Client:
     def take(self, event):
         stream = getattr(event, "stream_id", 0)
         if isinstance(event, h2.events.ResponseReceived):
-            self.got[stream] = "status " + dict(event.headers)[":status"]
+            self.heads[stream] = dict(event.headers)
+            self.got[stream] = "status " + self.heads[stream][":status"]
         elif isinstance(event, h2.events.DataReceived):
             self.bodies[stream] = self.bodies.get(stream, 0) + len(event.data)
+            self.texts[stream] = self.texts.get(stream, b"") + event.data
             self.h2.acknowledge_received_data(event.flow_controlled_length, stream)
         elif isinstance(event, h2.events.TrailersReceived):
             self.trailers[stream] = dict(event.headers)
@@ -324,6 +327,27 @@ def upload(path):
     return case
 
 
+def grpc_denied():
+    """The whole answer to a refused gRPC call."""
+    client = Client()
+    stream = client.open(client.headers("/denied/Call", "POST", content_type="application/grpc", te="trailers"), end=False)
+    client.answer(stream)
+    fields = client.heads[stream]
+    names = [":status", "content-type", "grpc-status"]
+    return f"{[fields[name] for name in names]} {client.bodies.get(stream)} {client.trailers.get(stream)} {fields['grpc-message']}"
+
+
+def events():
+    """Each event is sent when the one before it has come."""
+    client = Client()
+    stream = client.open(client.headers("/events", accept="text/event-stream"))
+    for number in range(3):
+        client.until(lambda: client.texts.get(stream, b"").count(b"\n\n") > number)
+        client.answer(client.open(client.headers("/next")))
+    end = client.answer(stream)
+    return f"{end} {client.heads[stream]['content-type']} {client.texts[stream].decode().split()}"
+
+
 def patient():
     """Takes three times as much back as one window allows, and waits for the next window in between."""
     client = Client()
@@ -382,6 +406,8 @@ CASES = {
     "leave": leave,
     "beside": beside,
     "patient": patient,
+    "grpc-denied": grpc_denied,
+    "events": events,
     "denied-upload": upload("/denied/upload"),
     "early-upload": upload("/early/upload"),
     "back-head": take_back("head"),

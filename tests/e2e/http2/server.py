@@ -63,6 +63,17 @@ class Conn:
             self.h2.send_headers(stream, [(":status", "200" if path[5:] in seen else "404")], end_stream=True)
             return
         log(path, headers, self.peer, body, trailers)
+        if path == "/events":
+            self.h2.send_headers(stream, [(":status", "200"), ("content-type", "text/event-stream")])
+            self.events, path = (stream, 0), "/next"
+        elif path == "/next":
+            self.h2.send_headers(stream, [(":status", "200")], end_stream=True)
+        if path == "/next":
+            stream, number = self.events
+            event = b"data:%d\n\n" % number
+            self.h2.send_data(stream, event if number < 3 else b"", end_stream=number == 3)
+            self.events = (stream, number + 1)
+            return
         if path.startswith("/reset"):
             self.h2.send_headers(stream, [(":status", "200")])
             self.h2.send_data(stream, b"part")

@@ -145,6 +145,32 @@ fn an_upstream_that_resets_its_stream_is_a_failed_call_and_no_more() -> Result<(
 }
 
 #[test]
+fn events_arrive_one_by_one_and_a_refused_grpc_call_has_nothing_but_a_head() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let (world, _server) = start("events_arrive_one_by_one", "")?;
+    let got = run(&world, &["events", "grpc-denied"])?;
+    assert_eq!(
+        got["events"],
+        "status 200 text/event-stream ['data:0', 'data:1', 'data:2']"
+    );
+    let record = assert_record!(
+        world,
+        "path" = "/denied/Call",
+        "protocol" = "grpc",
+        "outcome" = "denied"
+    );
+    let id = record.text("id");
+    let message = format!(
+        "Refused by callgate: A deny rule of this workload forbids this call. (deny_rule, rule no, request {id})"
+    );
+    assert_eq!(
+        got["grpc-denied"],
+        format!("['200', 'application/grpc', '7'] None None {message}")
+    );
+    Ok(())
+}
+
+#[test]
 fn http_2_and_http_1_are_translated_both_ways() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let mut world = World::new("http_2_and_http_1_are_translated_both_ways")?;

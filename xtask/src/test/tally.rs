@@ -23,13 +23,13 @@ impl Tally {
         self.skipped += count;
     }
 
-    /// Adds one line of output, if it is a runner's summary.
+    /// Adds one line of output, if it is a runner's summary. What a failed test printed is shown indented, with the
+    /// summary of its own process in it.
     pub(crate) fn read(&mut self, line: &str) {
-        let line = line.trim();
         if let Some(counts) = line.strip_prefix("test result: ") {
             let counts = counts.split_once(". ").map_or(counts, |(_, rest)| rest);
             self.add(parse(counts, ';', "ignored"));
-        } else if let Some(summary) = line.strip_prefix("Summary [") {
+        } else if let Some(summary) = line.trim_start().strip_prefix("Summary [") {
             // What a filter leaves out nextest calls skipped; it was not asked for, so it is not counted.
             let counts = summary.split_once("run: ").map_or("", |(_, rest)| rest);
             self.add(parse(counts, ',', "ignored"));
@@ -100,6 +100,10 @@ mod tests {
     #[test]
     fn other_lines_count_nothing() {
         assert_eq!(read("test it_works ... 3 passed"), (0, 0, 0));
+        assert_eq!(
+            read("    test result: FAILED. 0 passed; 1 failed; 0 ignored"),
+            (0, 0, 0)
+        );
     }
 
     #[test]

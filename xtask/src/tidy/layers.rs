@@ -42,6 +42,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("policy", PURE),
     ("tls::client_hello", PURE),
     ("budget", 0),
+    ("memory", 0),
     ("telemetry", 0),
     ("time", 0),
 ];

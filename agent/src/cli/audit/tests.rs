@@ -46,16 +46,11 @@ fn printed(arguments: &[&str], records: &[Record]) -> (String, ExitCode) {
         .for_each(|record| record.write_line(&mut bytes).unwrap());
     bytes.extend_from_slice(b"{\"torn");
     std::fs::write(&path, bytes).unwrap();
-    let arguments = ["x"]
-        .iter()
-        .chain(arguments)
-        .copied()
-        .chain(["--file", path.to_str().unwrap()]);
-    let cli = Cli::try_parse_from(arguments).unwrap();
+    let cli = Cli::try_parse_from(["x"].iter().chain(arguments)).unwrap();
     let mut out = Vec::new();
     let code = match cli.audit.command {
-        Command::Tail(tail) => tail.run(&mut out).unwrap(),
-        Command::Show(show) => show.run(&mut out).unwrap(),
+        Command::Tail(tail) => tail.run(&path, &mut out).unwrap(),
+        Command::Show(show) => show.run(&path, &mut out).unwrap(),
     };
     (String::from_utf8(out).unwrap(), code)
 }

@@ -3,39 +3,27 @@
 use std::fs;
 use std::path::Path;
 
-use caps::{CapSet, Capability};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use nix::time::{ClockId, clock_gettime};
 
 use super::Check;
 use crate::enroll::{Layout, Mount};
 use crate::identity::process::in_initial_pid_namespace;
+use crate::supervisor::ground;
 
 /// The oldest kernel that is tested.
 const OLDEST_KERNEL: (u32, u32) = (6, 1);
 /// Before this day (2025-01-01) the wall clock is surely wrong; nothing valid would be signed.
 const EARLIEST_TIME: i64 = 1_735_689_600;
 
-/// What the supervisor can't do without, and what for.
-const CAPABILITIES: &[(Capability, &str)] = &[
-    (Capability::CAP_BPF, "load programs"),
-    (Capability::CAP_NET_ADMIN, "attach programs and close sockets"),
-    (Capability::CAP_PERFMON, "read kernel structures"),
-    (Capability::CAP_SYS_ADMIN, "enter network namespaces"),
-    (Capability::CAP_SYS_PTRACE, "read /proc of other users"),
-    (Capability::CAP_DAC_READ_SEARCH, "read executables"),
-    (Capability::CAP_SETUID, "start the worker as another user"),
-    (Capability::CAP_SETGID, "start the worker as another user"),
-];
-
 /// All of them, in the order in which one would mend things.
 #[must_use]
-pub fn host_checks() -> Vec<Check> {
+pub fn host_checks(bpffs_dir: &Path) -> Vec<Check> {
     vec![
         kernel(),
         privileges(),
         cgroups(),
-        bpffs(),
+        bpffs(bpffs_dir),
         btf(),
         lockdown(),
         pid_namespace(),
@@ -73,19 +61,13 @@ fn version(release: &str) -> Option<(u32, u32)> {
 
 fn privileges() -> Check {
     const NAME: &str = "privileges";
-    let missing: Vec<String> = CAPABILITIES
-        .iter()
-        .filter(|(capability, _)| !caps::has_cap(None, CapSet::Effective, *capability).unwrap_or(false))
-        .map(|(capability, purpose)| format!("{capability} (to {purpose})"))
-        .collect();
-    if missing.is_empty() {
-        Check::pass(NAME, "all capabilities that the supervisor needs")
-    } else {
-        Check::fail(
+    match ground::missing() {
+        None => Check::pass(NAME, "all capabilities that the supervisor needs"),
+        Some(missing) => Check::fail(
             NAME,
-            format!("missing: {}", missing.join(", ")),
+            format!("missing: {missing}"),
             "run as root, or as callgate.service",
-        )
+        ),
     }
 }
 
@@ -117,13 +99,24 @@ fn cgroups() -> Check {
     }
 }
 
-fn bpffs() -> Check {
+/// The agent mounts one itself where its pins are to go; one that is there for all outlives a private mount.
+fn bpffs(dir: &Path) -> Check {
     const NAME: &str = "bpffs";
-    const FIX: &str = "mount it: mount -t bpf bpf /sys/fs/bpf";
-    match statfs("/sys/fs/bpf") {
-        Ok(found) if found.filesystem_type() == BPF_FS_MAGIC => Check::pass(NAME, "/sys/fs/bpf"),
-        Ok(_) => Check::fail(NAME, "/sys/fs/bpf is no BPF file system", FIX),
-        Err(errno) => Check::fail(NAME, format!("/sys/fs/bpf: {errno}"), FIX),
+    let on = dir.ancestors().find(|part| part.exists()).unwrap_or(dir);
+    match statfs(on) {
+        Ok(found) if found.filesystem_type() == BPF_FS_MAGIC => {
+            Check::pass(NAME, format!("{} (for {})", on.display(), dir.display()))
+        }
+        Ok(_) => Check::warn(
+            NAME,
+            format!("{} lies on none; the agent will mount one there", dir.display()),
+            "mount it for all: mount -t bpf bpf /sys/fs/bpf",
+        ),
+        Err(errno) => Check::fail(
+            NAME,
+            format!("{}: {errno}", on.display()),
+            "see why it can't be looked at, or set `bpffs_dir`",
+        ),
     }
 }
 

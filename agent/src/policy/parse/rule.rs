@@ -12,6 +12,9 @@ use super::super::{ClientAuth, CredentialName, Scheme};
 use super::workload::conditions;
 use crate::addr::HostNameError;
 
+/// What goes there is taken for questions about names, whatever it is.
+const DNS: u16 = 53;
+
 /// Reads one rule. `None` if it has no usable host or nothing that it says; its faults are reported.
 pub(super) fn parse(report: &mut Report<'_>, value: &Value<'_>, kind: RuleKind) -> Option<Rule> {
     let before = report.found.len();
@@ -170,6 +173,17 @@ fn port(report: &mut Report<'_>, fields: &mut Fields<'_, '_>, rule: &mut Rule) {
     let port = fields
         .integer(report, "port", 1, 65535)
         .and_then(|port| u16::try_from(port).ok());
+    if port == Some(DNS) {
+        let span = fields
+            .value("port")
+            .map_or(fields.span, |value| value.span.into());
+        let message = "port 53 is for names, which the agent answers itself";
+        report.error_help(
+            span,
+            message,
+            "a host that a rule mentions is answered without one for port 53",
+        );
+    }
     rule.port = port.or(default);
 }
 

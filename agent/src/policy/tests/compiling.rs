@@ -58,6 +58,10 @@ fn each_fault_is_found_where_it_is() {
 #[test]
 fn each_fault_of_a_rule_is_found() {
     for (rule, expected) in [
+        (
+            "[[workload.allow]]\nhost = 'a.com'\nport = 53",
+            "p:5:8: error: port 53 is for names",
+        ),
         ("[[workload.allow]]", "an allow rule needs `host`"),
         (
             "[[workload.allow]]\nhost='https://a.b/x'",

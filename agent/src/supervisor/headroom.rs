@@ -10,13 +10,13 @@ const RELIEF: u64 = 5;
 
 /// The memory of the agent's own unit.
 #[derive(Debug)]
-pub(super) struct Memory {
+pub(super) struct Headroom {
     cgroups: Vec<PathBuf>,
     percent: u64,
     short: bool,
 }
 
-impl Memory {
+impl Headroom {
     /// Watches the cgroup that this process is in. Without the memory controller there (a hybrid layout has it
     /// elsewhere) memory is never short.
     pub(super) fn of_self(mount: &Path, percent: u8) -> Self {
@@ -97,7 +97,7 @@ mod tests {
         let mount = tempfile::tempdir().unwrap();
         let unit = mount.path().join("system.slice/callgate.service");
         set(&unit, "1000", 100, 0);
-        let mut memory = Memory::of(mount.path(), "/system.slice/callgate.service", 90);
+        let mut memory = Headroom::of(mount.path(), "/system.slice/callgate.service", 90);
         assert!(!memory.look() && !memory.is_short());
         set(&unit, "1000", 950, 0);
         assert!(memory.look() && memory.is_short());
@@ -113,7 +113,7 @@ mod tests {
         let (slice, unit) = (mount.path().join("a.slice"), mount.path().join("a.slice/b"));
         set(&unit, "max", 950, 0);
         set(&slice, "1000", 950, 800);
-        let mut memory = Memory::of(mount.path(), "/a.slice/b", 90);
+        let mut memory = Headroom::of(mount.path(), "/a.slice/b", 90);
         assert!(!memory.look());
         set(&slice, "1000", 950, 10);
         assert!(memory.look());
@@ -122,6 +122,6 @@ mod tests {
     #[test]
     fn without_the_controller_memory_is_never_short() {
         let mount = tempfile::tempdir().unwrap();
-        assert!(!Memory::of(mount.path(), "/x", 90).look());
+        assert!(!Headroom::of(mount.path(), "/x", 90).look());
     }
 }

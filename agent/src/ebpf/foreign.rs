@@ -1,0 +1,173 @@
+//! Sockets that a managed process holds but did not make in its workload: told by their mark, and cut off.
+//!
+//! Programs follow the cgroup that made a socket, so one that was made elsewhere and handed in, or is older than
+//! its process's enrolment, is seen by no program of the workload's. SOCK_DESTROY alone would not do: it ends a
+//! connection, but the socket can be connected again. So the socket is bound to the loopback device, which takes
+//! CAP_NET_RAW to undo, and where a packet may name its own way out (UDP and raw over IPv4, IP_PKTINFO) all it
+//! sends is blocked by an IPsec policy of its own, which takes CAP_NET_ADMIN to undo.
+
+use std::io;
+use std::net::{Ipv4Addr, Shutdown, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+
+use aya::maps::{Map, MapData, MapError, SkStorage};
+use callgate_common::names::SOCKETS;
+use callgate_common::origin::present;
+use callgate_common::{Origin, Reason, SocketMark};
+use socket2::{Domain, SockRef, Type};
+
+use super::{Error, Report, sys};
+
+const LOOPBACK: &[u8] = b"lo";
+
+/// What a socket is to the workload of the process that holds it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Standing {
+    /// The workload's own, or of a family that reaches no network by itself.
+    Own,
+    /// Made elsewhere, but it only takes connections that the policy lets in, or it is cut off already.
+    Harmless,
+    /// Made elsewhere.
+    Foreign,
+}
+
+/// The marks on sockets, read by descriptor.
+#[derive(Debug)]
+pub struct Marks(SkStorage<MapData, SocketMark>);
+
+impl Marks {
+    pub(super) fn new(fd: OwnedFd) -> Result<Self, Error> {
+        let fail = |source| Error::map(SOCKETS, source);
+        let map = MapData::from_fd(fd).and_then(Map::from_map_data).map_err(fail)?;
+        SkStorage::try_from(map).map(Self).map_err(fail)
+    }
+
+    /// What `socket` is to the workload `number`, which may take connections on the ports `listen`.
+    ///
+    /// # Errors
+    /// If the socket or the map can't be read; nothing is known of the socket then.
+    pub fn standing(&self, socket: &impl AsFd, number: u32, listen: &[u16]) -> io::Result<Standing> {
+        let known = SockRef::from(socket);
+        if !matches!(known.domain()?, Domain::IPV4 | Domain::IPV6) {
+            return Ok(Standing::Own);
+        }
+        match self.0.get(&socket.as_fd().as_raw_fd(), 0) {
+            Ok(mark) if mark.workload == number => return Ok(Standing::Own),
+            Ok(_) | Err(MapError::KeyNotFound | MapError::ElementNotFound) => {}
+            Err(source) => return Err(io::Error::other(source)),
+        }
+        let takes = known.is_listener()? || is_peer_let_in(&known, listen);
+        if takes || known.device()?.is_some_and(|name| name == LOOPBACK) {
+            return Ok(Standing::Harmless);
+        }
+        Ok(Standing::Foreign)
+    }
+}
+
+/// A connection that came in on a port that the policy opens: a listener made by systemd accepts such.
+fn is_peer_let_in(socket: &SockRef<'_>, listen: &[u16]) -> bool {
+    let port = |addr: io::Result<socket2::SockAddr>| addr.ok().and_then(|addr| addr.as_socket());
+    port(socket.local_addr()).is_some_and(|local| listen.contains(&local.port()))
+        && port(socket.peer_addr()).is_some()
+}
+
+/// Ends the socket's connection and keeps it from sending anything to another host, whoever else holds it.
+///
+/// # Errors
+/// If any of that can't be done; the socket may still be of use to its holder then.
+pub fn cut_off(socket: &impl AsFd) -> io::Result<()> {
+    let known = SockRef::from(socket);
+    // Before the device, so that the peer is told.
+    disconnect(socket);
+    known.bind_device(Some(LOOPBACK))?;
+    if known.domain()? == Domain::IPV4 {
+        let blocked = sys::block_output4(socket.as_fd());
+        if known.r#type()? != Type::STREAM {
+            blocked?;
+        }
+    }
+    // It may have been connected again in between.
+    if known.peer_addr().is_ok() {
+        known.shutdown(Shutdown::Both).ok();
+        disconnect(socket);
+    }
+    match known.peer_addr() {
+        Err(_) => Ok(()),
+        Ok(_) => Err(io::Error::other("the socket stays connected")),
+    }
+}
+
+/// One that is not connected has nothing to end; what remains connected is noticed by the caller.
+fn disconnect(socket: &impl AsFd) {
+    rustix::net::connect_unspec(socket).ok();
+}
+
+/// Where a socket leads: its peer, else nowhere.
+#[must_use]
+pub fn peer(socket: &impl AsFd) -> Option<SocketAddr> {
+    SockRef::from(socket).peer_addr().ok()?.as_socket()
+}
+
+/// A process that held a foreign socket.
+#[derive(Clone, Copy, Debug)]
+pub struct Holder {
+    /// The workload's number.
+    pub workload: u32,
+    /// Its cgroup.
+    pub cgroup: u64,
+    /// The process id.
+    pub pid: u32,
+    /// When it started, ns of CLOCK_BOOTTIME.
+    pub start_time: u64,
+    /// Its user and group.
+    pub ids: (u32, u32),
+    /// Its name, up to the first NUL.
+    pub comm: [u8; 16],
+    /// Device (`st_dev`) and inode of its executable.
+    pub exe: Option<(u64, u64)>,
+}
+
+impl Report {
+    /// That a socket which led to `peer` was cut off.
+    #[must_use]
+    pub fn handed_socket(holder: &Holder, peer: Option<SocketAddr>, socket: &impl AsFd) -> Self {
+        let peer = peer.unwrap_or_else(|| (Ipv4Addr::UNSPECIFIED, 0).into());
+        let protocol = SockRef::from(socket).protocol().ok().flatten();
+        let origin = Origin {
+            workload: holder.workload,
+            cgroup_id: holder.cgroup,
+            tgid: holder.pid,
+            tid: holder.pid,
+            start_time: holder.start_time,
+            uid: holder.ids.0,
+            gid: holder.ids.1,
+            dst_addr: match peer.ip() {
+                std::net::IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+                std::net::IpAddr::V6(v6) => v6.octets(),
+            },
+            dst_port: peer.port(),
+            protocol: protocol.map_or(0, |protocol| u8::try_from(i32::from(protocol)).unwrap_or(0)),
+            comm: holder.comm,
+            present: present::CALLER | present::PID | present::START_TIME,
+            ..Origin::EMPTY
+        };
+        let origin = holder.exe.map_or(origin, |(device, inode)| Origin {
+            exe_dev: kernel_dev(device),
+            exe_ino: inode,
+            present: origin.present | present::EXE,
+            ..origin
+        });
+        Self {
+            reason: Reason::HandedSocket,
+            origin,
+            suppressed: 0,
+        }
+    }
+}
+
+/// The kernel's own form of a device number (include/linux/kdev_t.h, `MKDEV`).
+fn kernel_dev(device: u64) -> u32 {
+    const MINOR_BITS: u64 = 20;
+    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    u32::try_from((major << MINOR_BITS) | minor).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,325 @@
+//! Looks for sockets that managed processes hold but that were made elsewhere, and cuts them off.
+//!
+//! The programs see a socket by the cgroup that made it, so one that came in as a descriptor (inherited, or over a
+//! Unix socket) is seen by none. A thread of its own reads the processes' descriptors, so that a host with many
+//! keeps nobody's connection waiting; it looks twice a second, less often where a look takes long.
+
+use std::collections::HashSet;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+
+use crate::ebpf::foreign::{self, Holder, Standing};
+use crate::ebpf::{Marks, Report};
+use crate::identity::process::HeldProcess;
+
+/// Between two looks, at least.
+const PAUSE: Duration = Duration::from_millis(500);
+/// And at most.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// A look takes at most one part in this many of one CPU's time.
+const SHARE: u32 = 50;
+/// Sockets reported of one look; the last report counts the others.
+const REPORTS: usize = 64;
+/// Levels below a workload's cgroup that are looked into.
+const DEEPEST: usize = 32;
+
+/// A workload to look into.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    /// Its number, which its own sockets are marked with.
+    pub(super) number: u32,
+    /// Its cgroup's id.
+    pub(super) id: u64,
+    /// Its cgroup's directory.
+    pub(super) directory: PathBuf,
+    /// Ports that it may take connections on.
+    pub(super) listen: Vec<u16>,
+}
+
+enum Order {
+    Hold(Vec<Place>),
+    Look,
+}
+
+/// The thread that looks.
+pub(super) struct Watch {
+    orders: Sender<Order>,
+    reports: Receiver<Report>,
+    count: u64,
+}
+
+impl Watch {
+    /// Starts it, with nothing to look into yet.
+    pub(super) fn start(marks: Marks) -> std::io::Result<Self> {
+        let (orders, taken) = mpsc::channel();
+        let (found, reports) = mpsc::channel();
+        std::thread::Builder::new()
+            .name("foreign-sockets".into())
+            .spawn(move || watch(Look::new(marks), &taken, &found))?;
+        Ok(Self {
+            orders,
+            reports,
+            count: 0,
+        })
+    }
+
+    /// Looks into these from now on, and at once.
+    pub(super) fn hold(&self, places: Vec<Place>) {
+        self.order(Order::Hold(places));
+    }
+
+    /// Looks at once: a process has just entered.
+    pub(super) fn look(&self) {
+        self.order(Order::Look);
+    }
+
+    fn order(&self, order: Order) {
+        if self.orders.send(order).is_err() {
+            tracing::error!(
+                "nobody looks for sockets that were made outside of the workloads any more; restart the agent"
+            );
+        }
+    }
+
+    /// What was cut off since the last call.
+    pub(super) fn reports(&mut self) -> Vec<Report> {
+        let reports: Vec<Report> = self.reports.try_iter().collect();
+        let cut = reports.iter().map(|report| u64::from(report.suppressed) + 1);
+        self.count += cut.sum::<u64>();
+        reports
+    }
+
+    /// How many sockets were cut off since the start.
+    pub(super) fn count(&self) -> u64 {
+        self.count
+    }
+}
+
+fn watch(mut look: Look, orders: &Receiver<Order>, found: &Sender<Report>) {
+    let mut places = Vec::new();
+    let mut pause = PAUSE;
+    loop {
+        match orders.recv_timeout(pause) {
+            Ok(Order::Hold(more)) => places = more,
+            Ok(Order::Look) | Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        let start = Instant::now();
+        for report in look.see_all(&places) {
+            if found.send(report).is_err() {
+                return;
+            }
+        }
+        pause = (start.elapsed() * SHARE).clamp(PAUSE, LONGEST_PAUSE);
+    }
+}
+
+/// One look after another.
+struct Look {
+    marks: Marks,
+    /// Sockets that the last look saw to be the workload's own, by inode. Only while each look meets them again:
+    /// the kernel gives the number of a closed socket to another some time.
+    own: HashSet<(u32, u64)>,
+    /// Sockets that could not be cut off, so that each is said once.
+    failed: HashSet<u64>,
+    /// Whether a process could not be looked into; said once.
+    blind: bool,
+}
+
+impl Look {
+    fn new(marks: Marks) -> Self {
+        Self {
+            marks,
+            own: HashSet::new(),
+            failed: HashSet::new(),
+            blind: false,
+        }
+    }
+
+    fn see_all(&mut self, places: &[Place]) -> Vec<Report> {
+        let mut reports: Vec<Report> = Vec::new();
+        let mut own = HashSet::new();
+        for place in places {
+            let mut pids = Vec::new();
+            processes(&place.directory, DEEPEST, &mut pids);
+            for pid in pids {
+                for report in self.see_process(place, pid, &mut own).unwrap_or_default() {
+                    if let Some(last) = reports.get_mut(REPORTS - 1) {
+                        last.suppressed += 1;
+                    } else {
+                        reports.push(report);
+                    }
+                }
+            }
+        }
+        self.own = own;
+        reports
+    }
+
+    /// `None` if the process has ended or is not the workload's (any more).
+    fn see_process(&mut self, place: &Place, pid: u32, own: &mut HashSet<(u32, u64)>) -> Option<Vec<Report>> {
+        let handle = pidfd_open(Pid::from_raw(i32::try_from(pid).ok()?)?, PidfdFlags::empty()).ok()?;
+        // Held after the handle was made: while descriptors can be had through the handle, both are one process.
+        let process = HeldProcess::open(pid).ok()?;
+        if !is_in(&process, place) {
+            return None;
+        }
+        let mut reports = Vec::new();
+        for (number, inode) in sockets(pid) {
+            if self.own.contains(&(place.number, inode)) {
+                own.insert((place.number, inode));
+                continue;
+            }
+            let socket = match pidfd_getfd(&handle, number, PidfdGetfdFlags::empty()) {
+                Ok(socket) => socket,
+                Err(rustix::io::Errno::PERM) => {
+                    self.say_blind();
+                    continue;
+                }
+                // Closed meanwhile, or the process has ended.
+                Err(_) => continue,
+            };
+            match self.marks.standing(&socket, place.number, &place.listen) {
+                Ok(Standing::Own) => {
+                    own.insert((place.number, inode));
+                }
+                Ok(Standing::Harmless) => {}
+                Ok(Standing::Foreign) => reports.extend(self.cut_off(place, &process, &socket, inode)),
+                Err(error) => tracing::warn!(%error, pid, "a socket can't be examined"),
+            }
+        }
+        Some(reports)
+    }
+
+    fn cut_off(
+        &mut self,
+        place: &Place,
+        process: &HeldProcess,
+        socket: &OwnedFd,
+        inode: u64,
+    ) -> Option<Report> {
+        let peer = foreign::peer(socket);
+        if let Err(error) = foreign::cut_off(socket) {
+            if self.failed.insert(inode) {
+                tracing::error!(
+                    %error,
+                    pid = process.pid(),
+                    "a managed process holds a socket that was made outside of its workload, and it can't be cut off: end the process"
+                );
+            }
+            return None;
+        }
+        tracing::warn!(
+            pid = process.pid(),
+            ?peer,
+            "a managed process held a socket that was made outside of its workload; it is cut off"
+        );
+        Some(Report::handed_socket(&holder(place, process)?, peer, socket))
+    }
+
+    fn say_blind(&mut self) {
+        if !std::mem::replace(&mut self.blind, true) {
+            tracing::error!(
+                "the agent may not look at managed processes' sockets (it needs CAP_SYS_PTRACE): sockets that are handed in from outside go unnoticed"
+            );
+        }
+    }
+}
+
+/// The facts that the kernel would have taken; `None` if the process has ended.
+fn holder(place: &Place, process: &HeldProcess) -> Option<Holder> {
+    let mut comm = [0; 16];
+    let name = process.read("comm").ok()?;
+    for (to, byte) in comm.iter_mut().zip(name.trim_end().bytes()) {
+        *to = byte;
+    }
+    let exe = process.executable().ok();
+    let exe = exe.and_then(|file| nix::sys::stat::fstat(file).ok());
+    Some(Holder {
+        workload: place.number,
+        cgroup: cgroup_id(process, place).unwrap_or(place.id),
+        pid: process.pid(),
+        start_time: process.start_time().ok()?,
+        ids: process.ids().ok()?,
+        comm,
+        exe: exe.map(|stat| (stat.st_dev, stat.st_ino)),
+    })
+}
+
+/// The id of the process's own cgroup, the workload's or one below it.
+fn cgroup_id(process: &HeldProcess, place: &Place) -> Option<u64> {
+    let shown = process.cgroup().ok()??;
+    let slice = place.directory.file_name()?;
+    let below = Path::new(&shown)
+        .components()
+        .skip_while(|part| part.as_os_str() != slice)
+        .skip(1);
+    let directory = place.directory.join(below.collect::<PathBuf>());
+    fs::metadata(directory).ok().map(|found| found.ino())
+}
+
+/// Whether the process is in the workload: its number may have been given to another since it was listed.
+fn is_in(process: &HeldProcess, place: &Place) -> bool {
+    let Ok(Some(shown)) = process.cgroup() else {
+        return false;
+    };
+    // By the slice's name, which is one of a kind, whatever root of the hierarchy /proc shows paths from.
+    Path::new(&shown)
+        .components()
+        .any(|part| Some(part.as_os_str()) == place.directory.file_name())
+}
+
+/// Numbers of all processes in a cgroup and those below it.
+fn processes(directory: &Path, levels: usize, pids: &mut Vec<u32>) {
+    let listed = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    pids.extend(
+        listed
+            .lines()
+            .filter_map(|line| line.parse::<u32>().ok())
+            .filter(|pid| *pid > 0),
+    );
+    let Some(levels) = levels.checked_sub(1) else {
+        return;
+    };
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            processes(&entry.path(), levels, pids);
+        }
+    }
+}
+
+/// Descriptors of a process that are sockets, with the sockets' inodes.
+fn sockets(pid: u32) -> Vec<(i32, u64)> {
+    let socket = |entry: fs::DirEntry| {
+        let number = entry.file_name().to_str()?.parse().ok()?;
+        let target = fs::read_link(entry.path()).ok()?;
+        let inode = target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?;
+        Some((number, inode.parse().ok()?))
+    };
+    let entries = fs::read_dir(format!("/proc/{pid}/fd"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    entries.filter_map(socket).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_sockets_are_found_by_their_inodes() {
+        use std::os::fd::AsRawFd as _;
+        let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let inode = fs::metadata(format!("/proc/self/fd/{}", one.as_raw_fd()))
+            .unwrap()
+            .ino();
+        assert!(sockets(std::process::id()).contains(&(one.as_raw_fd(), inode)));
+    }
+}

@@ -1,0 +1,118 @@
+//! The table of handshakes and the marks on sockets: one workload's use of them is no other's loss.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use callgate::ebpf::foreign::Standing;
+use callgate::ebpf::{LoadOptions, Reason};
+
+use super::cases::{ECONNREFUSED, assert_redirected};
+use super::world::{World, probe};
+
+/// Moves to the agent's cgroup, or away from it. Connections to listeners that were made away are seen by no program at
+/// their end, so what the client's end puts into the table of handshakes stays there.
+fn go(world: &World, cgroup: &str) -> Result<()> {
+    let directory = world.base.join(cgroup);
+    std::fs::create_dir_all(&directory)?;
+    Ok(std::fs::write(directory.join("cgroup.procs"), "0")?)
+}
+
+/// Connects as often from this workload; each connection is made, and nobody knows whose it is.
+fn leave_handshakes(world: &World, name: &str, count: usize) -> Result<()> {
+    for _ in 0..count {
+        let line = world.probe(&world.cgroup(name), &["tcp", "192.0.2.1:443"])?;
+        assert!(line.ends_with("unknown"), "{name}: {line}");
+    }
+    Ok(())
+}
+
+pub(super) fn a_full_flow_table_refuses_and_counts(world: &mut World) -> Result<()> {
+    world.reload(LoadOptions {
+        max_flows: 1,
+        ..world.options.clone()
+    })?;
+    go(world, "away")?;
+    world.serve(1, "one")?;
+    world.serve(2, "two")?;
+    leave_handshakes(world, "one", 1)?;
+    assert_eq!(world.count(Reason::FlowLost)?, 0);
+    // A share of one each, and one place for both.
+    leave_handshakes(world, "two", 2)?;
+    assert_eq!(world.count(Reason::FlowLost)?, 2);
+    assert_eq!(world.take_seen(), [None; 3]);
+    assert_eq!(world.programs.sweep_flows(Duration::ZERO)?, 1);
+    assert_eq!(world.programs.sweep_flows(Duration::ZERO)?, 0);
+    leave_handshakes(world, "two", 1)?;
+    assert_eq!(world.count(Reason::FlowLost)?, 2);
+    Ok(())
+}
+
+pub(super) fn a_workload_that_fills_its_share_keeps_nobody_else_out(world: &mut World) -> Result<()> {
+    const SHARE: usize = 4;
+    world.reload(LoadOptions {
+        max_flows: 2 * u32::try_from(SHARE)?,
+        ..world.options.clone()
+    })?;
+    go(world, "away")?;
+    world.serve(1, "one")?;
+    world.serve(2, "two")?;
+    leave_handshakes(world, "one", SHARE)?;
+    for _ in 0..3 {
+        assert_eq!(world.one(&["tcp", "192.0.2.1:443"])?, ECONNREFUSED);
+    }
+    assert_eq!(world.count(Reason::FlowShare)?, 3);
+    assert_eq!(world.reasons(), [Reason::FlowShare; 3]);
+    leave_handshakes(world, "two", SHARE)?;
+    assert_eq!(world.count(Reason::FlowLost)?, 0);
+    // What is cleared away is room again, no more and no less.
+    assert_eq!(world.programs.sweep_flows(Duration::ZERO)?, 2 * SHARE);
+    leave_handshakes(world, "one", SHARE)?;
+    assert_eq!(world.one(&["tcp", "192.0.2.1:443"])?, ECONNREFUSED);
+    // The listener's side again: what it takes out is room too.
+    world.programs.sweep_flows(Duration::ZERO)?;
+    world.take_seen();
+    go(world, "agent")?;
+    world.serve(1, "one")?;
+    for _ in 0..3 * SHARE {
+        assert_redirected(world, &["tcp", "192.0.2.1:443"], "192.0.2.1:443")?;
+    }
+    assert_eq!(world.count(Reason::FlowShare)?, 4);
+    Ok(())
+}
+
+pub(super) fn what_a_workload_accepted_is_its_own(world: &mut World) -> Result<()> {
+    let mut plan = world.plan(1, "one");
+    plan.listen_ports = vec![8080];
+    world.programs.arm(&plan)?;
+    let marks = world.programs.marks()?;
+    let mut server = probe(&world.cgroup("one"), &["listen-hold", "127.0.0.1:8080"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut lines = BufReader::new(server.stdout.take().context("no stdout")?).lines();
+    assert_eq!(lines.next().context("it said nothing")??, "listening");
+    let client = TcpStream::connect("127.0.0.1:8080")?;
+    // Its listener and the accepted socket, in this order.
+    let numbers = lines.next().context("it said nothing")??;
+    let process = rustix::process::Pid::from_raw(i32::try_from(server.id())?).context("a pid")?;
+    let handle = rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty())?;
+    for number in numbers.split(' ') {
+        let flags = rustix::process::PidfdGetfdFlags::empty();
+        let socket = rustix::process::pidfd_getfd(&handle, number.parse()?, flags)?;
+        assert_eq!(marks.standing(&socket, 1, &[])?, Standing::Own, "{number}");
+        assert_eq!(marks.standing(&client, 1, &[])?, Standing::Foreign);
+        // To another workload's process both would be what was handed in.
+        let other = marks.standing(&socket, 2, &[])?;
+        assert!(other != Standing::Own, "{number}: {other:?}");
+    }
+    let (one, _two) = std::os::unix::net::UnixStream::pair()?;
+    assert_eq!(marks.standing(&one, 1, &[])?, Standing::Own);
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    assert_eq!(marks.standing(&listener, 1, &[])?, Standing::Harmless);
+    server.stdin.take().context("no stdin")?.write_all(b"go\n")?;
+    server.wait()?;
+    Ok(())
+}

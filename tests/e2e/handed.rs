@@ -1,0 +1,101 @@
+//! Sockets that were made outside of a workload and reach one of its processes as descriptors.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::process::Stdio;
+
+use anyhow::{Context, Result, ensure};
+use harness::audit::matching;
+use harness::sandbox::HOST_V4;
+use harness::{World, require, wait};
+
+use crate::audit::agent_status;
+use crate::identity::{start, workload};
+
+const SINK: (Ipv4Addr, Ipv6Addr) = (
+    Ipv4Addr::new(203, 0, 113, 10),
+    Ipv6Addr::new(0x2001, 0xdb8, 0x113, 0, 0, 0, 0, 10),
+);
+/// Sockets that the lender makes: three TCP connections or UDP associations lead to the sink.
+const HANDED: u64 = 8;
+const LEADING: usize = 3;
+
+/// A script with its arguments after the addresses.
+fn script(text: &str, first: &str, rest: &[&str]) -> Vec<String> {
+    let fixed = ["python3", "-c", text, first].map(ToOwned::to_owned);
+    let addresses = [SINK.0.to_string(), SINK.1.to_string()];
+    let rest = rest.iter().map(|one| (*one).to_owned());
+    fixed.into_iter().chain(addresses).chain(rest).collect()
+}
+
+#[test]
+fn a_socket_made_outside_and_handed_in_is_cut_off_and_recorded() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start(
+        "a_socket_made_outside_and_handed_in_is_cut_off_and_recorded",
+        &workload("billing", "listen = [8080]", ""),
+    )?;
+    let arrived = world.dir().join("arrived");
+    let log = arrived.to_str().context("a path")?;
+    let sink = script(include_str!("handed/sink.py"), log, &[&HOST_V4.to_string()]);
+    let _sink = world.outside()?.command(sink).spawn()?;
+    let said = || fs::read_to_string(&arrived).unwrap_or_default();
+    wait::until("the sink", wait::PATIENCE, || {
+        said().contains("ready").then_some(())
+    })?;
+
+    let lent = world.dir().join("lent.sock");
+    let lent = lent.to_str().context("a path")?;
+    let lender = script(include_str!("handed/lender.py"), lent, &[]);
+    let mut lender = world
+        .unmanaged()?
+        .command(lender)
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut line = String::new();
+    BufReader::new(lender.stdout.take().context("no stdout")?).read_line(&mut line)?;
+    ensure!(line == "ready\n", "the lender: {line}");
+    let reply = world
+        .workload("billing")?
+        .run(script(include_str!("handed/borrower.py"), lent, &[]))?;
+    assert_eq!(
+        reply.clone().ok()?,
+        "led out: []; own: answered asked\n",
+        "{reply:?}"
+    );
+    assert!(!said().contains("LATE"), "{}", said());
+    check_records(&world)
+}
+
+fn check_records(world: &World) -> Result<()> {
+    let records = wait::until("a record of each socket", wait::PATIENCE, || {
+        let all = world.records().ok()?;
+        let expected = [("reason", "handed_socket".into()), ("workload", "billing".into())];
+        let found: Vec<_> = matching(&all, &expected).into_iter().cloned().collect();
+        let count: u64 = found.iter().filter_map(|one| one.field("count").as_u64()).sum();
+        (count == HANDED).then_some(found)
+    })?;
+    let destination = |ip: IpAddr| match ip {
+        IpAddr::V4(v4) => format!("{v4}:7777"),
+        IpAddr::V6(v6) => format!("[{v6}]:7777"),
+    };
+    let leading = records.iter().filter(|one| {
+        let to = one.text("original_destination");
+        to == destination(SINK.0.into()) || to == destination(SINK.1.into())
+    });
+    assert_eq!(leading.count(), LEADING, "{records:?}");
+    for record in &records {
+        assert_eq!(record.text("decision"), "deny", "{record:?}");
+        // The path only while the process lives.
+        assert!(record.text("comm").contains("python"), "{record:?}");
+        assert!(record.field("exe.inode").is_u64(), "{record:?}");
+    }
+    let (_, status) = agent_status(world)?;
+    assert_eq!(
+        status["kernel"]["handed_socket"].as_u64(),
+        Some(HANDED),
+        "{status}"
+    );
+    Ok(())
+}

@@ -1,0 +1,137 @@
+//! Root takes kernel programs, pins or their file system away: that is noticed within a second, put back and recorded,
+//! and where it can't be put back, nothing more runs in a workload.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use harness::audit::matching;
+use harness::{Record, World, assert_record, require, wait};
+
+use crate::audit::{agent_status, call, start};
+
+/// Detaches the links that are given as pins: BPF_OBJ_GET, BPF_LINK_DETACH (include/uapi/linux/bpf.h).
+const DETACH: &str = r#"
+import ctypes, os, sys
+bpf = lambda command, attributes: ctypes.CDLL(None, use_errno=True).syscall(321, command, attributes, len(attributes))
+for pin in sys.argv[1:]:
+    path = ctypes.create_string_buffer(os.fsencode(pin))
+    get = ctypes.addressof(path).to_bytes(8, "little") + bytes(8)
+    link = bpf(7, get)
+    assert link >= 0, pin
+    assert bpf(34, link.to_bytes(4, "little")) == 0, pin
+"#;
+
+/// The pins of the workload's links.
+fn pins(world: &World) -> Result<Vec<PathBuf>> {
+    let slice = world.cgroup().join("workloads/callgate-billing.slice");
+    let links = world
+        .dir()
+        .join(format!("bpf/links/cgroup-{}", fs::metadata(slice)?.ino()));
+    let pins: Vec<PathBuf> = fs::read_dir(&links)?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<_, _>>()
+        .with_context(|| links.display().to_string())?;
+    assert_eq!(pins.len(), 12, "{pins:?}");
+    Ok(pins)
+}
+
+/// Waits for a record of the breach that says this; a breach in several steps may be noticed in several.
+fn recorded(world: &World, what: &str) -> Result<()> {
+    let expected = [("error.kind", "perimeter".into()), ("outcome", "failed".into())];
+    wait::until("a record of the breach", wait::PATIENCE, || {
+        let all = world.records().ok()?;
+        let found = matching(&all, &expected);
+        let says = |record: &&Record| record.text("error.message").contains(what);
+        found.into_iter().any(|record| says(&record)).then_some(())
+    })
+}
+
+fn put_back(world: &World, times: u64) -> Result<()> {
+    wait::until("the perimeter put back", wait::PATIENCE, || {
+        let (code, status) = agent_status(world).ok()?;
+        let back = status["perimeter_repairs"].as_u64()? >= times && status["perimeter_intact"] == true;
+        (back && code == Some(0)).then_some(())
+    })
+}
+
+#[test]
+fn pins_that_are_removed_open_nothing_and_are_put_back() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let mut world = start("pins_that_are_removed_open_nothing_and_are_put_back")?;
+    let links = pins(&world)?;
+    links.iter().try_for_each(fs::remove_file)?;
+    for entry in fs::read_dir(world.dir().join("bpf/maps"))? {
+        fs::remove_file(entry?.path())?;
+    }
+    // Whether it was put back by now or not.
+    assert_eq!(call(&world, "/between")?, 200);
+    put_back(&world, 1)?;
+    assert_eq!(pins(&world)?.len(), links.len());
+    assert_record!(world, "path" = "/between", "workload" = "billing");
+    recorded(&world, "cg_connect4")?;
+    // The next run takes over what was put back.
+    world.kill_agent()?;
+    world.start_agent()?;
+    assert_eq!(call(&world, "/after")?, 200);
+    assert_record!(world, "path" = "/after", "workload" = "billing");
+    Ok(())
+}
+
+#[test]
+fn links_that_are_detached_are_made_again() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start("links_that_are_detached_are_made_again")?;
+    let mut detach = vec!["python3".into(), "-c".into(), DETACH.into()];
+    detach.extend(pins(&world)?.into_iter().map(PathBuf::into_os_string));
+    world.unmanaged()?.run(detach)?.ok()?;
+    put_back(&world, 1)?;
+    assert_eq!(call(&world, "/after")?, 200);
+    assert_record!(world, "path" = "/after", "workload" = "billing");
+    recorded(&world, "cg_connect4")
+}
+
+#[test]
+fn a_bpf_file_system_that_is_unmounted_is_mounted_again() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let mut world = start("a_bpf_file_system_that_is_unmounted_is_mounted_again")?;
+    let bpf = world.dir().join("bpf");
+    let bpf = bpf.to_str().context("a path")?;
+    world.unmanaged()?.run(["umount", "-l", bpf])?.ok()?;
+    put_back(&world, 1)?;
+    pins(&world)?;
+    world.kill_agent()?;
+    world.start_agent()?;
+    assert_eq!(call(&world, "/after")?, 200);
+    assert_record!(world, "path" = "/after", "workload" = "billing");
+    Ok(())
+}
+
+#[test]
+fn what_can_not_be_put_back_keeps_everybody_out_until_it_can() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start("what_can_not_be_put_back_keeps_everybody_out_until_it_can")?;
+    let bpf = world.dir().join("bpf");
+    // The agent may be quick enough to mount it again in between.
+    let obstacle = format!(
+        "until umount -l {0}; rmdir {0} && touch {0}; do :; done",
+        bpf.display()
+    );
+    world.unmanaged()?.run(["sh", "-c", &obstacle])?.ok()?;
+    wait::until("a perimeter that is not intact", wait::PATIENCE, || {
+        let (code, status) = agent_status(&world).ok()?;
+        (code == Some(1) && status["perimeter_intact"] == false).then_some(())
+    })?;
+    let refused = world.workload("billing")?.run(["true"])?;
+    assert_ne!(refused.code(), Some(0), "{refused:?}");
+    assert!(refused.stderr.contains("not all in place"), "{refused:?}");
+    let marker = world.dir().join("run/armed/billing");
+    assert!(!marker.exists(), "units may still start");
+    recorded(&world, "can't be put back")?;
+    fs::remove_file(&bpf)?;
+    put_back(&world, 1)?;
+    assert!(marker.exists(), "units may not start");
+    assert_eq!(call(&world, "/after")?, 200);
+    Ok(())
+}
