@@ -12,6 +12,9 @@ use crate::credential::source::Keeper;
 use super::crew::{Happened, Role};
 use super::{Error, Supervisor, credential};
 
+/// Workers that drain at once: each holds memory and a table on the disk.
+const MANY: usize = 4;
+
 impl Supervisor {
     /// Starts the first worker and waits until it serves.
     ///
@@ -69,6 +72,10 @@ impl Supervisor {
     pub(super) fn replace_worker(&mut self) {
         if self.crew.is_changing() {
             tracing::info!("a worker is being replaced already");
+            return;
+        }
+        if self.crew.leaving() >= MANY {
+            self.failed(format!("{MANY} workers before it still drain; try again later"));
             return;
         }
         self.start_another();
