@@ -10,6 +10,7 @@ mod crew;
 mod foreign;
 pub mod ground;
 mod headroom;
+mod kernel_log;
 pub mod records;
 mod reload;
 mod report;
@@ -19,7 +20,7 @@ pub mod worker_process;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -40,6 +41,7 @@ use answers::Answers;
 use capture::Capture;
 use crew::{Crew, Drain};
 use headroom::Headroom;
+use kernel_log::KernelLog;
 use records::Records;
 use sandbox::Unprivileged;
 
@@ -163,6 +165,7 @@ struct Supervisor {
     capture: Capture,
     headroom: Headroom,
     records: Records,
+    kernel_log: KernelLog,
     answers: Arc<Answers>,
     crew: Crew,
     worker_error: Option<String>,
@@ -202,6 +205,7 @@ impl Supervisor {
             capture,
             headroom,
             records,
+            kernel_log: KernelLog::default(),
             answers: Arc::new(answers),
             crew: Crew::new(REPLACED),
             worker_error: None,
@@ -300,6 +304,7 @@ impl Supervisor {
 
     fn read_events(&mut self) {
         let reports = self.capture.reports();
+        self.kernel_log.tell(&reports, Instant::now());
         let in_force = (self.policy.as_ref(), self.generation);
         self.records
             .kernel(&reports, &self.capture, in_force, self.answers.resolver());

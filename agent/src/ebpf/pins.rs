@@ -67,6 +67,24 @@ pub(super) struct Pins {
     maps: Vec<(&'static str, OwnedFd)>,
 }
 
+/// Where distributions mount one for all. Below it nothing can be made before: it lies on sysfs.
+const STANDARD: &str = "/sys/fs/bpf";
+
+fn mount_if_none(dir: &Path) -> Result<(), Error> {
+    let system = statfs(dir).map_err(|errno| Error::file("inspect", dir, errno.into()))?;
+    if system.filesystem_type() == BPF_FS_MAGIC {
+        return Ok(());
+    }
+    mount(
+        Some("bpf"),
+        dir,
+        Some("bpf"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+        Some("mode=0700"),
+    )
+    .map_err(|errno| Error::file("mount a BPF file system on", dir, errno.into()))
+}
+
 impl Pins {
     /// Makes the directory, on a BPF file system of its own if it does not lie on one.
     pub(super) fn open(dir: &Path) -> Result<Self, Error> {
@@ -81,19 +99,11 @@ impl Pins {
 
     /// The same for a directory that was taken away.
     pub(super) fn make_directories(&self) -> Result<(), Error> {
-        let dir = &self.dir;
-        make_dir(dir)?;
-        let system = statfs(dir).map_err(|errno| Error::file("inspect", dir, errno.into()))?;
-        if system.filesystem_type() != BPF_FS_MAGIC {
-            mount(
-                Some("bpf"),
-                dir,
-                Some("bpf"),
-                MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
-                Some("mode=0700"),
-            )
-            .map_err(|errno| Error::file("mount a BPF file system on", dir, errno.into()))?;
+        if self.dir.starts_with(STANDARD) {
+            mount_if_none(Path::new(STANDARD))?;
         }
+        make_dir(&self.dir)?;
+        mount_if_none(&self.dir)?;
         make_dir(&self.maps())?;
         make_dir(&self.links())
     }
