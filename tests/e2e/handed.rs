@@ -45,7 +45,8 @@ fn a_socket_made_outside_and_handed_in_is_cut_off_and_recorded() -> Result<()> {
         said().contains("ready").then_some(())
     })?;
 
-    let lent = world.dir().join("lent.sock");
+    // Not right below a directory in /tmp, which would be out of sight for its socket.
+    let lent = world.dir().join("run/lent.sock");
     let lent = lent.to_str().context("a path")?;
     let lender = script(include_str!("handed/lender.py"), lent, &[]);
     let mut lender = world
