@@ -6,7 +6,7 @@
 use aya_ebpf::programs::SockOpsContext;
 use callgate_common::{FlowKey, Reason};
 
-use crate::ctx::Handshake;
+use crate::handshake::Handshake;
 use crate::{maps, storage};
 
 const ACTIVE_ESTABLISHED: u32 = 4;

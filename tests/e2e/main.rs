@@ -38,6 +38,8 @@ mod policy;
 mod quota;
 /// The README's first policy, typed as it stands.
 mod readme;
+/// Neither the agent nor the kernel sends a managed process's words to another host.
+mod reflect;
 /// One worker after another, by request and by death: nothing lost, nothing opened.
 mod replace;
 /// The harness itself: the sandbox is one, the upstream tells callers apart, nothing is left behind.

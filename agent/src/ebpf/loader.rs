@@ -23,7 +23,7 @@ use socket2::{SockRef, Type};
 use super::features::{self, Feature};
 use super::pins::{AGENT, GUARD, Pins, WORKLOAD};
 use super::workload::{self, WorkloadPlan, absent_ok, table};
-use super::{Error, Events, Marks, btf, cgroup, object, sys};
+use super::{Error, Events, Marks, addresses, btf, cgroup, object, sys};
 
 /// Inode of the initial pid namespace (include/linux/proc_ns.h, PROC_PID_INIT_INO).
 const INITIAL_PIDS: u64 = 0xEFFF_FFFC;
@@ -112,6 +112,7 @@ impl Programs {
         check_version(&pins)?;
         let mut ebpf = load_object(object, options, &pins)?;
         write_version(&mut ebpf)?;
+        addresses::write(&mut ebpf)?;
         pins.hold_maps()?;
         pins.take_over(|name| program(&ebpf, name))?;
         let (guard, guard_dir) = open_cgroup(&mount.join(&options.guard))?;
@@ -374,13 +375,14 @@ fn load_object(object: &[u8], options: &LoadOptions, pins: &Pins) -> Result<Ebpf
 
 #[expect(
     clippy::wildcard_enum_match_arm,
-    reason = "the object holds these four kinds; any other is refused"
+    reason = "the object holds these five kinds; any other is refused"
 )]
 fn load_program(program: &mut Program) -> Result<(), aya::programs::ProgramError> {
     match program {
         Program::CgroupSkb(program) => program.load(),
         Program::CgroupSock(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSockopt(program) => program.load(),
         Program::SockOps(program) => program.load(),
         _ => Err(aya::programs::ProgramError::UnexpectedProgramType),
     }

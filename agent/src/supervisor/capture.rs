@@ -219,6 +219,9 @@ impl Capture {
     /// Sees that the perimeter stands, and clears away what ended commands and handshakes left.
     pub(super) fn look_after(&mut self, records: &mut Records) {
         self.guard_perimeter(records);
+        if let Err(error) = self.programs.keep_addresses() {
+            tracing::warn!(%error, "this host's addresses can't be kept up with: sockets bound to new ones are refused");
+        }
         if let Err(error) = self.programs.sweep_flows(STALE) {
             tracing::warn!(%error, "stale handshakes can't be cleared away");
         }
