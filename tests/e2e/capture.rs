@@ -26,6 +26,7 @@ worlds! {
     flows:
     a_full_flow_table_refuses_and_counts
     a_workload_that_fills_its_share_keeps_nobody_else_out
+    a_connection_that_is_gone_lends_nobody_its_name
     what_a_workload_accepted_is_its_own
 }
 

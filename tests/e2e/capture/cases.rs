@@ -451,7 +451,7 @@ pub(super) fn after_disarm_nothing_is_captured(world: &mut World) -> Result<()> 
 }
 
 /// Polls until the condition holds; ten seconds are more than any of them needs.
-fn until(mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+pub(super) fn until(mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !condition()? {
         anyhow::ensure!(Instant::now() < deadline, "the condition never came true");
