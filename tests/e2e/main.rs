@@ -42,6 +42,8 @@ mod readme;
 mod reflect;
 /// One worker after another, by request and by death: nothing lost, nothing opened.
 mod replace;
+/// What is no longer allowed, and when that holds.
+mod revoked;
 /// The harness itself: the sandbox is one, the upstream tells callers apart, nothing is left behind.
 mod sandbox;
 /// What an operator can get wrong at start and reload: said clearly, nothing left behind, nothing lost.

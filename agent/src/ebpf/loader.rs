@@ -165,6 +165,20 @@ impl Programs {
         Ok(())
     }
 
+    /// Takes every right from a workload, and its listeners: it stays held, and nothing of it passes.
+    ///
+    /// # Errors
+    /// If entries can't be removed.
+    pub fn withdraw(&mut self, number: u32) -> Result<(), Error> {
+        workload::withdraw(&mut self.ebpf, number)
+    }
+
+    /// Whether programs are attached to this cgroup, which then still exists.
+    #[must_use]
+    pub fn is_attached(&self, cgroup: u64) -> bool {
+        self.pins.cgroups().contains(&cgroup)
+    }
+
     /// Lets go of a workload: everything in its cgroup goes out as it likes from now on.
     ///
     /// # Errors
