@@ -37,7 +37,7 @@ pub enum Error {
     #[error("built without kernel programs: run `cargo xtask setup`")]
     NoObject,
     /// A hook or helper is missing.
-    #[error("this kernel lacks {}, needed {}", feature.name(), feature.why())]
+    #[error("this kernel lacks {}, needed {}: {}", feature.name(), feature.why(), feature.fix())]
     Missing {
         /// What.
         feature: Feature,

@@ -6,6 +6,7 @@
 pub mod addr;
 pub mod admin;
 pub mod audit;
+pub mod budget;
 pub mod channel;
 pub mod cli;
 pub mod config;

@@ -8,6 +8,8 @@ mod audit;
 /// The kernel side alone: each way to connect is caught and attributed, or refused.
 #[cfg(test)]
 mod capture;
+/// The wire outside: what leaves the host, and what does not.
+mod capture_wire;
 /// A secret reaches its upstream and nothing else; bad sources give none.
 mod credential;
 /// Names: what a workload may ask, by UDP and TCP.
@@ -26,14 +28,17 @@ mod http;
 mod http2;
 /// Who is calling: what the records say of the caller, and that nobody passes for another.
 mod identity;
+/// Hosts that keep cgroups elsewhere, and kernels that lack something.
+mod layout;
 /// Kernel programs that root takes away: noticed, put back, on record.
 mod perimeter;
 /// What policy answers: to real calls, to `explain`, and in `observe` mode.
 mod policy;
+/// One workload that takes all it can get, and another that notices nothing.
+mod quota;
 /// The README's first policy, typed as it stands.
 mod readme;
 /// One worker after another, by request and by death: nothing lost, nothing opened.
-#[cfg(test)]
 mod replace;
 /// A right that is taken back while it is used.
 mod revoke;
@@ -43,3 +48,7 @@ mod sandbox;
 mod startup;
 /// TLS between client and agent: what is served, what is refused, and how.
 mod tls;
+/// `tunnel` rules: TLS passed unread, within its limits and for as long as the policy allows it.
+mod tunnel;
+/// Connections to upstreams: what shares one, resumption, and certificates that prove nothing.
+mod upstream;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-use crate::ca::Leaf;
+use crate::ca::{Flaw, Leaf};
 use crate::launch::{self, Place};
 use crate::wait;
 
@@ -25,6 +25,7 @@ pub struct Upstream {
     locations: Vec<(String, String)>,
     formats: Vec<(String, String)>,
     certificate_of: Option<String>,
+    flaw: Option<Flaw>,
 }
 
 impl Upstream {
@@ -40,6 +41,7 @@ impl Upstream {
             locations: Vec::new(),
             formats: Vec::new(),
             certificate_of: None,
+            flaw: None,
         }
     }
 
@@ -90,6 +92,18 @@ impl Upstream {
     pub fn certificate_of(mut self, host: &str) -> Self {
         self.certificate_of = Some(host.to_owned());
         self
+    }
+
+    /// With something wrong with its certificate.
+    #[must_use]
+    pub fn flawed(mut self, flaw: Flaw) -> Self {
+        self.flaw = Some(flaw);
+        self
+    }
+
+    /// What is wrong with its certificate.
+    pub(crate) fn flaw(&self) -> Option<Flaw> {
+        self.flaw
     }
 
     /// The name that its certificate is for.

@@ -43,6 +43,7 @@ const RUN_PACKAGES: &[&str] = &[
     "python3",
     "python3-grpcio",
     "python3-h2",
+    "strace",
     "util-linux",
 ];
 

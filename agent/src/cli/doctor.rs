@@ -114,15 +114,11 @@ pub fn kernel_checks() -> Vec<Check> {
 }
 
 fn of_feature(feature: Feature, present: bool) -> Check {
-    let (name, reason) = (
-        feature.name(),
-        format!("callgate needs it {}; use Linux 6.1 or later", feature.why()),
-    );
-    match (present, feature.is_required()) {
-        (true, _) => Check::pass(name, "present"),
-        (false, true) => Check::fail(name, "missing", &reason),
-        (false, false) => Check::warn(name, "missing", &reason),
+    if present {
+        return Check::pass(feature.name(), "present");
     }
+    let fix = format!("callgate needs it {}; {}", feature.why(), feature.fix());
+    Check::fail(feature.name(), "missing", &fix)
 }
 
 fn code(checks: &[Check]) -> u8 {
@@ -183,6 +179,19 @@ mod tests {
         for check in host_checks(&Config::default().bpffs_dir) {
             assert_eq!(check.fix.is_empty(), check.status == Status::Pass, "{check:?}");
             assert!(!check.found.is_empty(), "{check:?}");
+        }
+    }
+
+    #[test]
+    fn a_missing_feature_fails_with_what_run_says_of_it() {
+        for feature in Feature::ALL {
+            let check = of_feature(*feature, false);
+            let said = crate::ebpf::Error::Missing { feature: *feature }.to_string();
+            assert_eq!(code(&checks(check.clone())), 3);
+            for part in [check.name, feature.why(), feature.fix()] {
+                assert!(said.contains(part), "{part} is not in {said}");
+            }
+            assert!(check.fix.contains(feature.fix()), "{check:?}");
         }
     }
 

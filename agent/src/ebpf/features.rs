@@ -6,6 +6,9 @@ use aya::sys::{BpfHelper, is_helper_supported, is_program_supported};
 /// Kernels that the end-to-end tests ran on.
 pub const TESTED_KERNELS: &[&str] = &["6.18"];
 
+/// Where a kernel keeps its own type information.
+pub const TYPE_INFO: &str = "/sys/kernel/btf/vmlinux";
+
 macro_rules! features {
     ($($name:ident: $label:literal, $why:literal;)+) => {
         /// One thing that the kernel must have.
@@ -48,10 +51,24 @@ features! {
 }
 
 impl Feature {
-    /// Whether programs can't load or would mislead without it; the others only cost facts.
+    /// What the operator can do about its absence.
     #[must_use]
-    pub const fn is_required(self) -> bool {
-        !matches!(self, Self::TypeInfo)
+    pub const fn fix(self) -> &'static str {
+        match self {
+            Self::TypeInfo => {
+                "use a kernel built with CONFIG_DEBUG_INFO_BTF=y (all of Debian's, Ubuntu's and Fedora's are)"
+            }
+            Self::SockCreate
+            | Self::SockAddr
+            | Self::CgroupSkb
+            | Self::SockOps
+            | Self::AncestorId
+            | Self::SkStorage
+            | Self::SkLookup
+            | Self::NetnsCookie
+            | Self::SetRetval
+            | Self::TaskRead => "use Linux 6.1 or later, with CONFIG_CGROUP_BPF=y",
+        }
     }
 
     /// Whether this kernel has it. What can't be probed counts as missing.
@@ -72,7 +89,7 @@ impl Feature {
             Self::NetnsCookie => helper(ProgramType::SockOps, BpfHelper::BPF_FUNC_get_netns_cookie),
             Self::SetRetval => helper(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval),
             Self::TaskRead => helper(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_probe_read_kernel),
-            Self::TypeInfo => std::fs::File::open("/sys/kernel/btf/vmlinux").is_ok(),
+            Self::TypeInfo => std::fs::File::open(TYPE_INFO).is_ok(),
         }
     }
 }

@@ -46,6 +46,8 @@ pub struct LoadOptions {
     pub liveness_max: Duration,
     /// Handshakes under way at once.
     pub max_flows: u32,
+    /// The kernel's type information; what it does not tell of the caller is absent from origins.
+    pub type_info: PathBuf,
     /// Features to treat as missing: for tests of what the operator is told.
     pub missing: Vec<Feature>,
 }
@@ -63,6 +65,7 @@ impl LoadOptions {
             agent: None,
             liveness_max: Duration::from_secs(2),
             max_flows: u32::try_from(MAX_FLOWS).unwrap_or(u32::MAX),
+            type_info: features::TYPE_INFO.into(),
             missing: Vec::new(),
         }
     }
@@ -311,9 +314,9 @@ impl Programs {
 }
 
 fn check_features(options: &LoadOptions) -> Result<(), Error> {
-    let missing = Feature::ALL.iter().find(|feature| {
-        feature.is_required() && (options.missing.contains(feature) || !feature.is_present())
-    });
+    let missing = Feature::ALL
+        .iter()
+        .find(|feature| options.missing.contains(feature) || !feature.is_present());
     missing.map_or(Ok(()), |feature| Err(Error::Missing { feature: *feature }))
 }
 
@@ -393,11 +396,7 @@ fn kernel_config(options: &LoadOptions) -> KernelConfig {
         _ if features::can_translate_pids() => PIDS_TRANSLATED,
         _ => PIDS_ABSENT,
     };
-    let offsets = if options.missing.contains(&Feature::TypeInfo) {
-        TaskOffsets::NONE
-    } else {
-        fs::read("/sys/kernel/btf/vmlinux").map_or(TaskOffsets::NONE, |btf| btf::task_offsets(&btf))
-    };
+    let offsets = fs::read(&options.type_info).map_or(TaskOffsets::NONE, |btf| btf::task_offsets(&btf));
     KernelConfig {
         pidns_dev: pidns.0,
         pidns_ino: pidns.1,

@@ -99,12 +99,11 @@ impl Pins {
 
     /// The same for a directory that was taken away.
     pub(super) fn make_directories(&self) -> Result<(), Error> {
-        let dir = &self.dir;
-        if dir.starts_with(STANDARD) {
+        if self.dir.starts_with(STANDARD) {
             mount_if_none(Path::new(STANDARD))?;
         }
-        make_dir(dir)?;
-        mount_if_none(dir)?;
+        make_dir(&self.dir)?;
+        mount_if_none(&self.dir)?;
         make_dir(&self.maps())?;
         make_dir(&self.links())
     }

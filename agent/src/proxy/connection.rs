@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::addr::{ClientAddr, OrigDst};
 use crate::audit::record::Caller;
 use crate::audit::{self, Kind, Opening};
+use crate::channel::worker::AskError;
 use crate::ebpf::Origin;
 use crate::identity::{Identity, WorkloadName};
 use crate::net::deadline::Activity;
@@ -117,10 +118,12 @@ async fn identify(
         .policy
         .workload(listener)
         .is_some_and(policy::Workload::needs_digest);
-    let identity = thread.shared.supervisor.identify(&origin.to_bytes(), digest).await.map_err(|error| {
-        tracing::warn!(client = %accepted.client, workload = %listener, %error, "a caller could not be identified");
-        Failure::denied(DenialReason::NoOrigin)
-    })?;
+    let asked = thread
+        .shared
+        .supervisor
+        .identify(listener, &origin.to_bytes(), digest)
+        .await;
+    let identity = asked.map_err(|error| unidentified(accepted.client, listener, &error))?;
     log.identify = Some(start.elapsed());
     log.caller = Arc::new(Caller::from(&identity));
     if identity.workload != *listener {
@@ -137,6 +140,14 @@ async fn identify(
         slot,
     };
     Ok((Rc::new(connection), stream))
+}
+
+fn unidentified(client: ClientAddr, listener: &WorkloadName, error: &AskError) -> Failure {
+    if matches!(error, AskError::Limit) {
+        return Failure::denied(DenialReason::Limit);
+    }
+    tracing::warn!(%client, workload = %listener, %error, "a caller could not be identified");
+    Failure::denied(DenialReason::NoOrigin)
 }
 
 fn origin(thread: &DataThread, stream: &TcpStream) -> Result<Origin, Failure> {

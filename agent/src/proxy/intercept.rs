@@ -17,9 +17,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use crate::addr::HostName;
+use crate::channel::worker::AskError;
 use crate::net::deadline::Timed;
 use crate::net::requests::{Notice, Requests};
-use crate::policy::Scheme;
+use crate::policy::{DenialReason, Scheme};
 use crate::tls::Offer;
 use crate::tls::client_hello::Alpn;
 use crate::tls::leaf::Leaf;
@@ -117,9 +118,9 @@ async fn leaf(connection: &Connection, host: &HostName) -> Result<Arc<Leaf>, Fai
     if shared.leaves.needs(host, now) {
         let intermediate = shared
             .supervisor
-            .intermediate(host)
+            .intermediate(&connection.identity().workload, host)
             .await
-            .map_err(|refusal| Failure::internal("intermediate", &refusal))?;
+            .map_err(|refusal| unsigned(&refusal))?;
         shared
             .leaves
             .add_intermediate(intermediate.as_ref().clone())
@@ -129,6 +130,14 @@ async fn leaf(connection: &Connection, host: &HostName) -> Result<Arc<Leaf>, Fai
         .leaves
         .leaf(host, now)
         .map_err(|error| Failure::internal("leaf", &error))
+}
+
+fn unsigned(refusal: &AskError) -> Failure {
+    if matches!(refusal, AskError::Limit) {
+        Failure::denied(DenialReason::Limit)
+    } else {
+        Failure::internal("intermediate", refusal)
+    }
 }
 
 async fn http1<S>(entry: Rc<Entry>, stream: S)

@@ -277,7 +277,11 @@ async fn refresh_executable(connection: &Connection) {
     }
     let asked = shared
         .supervisor
-        .executable(&connection.origin.to_bytes(), workload.needs_digest())
+        .executable(
+            &identity.workload,
+            &connection.origin.to_bytes(),
+            workload.needs_digest(),
+        )
         .await;
     let executable = match asked {
         Ok(executable) => Some(executable),

@@ -12,6 +12,7 @@ use crate::http::response::UpstreamFault;
 use crate::net::farewell;
 use crate::net::splice::{self, Counts, SpliceError};
 use crate::policy::{self, DenialReason, Flow, Permit, Route, Scheme};
+use crate::tls::downstream::Alert;
 
 use super::alert;
 use super::connection::{ClientStream, Connection};
@@ -36,6 +37,7 @@ pub(super) async fn serve(connection: &Connection, permit: &Permit, stream: Clie
         Ok(recorder) => recorder,
         Err(unavailable) => {
             tracing::error!(%unavailable, "a tunnel was refused: it could not be recorded");
+            farewell::send(stream, &Alert::InternalError.bytes()).await;
             return;
         }
     };

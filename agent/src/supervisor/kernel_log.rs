@@ -59,9 +59,9 @@ fn is_fault(reason: Reason) -> bool {
         | Reason::SocketType
         | Reason::Egress
         | Reason::Ingress
-        | Reason::EventSuppressed
         | Reason::HandedSocket
-        | Reason::FlowShare => false,
+        | Reason::FlowShare
+        | Reason::EventSuppressed => false,
     }
 }
 

@@ -1,6 +1,8 @@
 //! The supervisor's part of the audit log: opening and rotating the file, the in-flight tables, and records of
 //! what the kernel decided.
 
+mod kernel;
+
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::os::fd::OwnedFd;
@@ -9,16 +11,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::audit::record::{self, Caller, Decision, PolicyVersion, Protocol, Record, Timestamp};
+use crate::audit::record::{self, Caller, Record, Timestamp};
 use crate::audit::{Kind, Outcome, RequestId, Sink as _, file, inflight};
 use crate::channel::worker::StartDescriptors;
 use crate::config::Config;
-use crate::ebpf::{Origin, Reason, Report, WorkerFds};
-use crate::identity::resolve::{Claim, Resolver, Want};
-use crate::identity::{Cgroup, Sha256};
-use crate::policy::Policy;
-
-use super::capture::Capture;
+use crate::ebpf::WorkerFds;
+use crate::identity::Sha256;
 
 /// Calls of all workloads together.
 const SLOTS: u32 = 8192;
@@ -64,6 +62,7 @@ pub(super) struct Records {
     /// Records that there was no room for even there.
     lost: u64,
     failure: Option<String>,
+    floods: kernel::Floods,
 }
 
 impl Records {
@@ -81,6 +80,7 @@ impl Records {
             waiting: Vec::new(),
             lost: 0,
             failure: None,
+            floods: kernel::Floods::default(),
         };
         records.owed = records.left_over()?;
         records.settle()?;
@@ -237,36 +237,6 @@ impl Records {
         Ok(file::open(&self.path).map_err(at("open", &self.path))?.into())
     }
 
-    /// Records what the kernel refused, or let pass by a direct rule.
-    pub(super) fn kernel(
-        &mut self,
-        reports: &[Report],
-        capture: &Capture,
-        (policy, generation): (&Policy, u64),
-        resolver: &Resolver,
-    ) {
-        let version = Arc::new(PolicyVersion {
-            digest: digest(policy.digest()),
-            generation,
-        });
-        for report in reports {
-            let mut record = blank(kind(report.reason), caller(&report.origin, capture, resolver));
-            record.policy = Some(Arc::clone(&version));
-            record.original_destination = Some(report.origin.destination());
-            record.protocol = protocol(report.origin.protocol());
-            record.count = Some(u64::from(report.suppressed) + 1);
-            if report.reason == Reason::Direct {
-                record.decision = Some(Decision::Allow);
-                record.outcome = Outcome::Completed;
-            } else {
-                record.decision = Some(Decision::Deny);
-                record.outcome = Outcome::Denied;
-                record.reason = Some(report.reason.as_str().into());
-            }
-            self.append(&record);
-        }
-    }
-
     /// Somebody opened the perimeter: that too is on record.
     pub(super) fn perimeter_broken(&mut self, what: &str) {
         let mut record = blank(Kind::KernelRefusal, Caller::default());
@@ -348,67 +318,4 @@ fn blank(kind: Kind, caller: Caller) -> Record {
 
 fn digest(digest: Sha256) -> Arc<str> {
     digest.to_string().into()
-}
-
-fn kind(reason: Reason) -> Kind {
-    if reason == Reason::Direct {
-        Kind::Direct
-    } else {
-        Kind::KernelRefusal
-    }
-}
-
-fn protocol(number: u8) -> Option<Protocol> {
-    match number {
-        6 => Some(Protocol::Tcp),
-        17 => Some(Protocol::Udp),
-        _ => None,
-    }
-}
-
-/// Who it was, from what `/proc` and the cgroup tree still say of it; where they say nothing any more, from the
-/// kernel's own facts alone.
-fn caller(origin: &Origin, capture: &Capture, resolver: &Resolver) -> Caller {
-    let want = Want {
-        exe: true,
-        digest: false,
-    };
-    if origin.has_caller()
-        && let Ok(identity) = resolver.resolve(&Claim::from(origin), want)
-    {
-        let mut caller = Caller::from(&identity);
-        // The kernel reported the file even where its path can't be proven.
-        caller.exe = caller.exe.or_else(|| exe(origin));
-        return caller;
-    }
-    let workload = capture.name_of(origin.workload()).cloned();
-    if !origin.has_caller() {
-        return Caller {
-            workload,
-            ..Caller::default()
-        };
-    }
-    Caller {
-        workload,
-        cgroup: Some(Cgroup {
-            id: origin.cgroup_id(),
-            path: None,
-        }),
-        pid: origin.tgid(),
-        start_time: origin.start_time(),
-        uid: Some(origin.uid()),
-        gid: Some(origin.gid()),
-        comm: Some(String::from_utf8_lossy(origin.comm()).into()),
-        exe: exe(origin),
-        ..Caller::default()
-    }
-}
-
-fn exe(origin: &Origin) -> Option<record::Exe> {
-    origin.exe().map(|(device, inode)| record::Exe {
-        path: None,
-        device,
-        inode,
-        sha256: None,
-    })
 }

