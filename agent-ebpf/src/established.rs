@@ -4,6 +4,7 @@
 //! end completes, resets and paused listeners included.
 
 use aya_ebpf::programs::SockOpsContext;
+use aya_log_ebpf::warn;
 use callgate_common::{FlowKey, Reason};
 
 use crate::ctx::Handshake;
@@ -34,8 +35,13 @@ pub(crate) fn client(ctx: &SockOpsContext) {
         listener_port: hand.remote_port,
         pad: 0,
     };
-    if !maps::put_flow(&key, storage::whole(origin)) {
+    let origin = storage::whole(origin);
+    if !maps::put_flow(&key, origin) {
         maps::count(Reason::FlowLost);
+        warn!(
+            ctx,
+            "workload {}: no room for a handshake, the connection will be refused", origin.workload
+        );
     }
 }
 
@@ -56,6 +62,10 @@ pub(crate) fn server(ctx: &SockOpsContext) {
     let Some(origin) = maps::flow(&key) else { return };
     if storage::make(&maps::ORIGINS, hand.sk, origin).is_null() {
         maps::count(Reason::OriginLost);
+        warn!(
+            ctx,
+            "no memory for the origin of an accepted socket, it will be refused"
+        );
     }
     maps::forget_flow(&key, storage::whole(origin.cast_mut()).workload);
 }

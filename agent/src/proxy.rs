@@ -19,6 +19,7 @@ mod limits;
 mod pool;
 pub mod questions;
 mod request;
+mod taking;
 mod tracker;
 mod tunnel;
 mod upgrade;

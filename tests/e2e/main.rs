@@ -39,6 +39,7 @@ mod quota;
 /// The README's first policy, typed as it stands.
 mod readme;
 /// One worker after another, by request and by death: nothing lost, nothing opened.
+#[cfg(test)]
 mod replace;
 /// A right that is taken back while it is used.
 mod revoke;

@@ -125,15 +125,31 @@ impl Live {
     }
 }
 
+/// Sees from outside whether a call must end.
+#[derive(Clone, Debug)]
+pub(super) struct Watch(Rc<Live>);
+
+impl Watch {
+    /// Whether it must.
+    pub(super) fn has_ended(&self) -> bool {
+        self.0.ended.get().is_some()
+    }
+}
+
 impl Registration {
+    /// For who waits for something else meanwhile.
+    pub(super) fn watch(&self) -> Watch {
+        Watch(Rc::clone(&self.live))
+    }
+
+    /// Why the call must end now, if it must.
+    pub(super) fn end(&self) -> Option<End> {
+        self.live.ended.get()
+    }
+
     /// Says how to put this call to the policy again.
     pub(super) fn decided(&self, still_allowed: StillAllowed) {
         *self.live.still_allowed.borrow_mut() = Some(still_allowed);
-    }
-
-    /// Why the call must end or had to, if so.
-    pub(super) fn end(&self) -> Option<End> {
-        self.live.ended.get()
     }
 
     /// Why the call must end now; if it need not, the task is woken when it must.

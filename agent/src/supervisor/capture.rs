@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
@@ -12,7 +12,6 @@ use crate::admin::{Enrolled, Peer};
 use crate::channel::ListenerInfo;
 use crate::channel::supervisor::{Sender, WorkerGone};
 use crate::config::Config;
-use crate::credential::spec::{CredentialSource, CredentialSpec};
 use crate::ebpf::{self, Direct, LoadOptions, Programs, Reason, Report, Transport, WorkerFds, WorkloadPlan};
 use crate::enroll::trust::Trust;
 use crate::enroll::{Mount, Workloads};
@@ -23,6 +22,7 @@ use crate::policy::{Policy, Workload};
 use super::Error;
 use super::foreign::{Place, Watch};
 use super::records::Records;
+use super::view::View;
 
 /// Connections that wait to be accepted; while a worker is replaced they wait here.
 const BACKLOG: i32 = 4096;
@@ -40,8 +40,7 @@ pub(super) struct Capture {
     foreign: Watch,
     intact: bool,
     repairs: u64,
-    own_files: Vec<PathBuf>,
-    policy_dir: PathBuf,
+    view: View,
 }
 
 struct Held {
@@ -71,12 +70,7 @@ impl Capture {
             held: BTreeMap::new(),
             intact: true,
             repairs: 0,
-            own_files: vec![
-                config.state_dir.clone(),
-                config.bpffs_dir.clone(),
-                config.audit.file.clone(),
-            ],
-            policy_dir: config.policy_dir.clone(),
+            view: View::new(config),
         })
     }
 
@@ -216,6 +210,11 @@ impl Capture {
         reports
     }
 
+    /// What the kernel programs said since the last look of faults that have no event.
+    pub(super) fn faults(&mut self) -> Vec<String> {
+        self.programs.faults()
+    }
+
     /// Sees that the perimeter stands, and clears away what ended commands and handshakes left.
     pub(super) fn look_after(&mut self, records: &mut Records) {
         self.guard_perimeter(records);
@@ -338,30 +337,18 @@ impl Capture {
             .map_err(|error| error.to_string())?;
         self.foreign.look();
         tracing::info!(%workload, uid = peer.uid, pid = peer.process.pid(), cgroup, "a command was enrolled");
+        let (hidden, fixed) = if peer.uid == 0 {
+            (self.view.hidden(policy), self.view.fixed(policy))
+        } else {
+            // Another user can't read or change these anyway.
+            Default::default()
+        };
         Ok(Enrolled {
             cgroup,
             env: trust.env.clone(),
-            hidden: if peer.uid == 0 {
-                self.hidden(policy)
-            } else {
-                Vec::new()
-            },
-            fixed: if peer.uid == 0 {
-                vec![self.policy_dir.clone()]
-            } else {
-                Vec::new()
-            },
+            hidden,
+            fixed,
         })
-    }
-
-    /// What no command may read, though root owns it: the agent's own files and the secrets of all workloads.
-    fn hidden(&self, policy: &Policy) -> Vec<PathBuf> {
-        let secret = |spec: &CredentialSpec| match &spec.source {
-            CredentialSource::File { path } => Some(path.clone()),
-            CredentialSource::Systemd { .. } | CredentialSource::Exec { .. } => None,
-        };
-        let secrets = policy.credentials().filter_map(secret);
-        self.own_files.iter().cloned().chain(secrets).collect()
     }
 }
 
