@@ -6,6 +6,7 @@
 //! Links and maps are pinned: when the agent dies, the programs stay and refuse. Only [`Programs::disarm`] and
 //! [`Programs::remove`] let go.
 
+mod addresses;
 mod btf;
 pub mod cgroup;
 pub mod events;

@@ -33,7 +33,7 @@ fn pins(world: &World) -> Result<Vec<PathBuf>> {
         .map(|entry| entry.map(|entry| entry.path()))
         .collect::<Result<_, _>>()
         .with_context(|| links.display().to_string())?;
-    assert_eq!(pins.len(), 12, "{pins:?}");
+    assert_eq!(pins.len(), 13, "{pins:?}");
     Ok(pins)
 }
 

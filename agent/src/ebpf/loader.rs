@@ -24,7 +24,7 @@ use super::faults::{self, Faults};
 use super::features::{self, Feature};
 use super::pins::{AGENT, GUARD, Pins, WORKLOAD};
 use super::workload::{self, WorkloadPlan, absent_ok, table};
-use super::{Error, Events, Marks, btf, cgroup, object, sys};
+use super::{Error, Events, Marks, addresses, btf, cgroup, object, sys};
 
 /// Inode of the initial pid namespace (include/linux/proc_ns.h, PROC_PID_INIT_INO).
 const INITIAL_PIDS: u64 = 0xEFFF_FFFC;
@@ -117,6 +117,7 @@ impl Programs {
         check_version(&pins)?;
         let mut ebpf = load_object(object, options, &pins)?;
         write_version(&mut ebpf)?;
+        addresses::write(&mut ebpf)?;
         pins.hold_maps()?;
         pins.take_over(|name| program(&ebpf, name))?;
         let (guard, guard_dir) = open_cgroup(&mount.join(&options.guard))?;
@@ -169,6 +170,20 @@ impl Programs {
             .attach((id, dir.as_fd()), WORKLOAD, |name| program(&self.ebpf, name))?;
         self.directories.insert(id, dir);
         Ok(())
+    }
+
+    /// Takes every right from a workload, and its listeners: it stays held, and nothing of it passes.
+    ///
+    /// # Errors
+    /// If entries can't be removed.
+    pub fn withdraw(&mut self, number: u32) -> Result<(), Error> {
+        workload::withdraw(&mut self.ebpf, number)
+    }
+
+    /// Whether programs are attached to this cgroup, which then still exists.
+    #[must_use]
+    pub fn is_attached(&self, cgroup: u64) -> bool {
+        self.pins.cgroups().contains(&cgroup)
     }
 
     /// Lets go of a workload: everything in its cgroup goes out as it likes from now on.
@@ -388,13 +403,14 @@ fn load_object(object: &[u8], options: &LoadOptions, pins: &Pins) -> Result<Ebpf
 
 #[expect(
     clippy::wildcard_enum_match_arm,
-    reason = "the object holds these four kinds; any other is refused"
+    reason = "the object holds these five kinds; any other is refused"
 )]
 fn load_program(program: &mut Program) -> Result<(), aya::programs::ProgramError> {
     match program {
         Program::CgroupSkb(program) => program.load(),
         Program::CgroupSock(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSockopt(program) => program.load(),
         Program::SockOps(program) => program.load(),
         _ => Err(aya::programs::ProgramError::UnexpectedProgramType),
     }

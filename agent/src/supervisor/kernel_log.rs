@@ -83,6 +83,9 @@ fn is_fault(reason: Reason) -> bool {
         | Reason::Ingress
         | Reason::HandedSocket
         | Reason::FlowShare
+        | Reason::SourceAddress
+        | Reason::SocketOption
+        | Reason::Reflected
         | Reason::EventSuppressed => false,
     }
 }
