@@ -32,6 +32,7 @@ use super::pool::{Key, SendError, Versions};
 use super::taking::Taking;
 use super::tracker::StillAllowed;
 use super::{upgrade, upstream};
+use asked::Asked;
 
 use asked::Asked;
 

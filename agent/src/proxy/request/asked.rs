@@ -1,4 +1,4 @@
-//! What a request asks for, as its record tells it from the beginning.
+//! What a request asks for, as its record tells it.
 
 use http::{Uri, request};
 
@@ -10,7 +10,7 @@ use crate::net::requests::Refused;
 
 use super::{Entry, Target};
 
-/// Method, authority, path and query as far as they are known.
+/// What a request asks for, as its record tells it.
 pub(super) struct Asked<'a> {
     grpc: bool,
     authority: Option<&'a Authority>,
@@ -35,6 +35,7 @@ impl<'a> Asked<'a> {
         }
     }
 
+    /// One that was refused before it was read.
     pub(super) fn unread(refused: &'a Refused) -> Self {
         let (path, query) = match refused.target.split_once('?') {
             Some((path, query)) => (path, Some(query)),
@@ -49,7 +50,10 @@ impl<'a> Asked<'a> {
         }
     }
 
-    /// Opens the record, before anything is decided.
+    /// Begins the call's record.
+    ///
+    /// # Errors
+    /// If it can't be recorded: the call must not go on then.
     pub(super) fn open(&self, entry: &Entry) -> Result<Recorder, Unavailable> {
         let protocol = match (entry.http2, self.grpc) {
             (true, true) => Protocol::Grpc,
