@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::addr::{ClientAddr, OrigDst};
 use crate::audit::record::Caller;
@@ -40,6 +41,8 @@ pub(super) struct Connection {
     pub(super) client: ClientAddr,
     pub(super) origin: Origin,
     pub(super) activity: Activity,
+    /// Ends the connection with all its calls.
+    pub(super) cut: CancellationToken,
     identity: RefCell<Rc<Identity>>,
     log: RefCell<audit::Connection>,
     pub(super) slot: Slot,
@@ -105,8 +108,10 @@ async fn identify(
 ) -> Result<(Rc<Connection>, TcpStream), Failure> {
     let start = Instant::now();
     let short = thread.shared.memory_short.load(Ordering::Relaxed);
-    let slot = accepted.slot.filter(|_| !short);
-    let slot = slot.ok_or_else(|| Failure::denied(DenialReason::Limit))?;
+    let slot = match accepted.slot {
+        Ok(slot) if !short => slot,
+        Ok(_) | Err(_) => return Err(Failure::denied(DenialReason::Limit)),
+    };
     let stream = TcpStream::from_std(accepted.stream).map_err(|error| Failure::internal("socket", &error))?;
     let origin = origin(thread, &stream)?;
     log.original_destination = Some(origin.destination());
@@ -131,6 +136,7 @@ async fn identify(
         client: accepted.client,
         origin,
         activity: Activity::default(),
+        cut: CancellationToken::new(),
         identity: RefCell::new(Rc::new(identity)),
         log: RefCell::new(std::mem::replace(log, blank(thread, Caller::default()))),
         slot,

@@ -43,7 +43,7 @@ impl Finish {
     /// `taking` is there on HTTP/2.
     pub(super) fn new(entry: &Rc<Entry>, recorder: Recorder, taking: Option<Rc<Taking>>) -> Self {
         let connection = &entry.connection;
-        let registration = connection.thread.tracker.register();
+        let registration = connection.thread.tracker.register(&connection.cut);
         if let Some(taking) = &taking {
             taking.follow(registration.watch());
         }

@@ -78,16 +78,19 @@ pub(super) async fn forward(
     finish.recorder().upstream(address.0);
     let client = parts.extensions.remove::<OnUpgrade>();
     let thread = &entry.connection.thread;
-    let dial = async || upstream::dial(thread, &permit, address, key.versions).await;
+    // Boxed: few calls dial, and all would carry the room for it.
+    let dial = async || Box::pin(upstream::dial(thread, &permit, address, key.versions)).await;
 
-    let mut lease = thread.pool.lease(&key, dial).await?;
+    let leased = finish.registration().unless_ended(thread.pool.lease(&key, dial));
+    let mut lease = leased.await??;
     finish.recorder().reached(Phase::Connected);
     let mut request = Request::from_parts(parts, body);
     let response = loop {
         request = speak(request, &permit, lease.is_http2())?;
         let sent = tokio::select! {
-            sent = lease.send(request) => sent,
+            biased;
             end = finish.until_ended() => return Err(end.into()),
+            sent = lease.send(request) => sent,
             () = finish.overdue() => {
                 lease.condemn();
                 let late = "the upstream did not answer in time";
@@ -99,7 +102,8 @@ pub(super) async fn forward(
             // The kept connection was closed meanwhile, before a byte of this request left.
             Err(SendError::Unsent(unsent)) if lease.reused() => {
                 request = *unsent;
-                lease = thread.pool.lease(&key, dial).await?;
+                let leased = finish.registration().unless_ended(thread.pool.lease(&key, dial));
+                lease = leased.await??;
             }
             Err(SendError::Unsent(_)) => {
                 return Err(Failure::upstream(

@@ -171,9 +171,13 @@ where
     // answer is the last instead (`request::last`).
     let served = tokio::select! {
         served = serving.as_mut() => served,
+        () = entry.connection.cut.cancelled() => return,
         () = entry.connection.thread.closing_idle.cancelled() => {
             serving.as_mut().graceful_shutdown();
-            serving.await
+            tokio::select! {
+                served = serving => served,
+                () = entry.connection.cut.cancelled() => return,
+            }
         }
     };
     ended(&entry, served);

@@ -126,7 +126,8 @@ async fn go(
     let permit = decide(entry, finish, &parts, &target).await?;
     let credential = inject(entry, finish, &permit, &mut parts)?;
     let thread = &entry.connection.thread;
-    let address = upstream::address(thread, &permit, entry.connection.original()).await?;
+    let address = upstream::address(thread, &permit, entry.connection.original());
+    let address = finish.registration().unless_ended(address).await??;
     forward(
         entry,
         finish,

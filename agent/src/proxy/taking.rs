@@ -185,3 +185,43 @@ async fn run<F: Future>(stream: F, taking: Rc<Taking>, limit: Duration) {
     })
     .await;
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use tokio::time::{Instant, sleep, timeout};
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_whose_answer_is_not_taken_ends_and_one_that_waits_for_the_upstream_does_not() {
+        let start = Instant::now();
+        let taking = Rc::new(Taking::default());
+        taking.gave();
+        run(pending::<()>(), Rc::clone(&taking), LIMIT).await;
+        assert_eq!((start.elapsed(), taking.has_stalled()), (LIMIT, true));
+        let taking = Rc::new(Taking::default());
+        taking.gave();
+        taking.asked();
+        let quiet = timeout(10 * LIMIT, run(pending::<()>(), Rc::clone(&taking), LIMIT)).await;
+        assert!(quiet.is_err() && !taking.has_stalled());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_piece_that_is_taken_begins_the_wait_anew() {
+        let taking = Rc::new(Taking::default());
+        let slow = Rc::clone(&taking);
+        let stream = async move {
+            for _ in 0..10 {
+                slow.gave();
+                sleep(LIMIT / 2).await;
+                slow.asked();
+            }
+        };
+        run(stream, Rc::clone(&taking), LIMIT).await;
+        assert!(!taking.has_stalled());
+    }
+}

@@ -7,6 +7,7 @@ use std::cell::Cell;
 use std::future::{Future as _, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
+use std::task::Poll;
 
 use http::StatusCode;
 use hyper::server::conn::http2;
@@ -49,8 +50,12 @@ where
     });
     let mut serving = pin!(builder(limits, streams.clone()).serve_connection(TokioIo::new(stream), service));
     let mut draining = pin!(entry.connection.thread.draining.cancelled());
+    let mut cut = pin!(entry.connection.cut.cancelled());
     let mut drained = false;
     let served = poll_fn(|cx| {
+        if cut.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
         if !drained && draining.as_mut().poll(cx).is_ready() {
             drained = true;
             serving.as_mut().graceful_shutdown();
