@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::admin::client;
 use crate::config::{Config, DEFAULT_PATH};
@@ -37,7 +37,12 @@ pub const LACKING: u8 = 3;
 
 /// Transparent, least-privilege API calls: checks each call and puts the credential on
 #[derive(Debug, Parser)]
-#[command(name = "callgate", version, arg_required_else_help = true)]
+#[command(
+    name = "callgate",
+    version,
+    arg_required_else_help = true,
+    after_help = "Exit codes: 0 good, 1 the answer is no, 2 wrong usage or input, 3 the environment lacks something."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -88,6 +93,12 @@ enum Command {
     /// The unprivileged half; started by `run`
     #[command(hide = true)]
     Worker(worker::Args),
+}
+
+/// The command line, for man pages and shell completions.
+#[must_use]
+pub fn definition() -> clap::Command {
+    Cli::command()
 }
 
 /// Parses the arguments and runs the subcommand.

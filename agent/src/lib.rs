@@ -6,6 +6,7 @@
 pub mod addr;
 pub mod admin;
 pub mod audit;
+pub mod budget;
 pub mod channel;
 pub mod cli;
 pub mod config;
@@ -22,6 +23,8 @@ pub mod proxy;
 pub mod supervisor;
 pub mod systemd;
 pub mod telemetry;
+#[cfg(test)]
+mod tests;
 pub mod time;
 pub mod tls;
 pub mod worker;

@@ -10,6 +10,7 @@ mod crew;
 mod foreign;
 pub mod ground;
 mod headroom;
+mod kernel_log;
 pub mod records;
 mod reload;
 mod report;
@@ -20,7 +21,7 @@ pub mod worker_process;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -41,6 +42,7 @@ use answers::Answers;
 use capture::Capture;
 use crew::{Crew, Drain};
 use headroom::Headroom;
+use kernel_log::KernelLog;
 use records::Records;
 use sandbox::Unprivileged;
 
@@ -164,6 +166,7 @@ struct Supervisor {
     capture: Capture,
     headroom: Headroom,
     records: Records,
+    kernel_log: KernelLog,
     answers: Arc<Answers>,
     crew: Crew,
     worker_error: Option<String>,
@@ -203,6 +206,7 @@ impl Supervisor {
             capture,
             headroom,
             records,
+            kernel_log: KernelLog::default(),
             answers: Arc::new(answers),
             crew: Crew::new(REPLACED),
             worker_error: None,
@@ -301,6 +305,8 @@ impl Supervisor {
 
     fn read_events(&mut self) {
         let reports = self.capture.reports();
+        self.kernel_log.tell(&reports, Instant::now());
+        self.kernel_log.tell_faults(self.capture.faults(), Instant::now());
         let in_force = (self.policy.as_ref(), self.generation);
         self.records
             .kernel(&reports, &self.capture, in_force, self.answers.resolver());
@@ -353,8 +359,8 @@ fn unprivileged(name: &str) -> Result<Unprivileged, Error> {
     })
 }
 
-/// Looks at all sources side by side: a slow helper must not keep another credential waiting.
-/// First values. Who waits here answers nobody meanwhile; a slow helper's value comes later.
+/// First values, all sources side by side: a slow helper must not keep another credential waiting. Who waits here
+/// answers nobody meanwhile; a slow helper's value comes later.
 async fn settle(keepers: &mut [Keeper]) {
     let settling = keepers.iter_mut().map(|keeper| keeper.settle(FIRST_VALUES));
     futures_util::future::join_all(settling).await;

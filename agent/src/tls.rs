@@ -75,9 +75,7 @@ pub enum CertificateFault {
     #[error("it is not valid yet (is this host's clock right?)")]
     NotYetValid,
     /// No configured root stands for it.
-    #[error(
-        "no trusted root has issued it, or its chain is incomplete (name a private CA in `upstream.extra_ca`)"
-    )]
+    #[error("no trusted root has issued it, or its chain is incomplete (name a private CA in `upstream_ca`)")]
     UnknownIssuer,
     /// Made for other names.
     #[error("it is for another name")]

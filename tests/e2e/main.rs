@@ -10,6 +10,8 @@ mod audit;
 /// The kernel side alone: each way to connect is caught and attributed, or refused.
 #[cfg(test)]
 mod capture;
+/// The wire outside: what leaves the host, and what does not.
+mod capture_wire;
 /// A secret reaches its upstream and nothing else; bad sources give none.
 mod credential;
 /// Names: what a workload may ask, by UDP and TCP.
@@ -28,16 +30,32 @@ mod http;
 mod http2;
 /// Who is calling: what the records say of the caller, and that nobody passes for another.
 mod identity;
+/// Hosts that keep cgroups elsewhere, and kernels that lack something.
+mod layout;
+/// What the policy no longer names when the agent comes back.
+mod orphan;
 /// Kernel programs that root takes away: noticed, put back, on record.
 mod perimeter;
 /// What policy answers: to real calls, to `explain`, and in `observe` mode.
 mod policy;
+/// One workload that takes all it can get, and another that notices nothing.
+mod quota;
+/// The README's first policy, typed as it stands.
+mod readme;
+/// Neither the agent nor the kernel sends a managed process's words to another host.
+mod reflect;
 /// One worker after another, by request and by death: nothing lost, nothing opened.
 #[cfg(test)]
 mod replace;
+/// A right that is taken back while it is used.
+mod revoke;
 /// The harness itself: the sandbox is one, the upstream tells callers apart, nothing is left behind.
 mod sandbox;
 /// What an operator can get wrong at start and reload: said clearly, nothing left behind, nothing lost.
 mod startup;
 /// TLS between client and agent: what is served, what is refused, and how.
 mod tls;
+/// `tunnel` rules: TLS passed unread, within its limits and for as long as the policy allows it.
+mod tunnel;
+/// Connections to upstreams: what shares one, resumption, and certificates that prove nothing.
+mod upstream;

@@ -165,11 +165,29 @@ fn check_records(records: &Recorded, arrived: &[harness::Access]) {
     }
 }
 
+/// A curl that calls by HTTP/2, ever so often, until long after it was started, and gives up at the first failure.
+fn many_by_http2(world: &World) -> Result<Child> {
+    let urls = format!("https://{API}/load/http2/[1-300]");
+    let args = [
+        "curl",
+        "-sS",
+        "--http2",
+        "--fail",
+        "--fail-early",
+        "--rate",
+        "50/s",
+        &urls,
+    ];
+    let mut command = world.workload("billing")?.command(args);
+    command.stdout(Stdio::null()).spawn().context("can't start curl")
+}
+
 #[test]
 fn workers_that_are_replaced_under_load_lose_no_call_and_their_streams_end_well() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let world = start("workers_that_are_replaced_under_load_lose_no_call_and_their_streams_end_well")?;
     let load = Load::start(&world, 4, 4)?;
+    let mut multiplexed = many_by_http2(&world)?;
     for version in ["--http1.1", "--http2"] {
         let file = world.dir().join("stream");
         let url = format!("https://{API}/stream");
@@ -204,6 +222,8 @@ fn workers_that_are_replaced_under_load_lose_no_call_and_their_streams_end_well(
     let said = load.end()?;
     let lost: Vec<_> = said.iter().filter(|one| one.status != 200).collect();
     assert!(lost.is_empty(), "{} of {} lost: {lost:?}", lost.len(), said.len());
+    let ended = wait_for(&mut multiplexed, wait::PATIENCE)?;
+    assert!(ended.success(), "curl over HTTP/2: {ended}");
     wait::until("the old workers' end", wait::PATIENCE, || {
         agent_status(&world)
             .ok()

@@ -329,3 +329,32 @@ fn server_name_host_and_port_must_agree_on_http_1_and_2() -> Result<()> {
     assert!(reached.is_empty(), "{reached:?}");
     Ok(())
 }
+
+#[test]
+fn a_session_is_resumed_for_the_name_that_it_was_made_for_alone() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let mut world = World::new("a_session_is_resumed_for_the_name_that_it_was_made_for_alone")?;
+    world.upstream(Upstream::new(API))?;
+    world.policy("tls.toml", &workload("billing", "", ""))?;
+    world.start_agent()?;
+    let session = world.dir().join("session");
+    let session = path(&session)?;
+    for version in ["-tls1_2", "-tls1_3"] {
+        let ask = |name: &str, keep: &str| {
+            let get = format!("GET / HTTP/1.1\\r\\nHost: {name}\\r\\nConnection: close\\r\\n\\r\\n");
+            let script = format!(
+                "printf '{get}' | openssl s_client -connect {API}:443 -servername {name} -ign_eof {version} {keep} {session}"
+            );
+            world.workload("billing")?.run(["sh", "-c", &script])?.ok()
+        };
+        for (name, keep, expected) in [
+            (API, "-sess_out", "New, TLSv1"),
+            (API, "-sess_in", "Reused, TLSv1"),
+            ("other.example.test", "-sess_in", "New, TLSv1"),
+        ] {
+            let said = ask(name, keep)?;
+            assert!(said.contains(expected), "{version} {name}: {said}");
+        }
+    }
+    Ok(())
+}

@@ -4,7 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, date_time_ymd,
+};
 
 /// The authority; its certificate is in [`Ca::certificate`].
 #[derive(Debug)]
@@ -21,6 +24,19 @@ pub struct Leaf {
     pub certificate: PathBuf,
     /// Its private key.
     pub key: PathBuf,
+}
+
+/// What can be wrong with a certificate.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Flaw {
+    /// Past its end.
+    Expired,
+    /// Before its start.
+    NotYetValid,
+    /// Signed by nobody else.
+    SelfSigned,
+    /// Not for servers.
+    ForClients,
 }
 
 impl Ca {
@@ -56,10 +72,28 @@ impl Ca {
     /// # Errors
     /// If the name is none, or a file can't be written.
     pub fn issue(&self, host: &str) -> Result<Leaf> {
+        self.issue_flawed(host, None)
+    }
+
+    /// As [`Ca::issue`], with something wrong with it.
+    ///
+    /// # Errors
+    /// As [`Ca::issue`].
+    pub fn issue_flawed(&self, host: &str, flaw: Option<Flaw>) -> Result<Leaf> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new(vec![host.to_owned()])?;
         params.distinguished_name.push(DnType::CommonName, host);
-        let pem = params.signed_by(&key, &self.issuer)?.pem();
+        match flaw {
+            Some(Flaw::Expired) => params.not_after = date_time_ymd(2020, 1, 1),
+            Some(Flaw::NotYetValid) => params.not_before = date_time_ymd(2099, 1, 1),
+            Some(Flaw::ForClients) => params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth],
+            Some(Flaw::SelfSigned) | None => {}
+        }
+        let certificate = match flaw {
+            Some(Flaw::SelfSigned) => params.self_signed(&key)?,
+            _signed => params.signed_by(&key, &self.issuer)?,
+        };
+        let pem = certificate.pem();
         let leaf = Leaf {
             certificate: self.dir.join(format!("{host}.pem")),
             key: self.dir.join(format!("{host}.key")),

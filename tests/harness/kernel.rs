@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
@@ -21,6 +22,8 @@ pub enum Feature {
     Btf,
     /// The agent's binary, named by `CALLGATE_BIN`.
     Agent,
+    /// strace(1), which can make system calls fail; under ptrace restrictions it can't.
+    Strace,
     /// io_uring, which some kernels and sandboxes switch off.
     IoUring,
 }
@@ -46,6 +49,12 @@ impl Feature {
             Self::Agent => std::env::var_os(agent::BINARY_VARIABLE)
                 .is_none()
                 .then(|| format!("{} is not set; run `cargo xtask test`", agent::BINARY_VARIABLE)),
+            Self::Strace => {
+                let works = Command::new("strace")
+                    .args(["-qq", "-o", "/dev/null", "true"])
+                    .status();
+                (!works.is_ok_and(|status| status.success())).then(|| "strace does not work here".to_owned())
+            }
             Self::IoUring => {
                 let off = fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
                 (off.trim() == "2").then(|| "io_uring is switched off (kernel.io_uring_disabled)".to_owned())

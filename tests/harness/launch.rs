@@ -25,6 +25,7 @@ pub struct Place {
     netns: Option<PathBuf>,
     uid: Option<u32>,
     env: Vec<(OsString, OsString)>,
+    view: Option<String>,
 }
 
 impl Place {
@@ -36,6 +37,7 @@ impl Place {
             netns: None,
             uid: None,
             env: Vec::new(),
+            view: None,
         }
     }
 
@@ -60,6 +62,13 @@ impl Place {
         self
     }
 
+    /// In a mount namespace of its own, in which this shell script ran first.
+    #[must_use]
+    pub fn with_view(mut self, script: impl Into<String>) -> Self {
+        self.view = Some(script.into());
+        self
+    }
+
     /// The command that starts `args` here. The child dies with the thread that spawns it, so spawn long-lived
     /// ones from the test's own thread.
     #[must_use]
@@ -81,7 +90,13 @@ impl Place {
                 "--clear-groups".to_owned(),
             ]);
         }
-        command.args(["--pdeathsig", "KILL", "--"]).args(args);
+        command.args(["--pdeathsig", "KILL", "--"]);
+        if let Some(script) = &self.view {
+            let script = format!("{script}\nexec \"$@\"");
+            command.args(["unshare", "--mount", "--propagation", "private"]);
+            command.args(["sh", "-ec", &script, "sh"]);
+        }
+        command.args(args);
         command.envs(self.env.iter().cloned()).stdin(Stdio::null());
         command
     }

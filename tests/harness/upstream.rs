@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-use crate::ca::Leaf;
+use crate::ca::{Flaw, Leaf};
 use crate::launch::{self, Place};
 use crate::wait;
 
@@ -25,6 +25,8 @@ pub struct Upstream {
     locations: Vec<(String, String)>,
     formats: Vec<(String, String)>,
     certificate_of: Option<String>,
+    flaw: Option<Flaw>,
+    requests: u32,
 }
 
 impl Upstream {
@@ -40,6 +42,8 @@ impl Upstream {
             locations: Vec::new(),
             formats: Vec::new(),
             certificate_of: None,
+            flaw: None,
+            requests: 1_000_000,
         }
     }
 
@@ -92,6 +96,25 @@ impl Upstream {
         self
     }
 
+    /// Closes each connection after this many requests, as nginx does after its `keepalive_requests`.
+    #[must_use]
+    pub fn requests_per_connection(mut self, requests: u32) -> Self {
+        self.requests = requests;
+        self
+    }
+
+    /// With something wrong with its certificate.
+    #[must_use]
+    pub fn flawed(mut self, flaw: Flaw) -> Self {
+        self.flaw = Some(flaw);
+        self
+    }
+
+    /// What is wrong with its certificate.
+    pub(crate) fn flaw(&self) -> Option<Flaw> {
+        self.flaw
+    }
+
     /// The name that its certificate is for.
     pub(crate) fn certified(&self) -> &str {
         self.certificate_of.as_deref().unwrap_or(&self.host)
@@ -127,7 +150,8 @@ impl Upstream {
         }
         writeln!(
             text,
-            "  keepalive_requests 1000000; default_type application/json;"
+            "  keepalive_requests {}; default_type application/json;",
+            self.requests
         )?;
         let (token, account) = self
             .bearer

@@ -38,6 +38,7 @@ pub struct World {
     settings: String,
     audit_settings: String,
     agent_env: Vec<(String, String)>,
+    agent_view: Option<String>,
     dir: TempDir,
 }
 
@@ -76,6 +77,7 @@ impl World {
             settings: String::new(),
             audit_settings: String::new(),
             agent_env: Vec::new(),
+            agent_view: None,
             dir,
         })
     }
@@ -97,7 +99,7 @@ impl World {
         fs::create_dir(&dir).context("can't make the upstream's directory (two for one host?)")?;
         let files = Files {
             dir,
-            leaf: self.ca.issue(what.certified())?,
+            leaf: self.ca.issue_flawed(what.certified(), what.flaw())?,
         };
         let server = Server::start(&what, &files, &self.outside()?, addresses)?;
         self.upstreams.push(server);
@@ -217,6 +219,11 @@ impl World {
         self.agent_env.push((key.to_owned(), value.to_owned()));
     }
 
+    /// Lets the agent run in a mount namespace of its own that this shell script prepares, from its next start on.
+    pub fn agent_view(&mut self, script: impl Into<String>) {
+        self.agent_view = Some(script.into());
+    }
+
     /// Starts the agent and waits until it is ready.
     ///
     /// # Errors
@@ -237,7 +244,11 @@ impl World {
     pub fn agent_place(&self) -> Result<Place> {
         let place = Place::in_cgroup(self.cgroup.child("agent")?);
         let with = |place: Place, (key, value): &(String, String)| place.with_env(key, value);
-        Ok(self.agent_env.iter().fold(place, with))
+        let place = self.agent_env.iter().fold(place, with);
+        Ok(match &self.agent_view {
+            Some(script) => place.with_view(script),
+            None => place,
+        })
     }
 
     /// Runs `callgate VERB --config FILE ARGS` to its end, whether or not an agent runs. [`World::write_config`]

@@ -63,9 +63,17 @@ pub(crate) fn checks() -> Vec<Check> {
         },
         Check {
             name: "deny",
-            command: cmd::find("cargo-deny").map(|_| deny),
+            command: has_deny().then_some(deny),
         },
     ]
+}
+
+fn has_deny() -> bool {
+    let there = setup::cargo_deny();
+    if let Err(error) = &there {
+        eprintln!("check: {error:#}");
+    }
+    there.is_ok()
 }
 
 /// Whether it passes; `None`, with a word, if it can't be run here.

@@ -9,6 +9,7 @@ mod check;
 mod ci;
 mod cmd;
 mod demo;
+mod manual;
 mod setup;
 mod test;
 mod tidy;
@@ -46,6 +47,8 @@ enum Verb {
     Check,
     /// The rules of the repository that no compiler knows
     Tidy,
+    /// Write the man pages and shell completions anew, after a change of the command line
+    Manual,
     /// What CI runs: check, tidy and test, with one closing line
     Ci,
 }
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Verb::Test { filter } => test::run(filter.as_deref()),
         Verb::Check => check::run(),
         Verb::Tidy => tidy::run(),
+        Verb::Manual => manual::run(),
         Verb::Ci => ci::run(),
     };
     match outcome {

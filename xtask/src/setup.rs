@@ -16,6 +16,9 @@ use crate::cmd::{self, Outcome};
 const BPF_LINKER: &str = "0.13.0";
 const LLVM: &str = "22";
 
+/// The judge of dependencies.
+const CARGO_DENY: &str = "0.20.2";
+
 /// What building needs: a linker for Rust, and LLVM for bpf-linker.
 const BUILD_PACKAGES: &[&str] = &[
     "gcc",
@@ -40,6 +43,7 @@ const RUN_PACKAGES: &[&str] = &[
     "python3",
     "python3-grpcio",
     "python3-h2",
+    "strace",
     "util-linux",
 ];
 
@@ -50,7 +54,10 @@ const FALLBACK_PACKAGES: &[&str] = &["rustc-web", "rust-web-src"];
 /// Everything, with a word on each step.
 pub(crate) fn run() -> Result<Outcome> {
     all()?;
-    eprintln!("setup: packages, core's source and bpf-linker {BPF_LINKER} are there");
+    cargo_deny()?;
+    eprintln!(
+        "setup: packages, core's source, bpf-linker {BPF_LINKER} and cargo-deny {CARGO_DENY} are there"
+    );
     Ok(Outcome::Good)
 }
 
@@ -137,6 +144,28 @@ fn bpf_linker() -> Result<()> {
     // Not in the workspace: its configuration is not bpf-linker's.
     install.current_dir("/").env("LLVM_PREFIX", llvm_prefix()?);
     cmd::run(install).context("bpf-linker")
+}
+
+/// What `cargo xtask check` and `ci` judge dependencies with; building and running do without.
+pub(crate) fn cargo_deny() -> Result<()> {
+    let installed = cmd::read(cmd::cargo(["deny", "--version"])).unwrap_or_default();
+    if installed.trim().ends_with(CARGO_DENY) {
+        return Ok(());
+    }
+    eprintln!("setup: building cargo-deny {CARGO_DENY}, about a minute");
+    let version = format!("={CARGO_DENY}");
+    // Without optimisation: that would take three times as long, and it runs for a second.
+    let mut install = cmd::cargo([
+        "install",
+        "cargo-deny",
+        "--locked",
+        "--force",
+        "--debug",
+        "--version",
+        &version,
+    ]);
+    install.current_dir("/").env("CARGO_PROFILE_DEV_DEBUG", "0");
+    cmd::run(install).context("cargo-deny")
 }
 
 fn llvm_prefix() -> Result<PathBuf> {

@@ -192,8 +192,8 @@ async fn a_policy_of_ten_megabytes_arrives_whole() {
 async fn a_question_gets_its_own_answer_whatever_the_order() {
     let mut ends = ends();
     let (first, second) = (ends.client.clone(), ends.client.clone());
-    let first = tokio::spawn(async move { first.identify(b"one", false).await });
-    let second = tokio::spawn(async move { second.identify(b"two", true).await });
+    let first = tokio::spawn(async move { first.identify(&name("billing"), b"one", false).await });
+    let second = tokio::spawn(async move { second.identify(&name("billing"), b"two", true).await });
     let mut asked = Vec::new();
     while asked.len() < 2 {
         if let Some(ToSupervisor::Identify {
@@ -225,7 +225,11 @@ async fn askers_of_one_intermediate_share_one_question() {
     let askers: Vec<_> = (0..10)
         .map(|_| {
             let client = ends.client.clone();
-            tokio::spawn(async move { client.intermediate(&host("api.example.com")).await })
+            tokio::spawn(async move {
+                client
+                    .intermediate(&name("billing"), &host("api.example.com"))
+                    .await
+            })
         })
         .collect();
     let Some(ToSupervisor::Intermediate { host: asked }) = ends.receiver.next().await.unwrap() else {
@@ -254,7 +258,7 @@ async fn open_questions_fail_when_the_supervisor_goes() {
         mut channel,
         client,
     } = ends;
-    let asker = tokio::spawn(async move { client.executable(b"one", false).await });
+    let asker = tokio::spawn(async move { client.executable(&name("billing"), b"one", false).await });
     assert!(receiver.next().await.unwrap().is_some());
     drop((sender, receiver));
     assert!(channel.next().await.unwrap().is_none());
@@ -343,4 +347,46 @@ fn a_secret_on_its_way_is_not_shown() {
         version: "v1".into(),
     };
     assert!(!format!("{state:?}").contains("hunter2"));
+}
+
+#[tokio::test]
+async fn a_workload_that_names_ever_new_hosts_gets_no_more_signed_and_another_does() {
+    let mut ends = ends();
+    let client = ends.client.clone();
+    let flood = tokio::spawn(async move {
+        for number in 0.. {
+            let asked = client
+                .intermediate(&name("a"), &host(&format!("h{number}.example.com")))
+                .await;
+            if let Err(error) = asked {
+                return (number, error, client);
+            }
+        }
+        unreachable!("the numbers have no end");
+    });
+    let signed = intermediate(&host("example.com"));
+    let answer = async |ends: &mut Ends| {
+        while let Some(message) = ends.receiver.next().await.unwrap() {
+            if let ToSupervisor::Intermediate { host } = message {
+                // The channel looks into none.
+                let result = Ok(Intermediate {
+                    host: host.clone(),
+                    ..signed.clone()
+                });
+                ends.sender.send(ToWorker::Intermediate { host, result }).unwrap();
+                ends.channel.next().await.unwrap();
+            }
+        }
+    };
+    let (number, error, client) = tokio::select! {
+        ended = flood => ended.unwrap(),
+        () = answer(&mut ends) => panic!("the channel ended"),
+    };
+    assert!(number >= 1000, "{number}");
+    assert!(matches!(error, AskError::Limit), "{error}");
+    let (other, wanted) = (name("b"), host("api.example.com"));
+    tokio::select! {
+        got = client.intermediate(&other, &wanted) => drop(got.unwrap()),
+        () = answer(&mut ends) => panic!("the channel ended"),
+    }
 }

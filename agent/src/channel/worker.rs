@@ -3,14 +3,18 @@
 //! The tasks that own the socket live on the runtime that called [`Channel::open`] (control); a [`Client`] may be
 //! used from any thread and runtime.
 
+mod pending;
+
 use std::collections::HashMap;
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+
+use pending::{Pending, Waiter, Waiters};
 
 use super::frame::{FrameError, Reader, Writer, split};
 use super::{
@@ -20,8 +24,6 @@ use super::{
 use crate::addr::HostName;
 use crate::identity::{Executable, Identity, WorkloadName};
 
-/// Questions under way at most; more would be refused by the supervisor's own bound.
-const MAX_PENDING: usize = 8192;
 /// Longest wait for an answer: a digest of a large executable takes a second or two.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -102,8 +104,11 @@ pub enum AskError {
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// Too many questions are open.
-    #[error("more than {MAX_PENDING} questions to the supervisor are open")]
+    #[error("too many questions to the supervisor are open")]
     Busy,
+    /// Too many are asked on behalf of this workload.
+    #[error("the workload makes the agent ask for more than it may")]
+    Limit,
     /// No answer came in time.
     #[error("the supervisor did not answer within 10 s")]
     TimedOut,
@@ -157,11 +162,17 @@ pub struct Client {
 }
 
 impl Client {
-    /// Who is behind this kernel record; with the executable's digest if a rule needs it.
+    /// Who is behind this kernel record of `workload`; with the executable's digest if a rule needs it.
     ///
     /// # Errors
     /// Whatever is returned, the connection has no identity and is denied.
-    pub async fn identify(&self, origin: &[u8], digest: bool) -> Result<Identity, AskError> {
+    pub async fn identify(
+        &self,
+        workload: &WorkloadName,
+        origin: &[u8],
+        digest: bool,
+    ) -> Result<Identity, AskError> {
+        let _open = self.pending.open(workload)?;
         let (request, answer) = self.register(|waiters| &mut waiters.identities)?;
         let ask = ToSupervisor::Identify {
             request,
@@ -177,7 +188,13 @@ impl Client {
     ///
     /// # Errors
     /// Whatever is returned, the executable is unknown.
-    pub async fn executable(&self, origin: &[u8], digest: bool) -> Result<Executable, AskError> {
+    pub async fn executable(
+        &self,
+        workload: &WorkloadName,
+        origin: &[u8],
+        digest: bool,
+    ) -> Result<Executable, AskError> {
+        let _open = self.pending.open(workload)?;
         let (request, answer) = self.register(|waiters| &mut waiters.executables)?;
         let ask = ToSupervisor::Executable {
             request,
@@ -189,13 +206,18 @@ impl Client {
         answered
     }
 
-    /// An intermediate for this host; askers of one host at one time share one question.
+    /// An intermediate for this host, asked for on behalf of `workload`; askers of one host at one time share one question.
     ///
     /// # Errors
     /// Without one no leaf can be minted and the connection fails.
-    pub async fn intermediate(&self, host: &HostName) -> Result<Arc<Intermediate>, AskError> {
+    pub async fn intermediate(
+        &self,
+        workload: &WorkloadName,
+        host: &HostName,
+    ) -> Result<Arc<Intermediate>, AskError> {
+        let _open = self.pending.open(workload)?;
         let (sender, answer) = oneshot::channel();
-        let first = self.pending.lock().join(host, sender)?;
+        let first = self.pending.join(workload, host, sender)?;
         if first
             && self
                 .send(ToSupervisor::Intermediate { host: host.clone() })
@@ -283,63 +305,6 @@ async fn settle<T>(answer: oneshot::Receiver<Result<T, Refusal>>) -> Result<T, A
         Ok(Ok(result)) => Ok(result?),
         Ok(Err(_closed)) => Err(AskError::Closed),
         Err(_elapsed) => Err(AskError::TimedOut),
-    }
-}
-
-type Waiter<T> = oneshot::Sender<Result<T, Refusal>>;
-
-/// Who waits for which answer. The lock is held for a map operation only.
-#[derive(Debug, Default)]
-struct Pending(Mutex<Waiters>);
-
-#[derive(Debug, Default)]
-struct Waiters {
-    closed: bool,
-    identities: HashMap<u64, Waiter<Box<Identity>>>,
-    executables: HashMap<u64, Waiter<Executable>>,
-    intermediates: HashMap<HostName, Vec<Waiter<Arc<Intermediate>>>>,
-    /// Askers in all lists of `intermediates`.
-    joined: usize,
-}
-
-impl Pending {
-    fn lock(&self) -> MutexGuard<'_, Waiters> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Waiters {
-    fn has_room(&self) -> Result<(), AskError> {
-        if self.closed {
-            return Err(AskError::Closed);
-        }
-        if self.identities.len() + self.executables.len() + self.joined >= MAX_PENDING {
-            return Err(AskError::Busy);
-        }
-        Ok(())
-    }
-
-    /// Whether this asker is the first for the host.
-    fn join(&mut self, host: &HostName, waiter: Waiter<Arc<Intermediate>>) -> Result<bool, AskError> {
-        self.has_room()?;
-        let list = self.intermediates.entry(host.clone()).or_default();
-        list.push(waiter);
-        let first = list.len() == 1;
-        self.joined += 1;
-        Ok(first)
-    }
-
-    fn take_intermediate(&mut self, host: &HostName) -> Vec<Waiter<Arc<Intermediate>>> {
-        let waiters = self.intermediates.remove(host).unwrap_or_default();
-        self.joined = self.joined.saturating_sub(waiters.len());
-        waiters
-    }
-
-    fn close(&mut self) {
-        *self = Self {
-            closed: true,
-            ..Self::default()
-        };
     }
 }
 

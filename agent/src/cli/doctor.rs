@@ -6,11 +6,13 @@
 mod probes;
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use serde::Serialize;
 
+use crate::admin::{self, client};
 use crate::config::Config;
 use crate::ebpf::Feature;
 use crate::ebpf::features;
@@ -88,9 +90,31 @@ impl Check {
 pub fn run(args: Args, config: &Config, kernel_checks: Vec<Check>) -> anyhow::Result<ExitCode> {
     let mut checks = host_checks(&config.bpffs_dir);
     checks.extend(kernel_checks);
+    checks.extend(running_agent(&config.admin_socket));
     let text = if args.json { json(&checks)? } else { table(&checks) };
     writeln!(io::stdout().lock(), "{text}").context("can't write to standard output")?;
     Ok(ExitCode::from(code(&checks)))
+}
+
+/// Whether the agent that runs here still has its programs in place; nothing where none runs.
+fn running_agent(socket: &Path) -> Option<Check> {
+    const NAME: &str = "perimeter";
+    match client::ask::<admin::Status>(socket, "GET", "/v1/status", Vec::new()) {
+        Ok(status) if status.perimeter_intact => {
+            Some(Check::pass(NAME, "the running agent's programs are in place"))
+        }
+        Ok(_) => Some(Check::fail(
+            NAME,
+            "programs of the running agent were taken away and can't be put back",
+            "remove what stands in the way (the agent's log says what), or restart the agent",
+        )),
+        Err(client::Error::Unreachable { .. }) => None,
+        Err(error) => Some(Check::warn(
+            NAME,
+            error.to_string(),
+            "ask as root, with the version that runs",
+        )),
+    }
 }
 
 /// What this kernel offers, as far as can be told from outside a running agent. That takes the right to load a
@@ -114,15 +138,11 @@ pub fn kernel_checks() -> Vec<Check> {
 }
 
 fn of_feature(feature: Feature, present: bool) -> Check {
-    let (name, reason) = (
-        feature.name(),
-        format!("callgate needs it {}; use Linux 6.1 or later", feature.why()),
-    );
-    match (present, feature.is_required()) {
-        (true, _) => Check::pass(name, "present"),
-        (false, true) => Check::fail(name, "missing", &reason),
-        (false, false) => Check::warn(name, "missing", &reason),
+    if present {
+        return Check::pass(feature.name(), "present");
     }
+    let fix = format!("callgate needs it {}; {}", feature.why(), feature.fix());
+    Check::fail(feature.name(), "missing", &fix)
 }
 
 fn code(checks: &[Check]) -> u8 {
@@ -183,6 +203,19 @@ mod tests {
         for check in host_checks(&Config::default().bpffs_dir) {
             assert_eq!(check.fix.is_empty(), check.status == Status::Pass, "{check:?}");
             assert!(!check.found.is_empty(), "{check:?}");
+        }
+    }
+
+    #[test]
+    fn a_missing_feature_fails_with_what_run_says_of_it() {
+        for feature in Feature::ALL {
+            let check = of_feature(*feature, false);
+            let said = crate::ebpf::Error::Missing { feature: *feature }.to_string();
+            assert_eq!(code(&checks(check.clone())), 3);
+            for part in [check.name, feature.why(), feature.fix()] {
+                assert!(said.contains(part), "{part} is not in {said}");
+            }
+            assert!(check.fix.contains(feature.fix()), "{check:?}");
         }
     }
 

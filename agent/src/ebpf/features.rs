@@ -6,6 +6,9 @@ use aya::sys::{BpfHelper, is_helper_supported, is_program_supported};
 /// Kernels that the end-to-end tests ran on.
 pub const TESTED_KERNELS: &[&str] = &["6.18"];
 
+/// Where a kernel keeps its own type information.
+pub const TYPE_INFO: &str = "/sys/kernel/btf/vmlinux";
+
 macro_rules! features {
     ($($name:ident: $label:literal, $why:literal;)+) => {
         /// One thing that the kernel must have.
@@ -37,6 +40,7 @@ features! {
     SockCreate: "cgroup/sock_create programs", "to mark each socket with its workload and refuse raw ones";
     SockAddr: "cgroup sock_addr programs", "to turn connect() round to the agent";
     CgroupSkb: "cgroup_skb programs", "to drop packets that got past connect()";
+    SockOpt: "cgroup/setsockopt programs", "to refuse socket options that lead out";
     SockOps: "sock_ops programs", "to carry the caller's facts to the accepted socket";
     AncestorId: "bpf_get_current_ancestor_cgroup_id in sock_addr programs", "to tell the caller's workload";
     SkStorage: "bpf_sk_storage_get in sock_addr programs", "to keep the mark with its socket";
@@ -48,10 +52,25 @@ features! {
 }
 
 impl Feature {
-    /// Whether programs can't load or would mislead without it; the others only cost facts.
+    /// What the operator can do about its absence.
     #[must_use]
-    pub const fn is_required(self) -> bool {
-        !matches!(self, Self::TypeInfo)
+    pub const fn fix(self) -> &'static str {
+        match self {
+            Self::TypeInfo => {
+                "use a kernel built with CONFIG_DEBUG_INFO_BTF=y (all of Debian's, Ubuntu's and Fedora's are)"
+            }
+            Self::SockCreate
+            | Self::SockAddr
+            | Self::CgroupSkb
+            | Self::SockOpt
+            | Self::SockOps
+            | Self::AncestorId
+            | Self::SkStorage
+            | Self::SkLookup
+            | Self::NetnsCookie
+            | Self::SetRetval
+            | Self::TaskRead => "use Linux 6.1 or later, with CONFIG_CGROUP_BPF=y",
+        }
     }
 
     /// Whether this kernel has it. What can't be probed counts as missing.
@@ -62,6 +81,7 @@ impl Feature {
             Self::SockCreate => is_program_supported(ProgramType::CgroupSock).unwrap_or(false),
             Self::SockAddr => is_program_supported(ProgramType::CgroupSockAddr).unwrap_or(false),
             Self::CgroupSkb => is_program_supported(ProgramType::CgroupSkb).unwrap_or(false),
+            Self::SockOpt => is_program_supported(ProgramType::CgroupSockopt).unwrap_or(false),
             Self::SockOps => is_program_supported(ProgramType::SockOps).unwrap_or(false),
             Self::AncestorId => helper(
                 ProgramType::CgroupSockAddr,
@@ -72,7 +92,7 @@ impl Feature {
             Self::NetnsCookie => helper(ProgramType::SockOps, BpfHelper::BPF_FUNC_get_netns_cookie),
             Self::SetRetval => helper(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval),
             Self::TaskRead => helper(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_probe_read_kernel),
-            Self::TypeInfo => std::fs::File::open("/sys/kernel/btf/vmlinux").is_ok(),
+            Self::TypeInfo => std::fs::File::open(TYPE_INFO).is_ok(),
         }
     }
 }

@@ -37,6 +37,7 @@ pub(super) const WORKLOAD: &[Entry] = &[
     entry("cg_egress", Hook::Egress),
     entry("cg_ingress", Hook::Ingress),
     entry("flow_client", Hook::SockOps),
+    entry("cg_setsockopt", Hook::Setsockopt),
     entry("cg_peername4", Hook::Peername4),
     entry("cg_peername6", Hook::Peername6),
     entry("cg_recvmsg4", Hook::Recvmsg4),
@@ -57,7 +58,10 @@ pub(super) const GUARD: &[Entry] = &[
 ];
 
 /// On the agent's own cgroup.
-pub(super) const AGENT: &[Entry] = &[entry("flow_server", Hook::SockOps)];
+pub(super) const AGENT: &[Entry] = &[
+    entry("ag_egress", Hook::Egress),
+    entry("flow_server", Hook::SockOps),
+];
 
 /// The pin directory, and what is pinned there.
 #[derive(Debug)]
@@ -65,6 +69,24 @@ pub(super) struct Pins {
     dir: PathBuf,
     links: BTreeMap<(u64, &'static str), OwnedFd>,
     maps: Vec<(&'static str, OwnedFd)>,
+}
+
+/// Where distributions mount one for all. Below it nothing can be made before: it lies on sysfs.
+const STANDARD: &str = "/sys/fs/bpf";
+
+fn mount_if_none(dir: &Path) -> Result<(), Error> {
+    let system = statfs(dir).map_err(|errno| Error::file("inspect", dir, errno.into()))?;
+    if system.filesystem_type() == BPF_FS_MAGIC {
+        return Ok(());
+    }
+    mount(
+        Some("bpf"),
+        dir,
+        Some("bpf"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+        Some("mode=0700"),
+    )
+    .map_err(|errno| Error::file("mount a BPF file system on", dir, errno.into()))
 }
 
 impl Pins {
@@ -81,19 +103,11 @@ impl Pins {
 
     /// The same for a directory that was taken away.
     pub(super) fn make_directories(&self) -> Result<(), Error> {
-        let dir = &self.dir;
-        make_dir(dir)?;
-        let system = statfs(dir).map_err(|errno| Error::file("inspect", dir, errno.into()))?;
-        if system.filesystem_type() != BPF_FS_MAGIC {
-            mount(
-                Some("bpf"),
-                dir,
-                Some("bpf"),
-                MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
-                Some("mode=0700"),
-            )
-            .map_err(|errno| Error::file("mount a BPF file system on", dir, errno.into()))?;
+        if self.dir.starts_with(STANDARD) {
+            mount_if_none(Path::new(STANDARD))?;
         }
+        make_dir(&self.dir)?;
+        mount_if_none(&self.dir)?;
         make_dir(&self.maps())?;
         make_dir(&self.links())
     }

@@ -18,11 +18,16 @@ use serde::{Deserialize, Serialize};
 
 use super::process::{HeldProcess, ProcessError};
 use super::{Executable, Sha256};
+use crate::budget::{Budgets, Rate};
 
 /// Larger files have no digest, unless the configuration says otherwise: 256 MiB.
 pub const DEFAULT_MAX_DIGEST_BYTES: u64 = 256 << 20;
 /// More digests than this and the cache starts anew.
 const MAX_DIGESTS: usize = 1024;
+/// Bytes that one workload may make us read for digests in a second, once it has read twice the largest file.
+const READ_PER_SECOND: u64 = 32 << 20;
+/// What the smallest file counts for: it takes a place among the digests.
+const LEAST: u64 = 1 << 20;
 /// A file that changed less than this long ago may change again without its ctime showing it.
 const SETTLED_SECONDS: i64 = 2;
 
@@ -92,6 +97,8 @@ pub struct Executables {
     /// One digest is computed at a time: a bound on the load that callers can make, and nobody computes what
     /// another is just computing.
     computing: Mutex<()>,
+    /// Bytes that each workload may make us read.
+    reading: Budgets<u32>,
 }
 
 /// A file's content, as far as stat tells it apart.
@@ -111,12 +118,17 @@ impl Executables {
             max_digest_bytes,
             digests: Mutex::default(),
             computing: Mutex::default(),
+            reading: Budgets::new(Rate {
+                burst: max_digest_bytes.saturating_mul(2).max(16 * LEAST),
+                per_second: READ_PER_SECOND,
+            }),
         }
     }
 
     /// The file that the process runs, which must be the one that the kernel reported.
     ///
-    /// A digest that can't be had (too large, not local, changing) is absent.
+    /// The digest is computed on behalf of the workload `digest_for`, if there is one. A digest that can't be had
+    /// (too large, not local, changing, or more than this workload may make us read) is absent.
     ///
     /// # Errors
     /// If the process ended or runs another file.
@@ -124,7 +136,7 @@ impl Executables {
         &self,
         process: &HeldProcess,
         reported: FileId,
-        want_digest: bool,
+        digest_for: Option<u32>,
     ) -> Result<Executable, ExecutableError> {
         let pid = process.pid();
         let file = process.executable()?;
@@ -141,20 +153,24 @@ impl Executables {
             path: proven_path(&file, &found),
             device: reported.device,
             inode: reported.inode,
-            sha256: if want_digest {
-                self.digest(&file, &found)
-            } else {
-                None
-            },
+            sha256: digest_for.and_then(|workload| self.digest(workload, &file, &found)),
         })
     }
 
-    fn digest(&self, file: &OwnedFd, found: &FileStat) -> Option<Sha256> {
+    fn digest(&self, workload: u32, file: &OwnedFd, found: &FileStat) -> Option<Sha256> {
         let version = Version::of(found);
         if let Some(known) = self.known(&version) {
             return Some(known);
         }
-        if !is_local(file) || u64::try_from(found.st_size).ok()? > self.max_digest_bytes {
+        let size = u64::try_from(found.st_size).ok()?;
+        if !is_local(file) || size > self.max_digest_bytes {
+            return None;
+        }
+        if !self.reading.spend(&workload, size.max(LEAST)) {
+            tracing::debug!(
+                workload,
+                "executables change faster than their digests may be made"
+            );
             return None;
         }
         let _one_at_a_time = self.computing.lock().unwrap_or_else(PoisonError::into_inner);

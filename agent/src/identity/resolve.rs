@@ -197,7 +197,9 @@ impl Resolver {
     ) -> Result<Executable, ExecutableError> {
         let pid = process.pid();
         let reported = claim.executable.ok_or(ExecutableError::NotReported)?;
-        let executable = self.executables.inspect(process, reported, digest)?;
+        let executable = self
+            .executables
+            .inspect(process, reported, digest.then_some(claim.workload))?;
         // Looked at last: a process that left while it was examined is not the caller that the policy means.
         match process.cgroup()? {
             Some(path) if self.cgroups.is(&path, claim.cgroup_id) => Ok(executable),

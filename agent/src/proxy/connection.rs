@@ -11,10 +11,12 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::addr::{ClientAddr, OrigDst};
 use crate::audit::record::Caller;
 use crate::audit::{self, Kind, Opening};
+use crate::channel::worker::AskError;
 use crate::ebpf::Origin;
 use crate::identity::{Identity, WorkloadName};
 use crate::net::deadline::Activity;
@@ -39,6 +41,8 @@ pub(super) struct Connection {
     pub(super) client: ClientAddr,
     pub(super) origin: Origin,
     pub(super) activity: Activity,
+    /// Ends the connection with all its calls.
+    pub(super) cut: CancellationToken,
     identity: RefCell<Rc<Identity>>,
     log: RefCell<audit::Connection>,
     pub(super) slot: Slot,
@@ -104,8 +108,10 @@ async fn identify(
 ) -> Result<(Rc<Connection>, TcpStream), Failure> {
     let start = Instant::now();
     let short = thread.shared.memory_short.load(Ordering::Relaxed);
-    let slot = accepted.slot.filter(|_| !short);
-    let slot = slot.ok_or_else(|| Failure::denied(DenialReason::Limit))?;
+    let slot = match accepted.slot {
+        Ok(slot) if !short => slot,
+        Ok(_) | Err(_) => return Err(Failure::denied(DenialReason::Limit)),
+    };
     let stream = TcpStream::from_std(accepted.stream).map_err(|error| Failure::internal("socket", &error))?;
     let origin = origin(thread, &stream)?;
     log.original_destination = Some(origin.destination());
@@ -114,10 +120,12 @@ async fn identify(
         .policy
         .workload(listener)
         .is_some_and(policy::Workload::needs_digest);
-    let identity = thread.shared.supervisor.identify(&origin.to_bytes(), digest).await.map_err(|error| {
-        tracing::warn!(client = %accepted.client, workload = %listener, %error, "a caller could not be identified");
-        Failure::denied(DenialReason::NoOrigin)
-    })?;
+    let asked = thread
+        .shared
+        .supervisor
+        .identify(listener, &origin.to_bytes(), digest)
+        .await;
+    let identity = asked.map_err(|error| unidentified(accepted.client, listener, &error))?;
     log.identify = Some(start.elapsed());
     log.caller = Arc::new(Caller::from(&identity));
     if identity.workload != *listener {
@@ -128,11 +136,20 @@ async fn identify(
         client: accepted.client,
         origin,
         activity: Activity::default(),
+        cut: CancellationToken::new(),
         identity: RefCell::new(Rc::new(identity)),
         log: RefCell::new(std::mem::replace(log, blank(thread, Caller::default()))),
         slot,
     };
     Ok((Rc::new(connection), stream))
+}
+
+fn unidentified(client: ClientAddr, listener: &WorkloadName, error: &AskError) -> Failure {
+    if matches!(error, AskError::Limit) {
+        return Failure::denied(DenialReason::Limit);
+    }
+    tracing::warn!(%client, workload = %listener, %error, "a caller could not be identified");
+    Failure::denied(DenialReason::NoOrigin)
 }
 
 fn origin(thread: &DataThread, stream: &TcpStream) -> Result<Origin, Failure> {

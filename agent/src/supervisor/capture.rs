@@ -1,5 +1,7 @@
 //! Holding workloads: their cgroups, listeners and kernel plans, and what the kernel reports of them.
 
+mod earlier;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
@@ -24,6 +26,8 @@ use super::foreign::{Place, Watch};
 use super::records::Records;
 use super::view::View;
 
+use earlier::Stranger;
+
 /// Connections that wait to be accepted; while a worker is replaced they wait here.
 const BACKLOG: i32 = 4096;
 /// Handshakes older than this were never completed.
@@ -37,6 +41,7 @@ pub(super) struct Capture {
     events: Option<ebpf::Events>,
     workloads: Workloads,
     held: BTreeMap<WorkloadName, Held>,
+    strangers: Vec<Stranger>,
     foreign: Watch,
     intact: bool,
     repairs: u64,
@@ -52,7 +57,8 @@ struct Held {
 }
 
 impl Capture {
-    /// Loads the kernel programs, or takes over those of the last run. Nothing new is held yet.
+    /// Loads the kernel programs, or takes over those of the last run with the workloads that it held. Nothing new is
+    /// held yet.
     pub(super) fn start(config: &Config) -> Result<Self, Error> {
         raise_descriptor_limit();
         let workloads = Workloads::open(Mount::find()?, &config.cgroup_parent, &config.runtime_dir)?;
@@ -62,16 +68,19 @@ impl Capture {
         let events = programs.events();
         let foreign =
             Watch::start(programs.marks()?).map_err(super::io("start a thread for", Path::new("sockets")))?;
-        Ok(Self {
+        let mut capture = Self {
             foreign,
             programs,
             events,
             workloads,
             held: BTreeMap::new(),
+            strangers: Vec::new(),
             intact: true,
             repairs: 0,
             view: View::new(config),
-        })
+        };
+        capture.take_up()?;
+        Ok(capture)
     }
 
     pub(super) fn mount(&self) -> &Path {
@@ -108,9 +117,16 @@ impl Capture {
                 self.held.insert(workload.name().clone(), held);
             }
         }
+        // What loses its rights comes first: nothing that fails later leaves them.
+        let mut planned: Vec<_> = self
+            .held
+            .iter()
+            .map(|(name, held)| (held, policy.workload(name)))
+            .collect();
+        planned.sort_by_key(|(_, workload)| workload.is_some());
         let mut places = Vec::new();
-        for (name, held) in &self.held {
-            let plan = self.plan(held, policy.workload(name));
+        for (held, workload) in planned {
+            let plan = self.plan(held, workload);
             self.programs.arm(&plan)?;
             places.push(Place {
                 number: held.number,
@@ -210,9 +226,17 @@ impl Capture {
         reports
     }
 
+    /// What the kernel programs said since the last look of faults that have no event.
+    pub(super) fn faults(&mut self) -> Vec<String> {
+        self.programs.faults()
+    }
+
     /// Sees that the perimeter stands, and clears away what ended commands and handshakes left.
     pub(super) fn look_after(&mut self, records: &mut Records) {
         self.guard_perimeter(records);
+        if let Err(error) = self.programs.keep_addresses() {
+            tracing::warn!(%error, "this host's addresses can't be kept up with: sockets bound to new ones are refused");
+        }
         if let Err(error) = self.programs.sweep_flows(STALE) {
             tracing::warn!(%error, "stale handshakes can't be cleared away");
         }

@@ -1,6 +1,8 @@
 //! The supervisor's part of the audit log: opening and rotating the file, the in-flight tables, and records of
 //! what the kernel decided.
 
+mod kernel;
+
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::os::fd::OwnedFd;
@@ -9,16 +11,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::audit::record::{self, Caller, Decision, PolicyVersion, Protocol, Record, Timestamp};
+use crate::audit::record::{self, Caller, Record, Timestamp};
 use crate::audit::{Kind, Outcome, RequestId, Sink as _, file, inflight};
 use crate::channel::worker::StartDescriptors;
 use crate::config::Config;
-use crate::ebpf::{Origin, Reason, Report, WorkerFds};
-use crate::identity::resolve::{Claim, Resolver, Want};
-use crate::identity::{Cgroup, Sha256};
-use crate::policy::Policy;
-
-use super::capture::Capture;
+use crate::ebpf::WorkerFds;
+use crate::identity::Sha256;
 
 /// Calls of all workloads together.
 const SLOTS: u32 = 8192;
@@ -59,11 +57,14 @@ pub(super) struct Records {
     state_dir: PathBuf,
     /// Tables that are still to become records: their worker is not gone yet, or the disk is full.
     owed: Vec<PathBuf>,
+    /// Somebody died, perhaps in the middle of a line.
+    torn: bool,
     /// Lines that could not be written yet, [`MAX_WAITING`] bytes at most.
     waiting: Vec<u8>,
     /// Records that there was no room for even there.
     lost: u64,
     failure: Option<String>,
+    floods: kernel::Floods,
 }
 
 impl Records {
@@ -78,9 +79,11 @@ impl Records {
             sink: sink(opened),
             state_dir: config.state_dir.clone(),
             owed: Vec::new(),
+            torn: true,
             waiting: Vec::new(),
             lost: 0,
             failure: None,
+            floods: kernel::Floods::default(),
         };
         records.owed = records.left_over()?;
         records.settle()?;
@@ -103,7 +106,8 @@ impl Records {
 
     /// Turns what the worker of this number had under way when it ended into records; later
     /// ([`Records::settle`]) what can't be now.
-    pub(super) fn recover(&mut self, worker: u64) {
+    pub(super) fn recover(&mut self, worker: u64, ended_well: bool) {
+        self.torn |= !ended_well;
         let path = self.table_path(worker);
         if path.exists() {
             self.owed.push(path);
@@ -119,8 +123,10 @@ impl Records {
         if self.owed.is_empty() || self.failure.is_some() {
             return Ok(());
         }
-        // Whoever died may have died in the middle of a line.
-        file::mend(&self.path, TAIL).map_err(at("mend", &self.path))?;
+        if self.torn {
+            file::mend(&self.path, TAIL).map_err(at("mend", &self.path))?;
+            self.torn = false;
+        }
         let mut fault = Ok(());
         for path in std::mem::take(&mut self.owed) {
             match self.recover_file(&path) {
@@ -237,36 +243,6 @@ impl Records {
         Ok(file::open(&self.path).map_err(at("open", &self.path))?.into())
     }
 
-    /// Records what the kernel refused, or let pass by a direct rule.
-    pub(super) fn kernel(
-        &mut self,
-        reports: &[Report],
-        capture: &Capture,
-        (policy, generation): (&Policy, u64),
-        resolver: &Resolver,
-    ) {
-        let version = Arc::new(PolicyVersion {
-            digest: digest(policy.digest()),
-            generation,
-        });
-        for report in reports {
-            let mut record = blank(kind(report.reason), caller(&report.origin, capture, resolver));
-            record.policy = Some(Arc::clone(&version));
-            record.original_destination = Some(report.origin.destination());
-            record.protocol = protocol(report.origin.protocol());
-            record.count = Some(u64::from(report.suppressed) + 1);
-            if report.reason == Reason::Direct {
-                record.decision = Some(Decision::Allow);
-                record.outcome = Outcome::Completed;
-            } else {
-                record.decision = Some(Decision::Deny);
-                record.outcome = Outcome::Denied;
-                record.reason = Some(report.reason.as_str().into());
-            }
-            self.append(&record);
-        }
-    }
-
     /// Somebody opened the perimeter: that too is on record.
     pub(super) fn perimeter_broken(&mut self, what: &str) {
         let mut record = blank(Kind::KernelRefusal, Caller::default());
@@ -348,67 +324,4 @@ fn blank(kind: Kind, caller: Caller) -> Record {
 
 fn digest(digest: Sha256) -> Arc<str> {
     digest.to_string().into()
-}
-
-fn kind(reason: Reason) -> Kind {
-    if reason == Reason::Direct {
-        Kind::Direct
-    } else {
-        Kind::KernelRefusal
-    }
-}
-
-fn protocol(number: u8) -> Option<Protocol> {
-    match number {
-        6 => Some(Protocol::Tcp),
-        17 => Some(Protocol::Udp),
-        _ => None,
-    }
-}
-
-/// Who it was, from what `/proc` and the cgroup tree still say of it; where they say nothing any more, from the
-/// kernel's own facts alone.
-fn caller(origin: &Origin, capture: &Capture, resolver: &Resolver) -> Caller {
-    let want = Want {
-        exe: true,
-        digest: false,
-    };
-    if origin.has_caller()
-        && let Ok(identity) = resolver.resolve(&Claim::from(origin), want)
-    {
-        let mut caller = Caller::from(&identity);
-        // The kernel reported the file even where its path can't be proven.
-        caller.exe = caller.exe.or_else(|| exe(origin));
-        return caller;
-    }
-    let workload = capture.name_of(origin.workload()).cloned();
-    if !origin.has_caller() {
-        return Caller {
-            workload,
-            ..Caller::default()
-        };
-    }
-    Caller {
-        workload,
-        cgroup: Some(Cgroup {
-            id: origin.cgroup_id(),
-            path: None,
-        }),
-        pid: origin.tgid(),
-        start_time: origin.start_time(),
-        uid: Some(origin.uid()),
-        gid: Some(origin.gid()),
-        comm: Some(String::from_utf8_lossy(origin.comm()).into()),
-        exe: exe(origin),
-        ..Caller::default()
-    }
-}
-
-fn exe(origin: &Origin) -> Option<record::Exe> {
-    origin.exe().map(|(device, inode)| record::Exe {
-        path: None,
-        device,
-        inode,
-        sha256: None,
-    })
 }

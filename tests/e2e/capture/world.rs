@@ -14,9 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use callgate::ebpf::{
-    Events, Feature, Liveness, LoadOptions, Origin, Origins, Programs, Reason, WorkloadPlan,
-};
+use callgate::ebpf::{Events, Liveness, LoadOptions, Origin, Origins, Programs, Reason, WorkloadPlan};
 use callgate::enroll::Mount;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -152,10 +150,10 @@ impl World {
         self.beat()
     }
 
-    /// Starts from nothing on a kernel that tells no offsets.
+    /// Starts from nothing with type information that tells no offsets.
     pub(super) fn programs_without_type_information(&mut self) -> Result<()> {
         self.reload(LoadOptions {
-            missing: vec![Feature::TypeInfo],
+            type_info: "/dev/null".into(),
             ..self.options.clone()
         })
     }

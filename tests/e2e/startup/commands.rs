@@ -102,3 +102,22 @@ fn the_log_is_followed_over_its_rotation_and_shown_from_all_its_files() -> Resul
     );
     world.stop_agent()
 }
+
+#[test]
+fn what_the_kernel_side_refuses_is_in_the_log_at_its_level() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let mut world = world("what_the_kernel_side_refuses_is_in_the_log_at_its_level")?;
+    world.agent_env("CALLGATE_LOG", "callgate::supervisor=debug,info");
+    world.start_agent()?;
+    let send = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(('192.0.2.1', 443))";
+    let refused = world.workload("billing")?.run(["python3", "-c", send])?;
+    assert_ne!(refused.code(), Some(0), "{refused:?}");
+    wait::until("a line of the refusal", wait::PATIENCE, || {
+        let log = world.agent().ok()?.log();
+        let told = |line: &&str| line.contains("udp_not_allowed") && line.contains("192.0.2.1:443");
+        log.lines()
+            .find(told)
+            .map(|line| assert!(line.contains("DEBUG"), "{line}"))
+    })?;
+    world.stop_agent()
+}

@@ -41,8 +41,11 @@ const LAYERS: &[(&str, u8)] = &[
     ("identity", PURE),
     ("policy", PURE),
     ("tls::client_hello", PURE),
+    ("budget", 0),
     ("memory", 0),
     ("telemetry", 0),
+    // What unit tests of all layers share.
+    ("tests", 0),
     ("time", 0),
 ];
 

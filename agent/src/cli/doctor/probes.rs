@@ -109,7 +109,7 @@ fn bpffs(dir: &Path) -> Check {
         }
         Ok(_) => Check::warn(
             NAME,
-            format!("{} lies on none; the agent will mount one there", dir.display()),
+            format!("{} lies on none; the agent will mount one", dir.display()),
             "mount it for all: mount -t bpf bpf /sys/fs/bpf",
         ),
         Err(errno) => Check::fail(

@@ -29,7 +29,9 @@ impl Running {
     }
 
     fn inspect(&self, executables: &Executables, digest: bool) -> Executable {
-        executables.inspect(&self.held, self.reported, digest).unwrap()
+        executables
+            .inspect(&self.held, self.reported, digest.then_some(1))
+            .unwrap()
     }
 }
 
@@ -90,8 +92,7 @@ fn a_replaced_executable_does_not_lend_its_path() {
 
 #[test]
 fn a_program_bind_mounted_over_another_does_not_borrow_its_path() {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: bind mounts need root");
+    if crate::tests::lacks_root() {
         return;
     }
     let scratch = tempfile::tempdir().unwrap();
@@ -128,7 +129,7 @@ fn another_file_than_the_reported_one_is_refused() {
         id(found.st_dev, found.st_ino + 1),
         id(found.st_dev + 1, found.st_ino),
     ] {
-        let result = executables().inspect(&own, wrong, false);
+        let result = executables().inspect(&own, wrong, None);
         assert!(
             matches!(result, Err(ExecutableError::Changed { .. })),
             "{wrong:?}"
@@ -146,7 +147,7 @@ fn a_file_over_the_limit_has_no_digest() {
         device: found.st_dev,
         inode: found.st_ino,
     };
-    let seen = Executables::new(1024).inspect(&own, reported, true).unwrap();
+    let seen = Executables::new(1024).inspect(&own, reported, Some(1)).unwrap();
     assert_eq!(seen.sha256, None);
     assert!(seen.path.is_some());
 }
@@ -170,4 +171,21 @@ fn mounts_are_found_by_id_and_devices_read() {
     let text = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n310 23 8:17 / / rw - ext4 /dev/x rw\n";
     assert_eq!(device_of_mount(text, "310"), Some(makedev(8, 17)));
     assert_eq!(device_of_mount(text, "3"), None);
+}
+
+#[test]
+fn a_workload_that_ever_runs_new_files_has_no_more_of_them_read_and_another_has() {
+    let scratch = tempfile::tempdir().unwrap();
+    let program = scratch.path().join("client");
+    copy_of_sleep(&program);
+    // Digests of a file that was changed just now are not kept.
+    let running = Running::start(Command::new(&program).arg("60"));
+    let executables = Executables::new(LEAST);
+    let digest_for = |workload| {
+        let found = executables.inspect(&running.held, running.reported, Some(workload));
+        found.unwrap().sha256
+    };
+    let made = (0..10_000).take_while(|_| digest_for(1).is_some()).count();
+    assert!((16..10_000).contains(&made), "{made}");
+    assert!(digest_for(2).is_some());
 }

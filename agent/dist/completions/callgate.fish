@@ -1,0 +1,103 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_callgate_global_optspecs
+    string join \n h/help V/version
+end
+
+function __fish_callgate_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_callgate_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_callgate_using_subcommand
+    set -l cmd (__fish_callgate_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c callgate -n "__fish_callgate_needs_command" -s h -l help -d 'Print help'
+complete -c callgate -n "__fish_callgate_needs_command" -s V -l version -d 'Print version'
+complete -c callgate -n "__fish_callgate_needs_command" -f -a "run" -d 'Run the agent'
+complete -c callgate -n "__fish_callgate_needs_command" -f -a "exec" -d 'Run a command as a workload'
+complete -c callgate -n "__fish_callgate_needs_command" -f -a "check" -d 'Show every error in settings and policy'
+complete -c callgate -n "__fish_callgate_needs_command" -f -a "explain" -d 'Show the decision on a call, and why'
+complete -c callgate -n "__fish_callgate_needs_command" -f -a "status" -d 'Show what runs'
+complete -c callgate -n "__fish_callgate_needs_command" -f -a "reload" -d 'Put the changed policy in force'
+complete -c callgate -n "__fish_callgate_needs_command" -f -a "audit" -d 'Follow and show the records'
+complete -c callgate -n "__fish_callgate_needs_command" -f -a "doctor" -d 'Show what this host lacks, and the fix'
+complete -c callgate -n "__fish_callgate_needs_command" -f -a "worker" -d 'The unprivileged half; started by `run`'
+complete -c callgate -n "__fish_callgate_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c callgate -n "__fish_callgate_using_subcommand run" -l config -d 'The agent\'s settings' -r -F
+complete -c callgate -n "__fish_callgate_using_subcommand run" -s h -l help -d 'Print help'
+complete -c callgate -n "__fish_callgate_using_subcommand exec" -l config -d 'The agent\'s settings' -r -F
+complete -c callgate -n "__fish_callgate_using_subcommand exec" -s w -l workload -d 'The workload whose rules apply' -r
+complete -c callgate -n "__fish_callgate_using_subcommand exec" -s u -l user -d 'Run as this user (name or number); only root may' -r
+complete -c callgate -n "__fish_callgate_using_subcommand exec" -s h -l help -d 'Print help'
+complete -c callgate -n "__fish_callgate_using_subcommand check" -l config -d 'The agent\'s settings' -r -F
+complete -c callgate -n "__fish_callgate_using_subcommand check" -l policy-dir -d 'The policy\'s directory, instead of the one that the settings name' -r -F
+complete -c callgate -n "__fish_callgate_using_subcommand check" -l no-secrets -d 'Leave out the files that credentials come from; without root they always are, as only the agent may read them'
+complete -c callgate -n "__fish_callgate_using_subcommand check" -l json -d 'One JSON document instead of text'
+complete -c callgate -n "__fish_callgate_using_subcommand check" -s h -l help -d 'Print help'
+complete -c callgate -n "__fish_callgate_using_subcommand explain" -s w -l workload -d 'The workload that calls' -r
+complete -c callgate -n "__fish_callgate_using_subcommand explain" -l exe -d 'The caller\'s executable' -r -F
+complete -c callgate -n "__fish_callgate_using_subcommand explain" -l exe-sha256 -d 'The executable\'s digest' -r
+complete -c callgate -n "__fish_callgate_using_subcommand explain" -l user -d 'The caller\'s user: a name or a number' -r
+complete -c callgate -n "__fish_callgate_using_subcommand explain" -l unit -d 'The caller\'s systemd unit' -r
+complete -c callgate -n "__fish_callgate_using_subcommand explain" -l container -d 'The caller\'s container' -r
+complete -c callgate -n "__fish_callgate_using_subcommand explain" -s H -l header -d 'A header of the request, KEY:VALUE; may be repeated' -r
+complete -c callgate -n "__fish_callgate_using_subcommand explain" -l config -d 'The agent\'s settings' -r -F
+complete -c callgate -n "__fish_callgate_using_subcommand explain" -l policy-dir -d 'The policy\'s directory, instead of the one that the settings name' -r -F
+complete -c callgate -n "__fish_callgate_using_subcommand explain" -l json -d 'One JSON document instead of text'
+complete -c callgate -n "__fish_callgate_using_subcommand explain" -s h -l help -d 'Print help'
+complete -c callgate -n "__fish_callgate_using_subcommand status" -l config -d 'The agent\'s settings' -r -F
+complete -c callgate -n "__fish_callgate_using_subcommand status" -l json -d 'One JSON document'
+complete -c callgate -n "__fish_callgate_using_subcommand status" -s h -l help -d 'Print help'
+complete -c callgate -n "__fish_callgate_using_subcommand reload" -l config -d 'The agent\'s settings' -r -F
+complete -c callgate -n "__fish_callgate_using_subcommand reload" -s h -l help -d 'Print help'
+complete -c callgate -n "__fish_callgate_using_subcommand audit; and not __fish_seen_subcommand_from tail show help" -l config -d 'The agent\'s settings, which say where the log is' -r -F
+complete -c callgate -n "__fish_callgate_using_subcommand audit; and not __fish_seen_subcommand_from tail show help" -l file -d 'The log, instead of the one that the settings name' -r -F
+complete -c callgate -n "__fish_callgate_using_subcommand audit; and not __fish_seen_subcommand_from tail show help" -s h -l help -d 'Print help'
+complete -c callgate -n "__fish_callgate_using_subcommand audit; and not __fish_seen_subcommand_from tail show help" -f -a "tail" -d 'Show the last records'
+complete -c callgate -n "__fish_callgate_using_subcommand audit; and not __fish_seen_subcommand_from tail show help" -f -a "show" -d 'Show all fields of one record'
+complete -c callgate -n "__fish_callgate_using_subcommand audit; and not __fish_seen_subcommand_from tail show help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c callgate -n "__fish_callgate_using_subcommand audit; and __fish_seen_subcommand_from tail" -l workload -d 'Only records of this workload' -r
+complete -c callgate -n "__fish_callgate_using_subcommand audit; and __fish_seen_subcommand_from tail" -s n -l lines -d 'How many records to begin with' -r
+complete -c callgate -n "__fish_callgate_using_subcommand audit; and __fish_seen_subcommand_from tail" -l config -d 'The agent\'s settings, which say where the log is' -r -F
+complete -c callgate -n "__fish_callgate_using_subcommand audit; and __fish_seen_subcommand_from tail" -l file -d 'The log, instead of the one that the settings name' -r -F
+complete -c callgate -n "__fish_callgate_using_subcommand audit; and __fish_seen_subcommand_from tail" -s f -l follow -d 'Go on with each new record'
+complete -c callgate -n "__fish_callgate_using_subcommand audit; and __fish_seen_subcommand_from tail" -l json -d 'Print records as they are in the file, one JSON document a line'
+complete -c callgate -n "__fish_callgate_using_subcommand audit; and __fish_seen_subcommand_from tail" -s h -l help -d 'Print help'
+complete -c callgate -n "__fish_callgate_using_subcommand audit; and __fish_seen_subcommand_from show" -l config -d 'The agent\'s settings, which say where the log is' -r -F
+complete -c callgate -n "__fish_callgate_using_subcommand audit; and __fish_seen_subcommand_from show" -l file -d 'The log, instead of the one that the settings name' -r -F
+complete -c callgate -n "__fish_callgate_using_subcommand audit; and __fish_seen_subcommand_from show" -l json -d 'Print the record as it is in the file'
+complete -c callgate -n "__fish_callgate_using_subcommand audit; and __fish_seen_subcommand_from show" -s h -l help -d 'Print help'
+complete -c callgate -n "__fish_callgate_using_subcommand audit; and __fish_seen_subcommand_from help" -f -a "tail" -d 'Show the last records'
+complete -c callgate -n "__fish_callgate_using_subcommand audit; and __fish_seen_subcommand_from help" -f -a "show" -d 'Show all fields of one record'
+complete -c callgate -n "__fish_callgate_using_subcommand audit; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c callgate -n "__fish_callgate_using_subcommand doctor" -l config -d 'The agent\'s settings' -r -F
+complete -c callgate -n "__fish_callgate_using_subcommand doctor" -l json -d 'Print one JSON document instead of a table'
+complete -c callgate -n "__fish_callgate_using_subcommand doctor" -s h -l help -d 'Print help'
+complete -c callgate -n "__fish_callgate_using_subcommand worker" -l uid -d 'User id' -r
+complete -c callgate -n "__fish_callgate_using_subcommand worker" -l gid -d 'Group id' -r
+complete -c callgate -n "__fish_callgate_using_subcommand worker" -s h -l help -d 'Print help'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload audit doctor worker help" -f -a "run" -d 'Run the agent'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload audit doctor worker help" -f -a "exec" -d 'Run a command as a workload'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload audit doctor worker help" -f -a "check" -d 'Show every error in settings and policy'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload audit doctor worker help" -f -a "explain" -d 'Show the decision on a call, and why'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload audit doctor worker help" -f -a "status" -d 'Show what runs'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload audit doctor worker help" -f -a "reload" -d 'Put the changed policy in force'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload audit doctor worker help" -f -a "audit" -d 'Follow and show the records'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload audit doctor worker help" -f -a "doctor" -d 'Show what this host lacks, and the fix'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload audit doctor worker help" -f -a "worker" -d 'The unprivileged half; started by `run`'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload audit doctor worker help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and __fish_seen_subcommand_from audit" -f -a "tail" -d 'Show the last records'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and __fish_seen_subcommand_from audit" -f -a "show" -d 'Show all fields of one record'

@@ -1,0 +1,134 @@
+//! What one workload may ask for in a time: budgets that refill.
+
+use std::borrow::Borrow;
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+/// Budgets kept at once; beyond it those that are full again are forgotten, which changes nothing.
+const MANY: usize = 4096;
+
+/// How much there is, and how fast it comes back.
+#[derive(Clone, Copy, Debug)]
+pub struct Rate {
+    /// All that can be spent at once.
+    pub burst: u64,
+    /// What comes back in a second.
+    pub per_second: u64,
+}
+
+/// One budget, full at first.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    left: f64,
+    at: Instant,
+}
+
+impl Budget {
+    /// A full one.
+    #[must_use]
+    pub fn new(rate: Rate, now: Instant) -> Self {
+        Self {
+            left: as_f64(rate.burst),
+            at: now,
+        }
+    }
+
+    /// Spends `amount` if there is so much.
+    pub fn spend(&mut self, rate: Rate, amount: u64, now: Instant) -> bool {
+        self.refill(rate, now);
+        let amount = as_f64(amount);
+        let enough = amount <= self.left;
+        if enough {
+            self.left -= amount;
+        }
+        enough
+    }
+
+    fn refill(&mut self, rate: Rate, now: Instant) {
+        let back = now.saturating_duration_since(self.at).as_secs_f64() * as_f64(rate.per_second);
+        self.left = (self.left + back).min(as_f64(rate.burst));
+        self.at = now;
+    }
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "budgets are far below 2^53, and near is good enough"
+)]
+fn as_f64(amount: u64) -> f64 {
+    amount as f64
+}
+
+/// A budget of the same rate for each of many.
+#[derive(Debug)]
+pub struct Budgets<K> {
+    rate: Rate,
+    by: Mutex<HashMap<K, Budget>>,
+}
+
+impl<K: Eq + Hash> Budgets<K> {
+    /// All full.
+    #[must_use]
+    pub fn new(rate: Rate) -> Self {
+        Self {
+            rate,
+            by: Mutex::default(),
+        }
+    }
+
+    /// Spends `amount` of this one's budget if there is so much.
+    pub fn spend<Q>(&self, whose: &Q, amount: u64) -> bool
+    where
+        K: Borrow<Q>,
+        Q: Eq + Hash + ToOwned<Owned = K> + ?Sized,
+    {
+        let now = Instant::now();
+        let mut by = self.by.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(budget) = by.get_mut(whose) {
+            return budget.spend(self.rate, amount, now);
+        }
+        if by.len() >= MANY {
+            by.retain(|_, budget| {
+                budget.refill(self.rate, now);
+                budget.left < as_f64(self.rate.burst)
+            });
+        }
+        let mut budget = Budget::new(self.rate, now);
+        let enough = budget.spend(self.rate, amount, now);
+        by.insert(whose.to_owned(), budget);
+        enough
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const RATE: Rate = Rate {
+        burst: 10,
+        per_second: 5,
+    };
+
+    #[test]
+    fn a_budget_is_spent_and_comes_back_but_never_over_its_size() {
+        let start = Instant::now();
+        let mut budget = Budget::new(RATE, start);
+        assert!(budget.spend(RATE, 10, start));
+        assert!(!budget.spend(RATE, 1, start));
+        assert!(budget.spend(RATE, 5, start + Duration::from_secs(1)));
+        assert!(!budget.spend(RATE, 1, start + Duration::from_secs(1)));
+        let later = start + Duration::from_secs(1000);
+        assert!(!budget.spend(RATE, 11, later) && budget.spend(RATE, 10, later));
+    }
+
+    #[test]
+    fn one_that_spends_all_takes_nothing_from_another() {
+        let budgets = Budgets::<u32>::new(RATE);
+        while budgets.spend(&1, 5) {}
+        assert!(budgets.spend(&2, 10));
+    }
+}

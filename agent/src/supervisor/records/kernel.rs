@@ -1,0 +1,228 @@
+//! Records of what the kernel decided: refusals, and connections that a direct rule let pass.
+//!
+//! Each is looked up in `/proc` and has a record of its own, unless one workload causes many: a flood of the same kind
+//! becomes one record a second with their count, and costs no look at anything.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::audit::record::{self, Caller, Decision, PolicyVersion, Protocol};
+use crate::audit::{Kind, Outcome};
+use crate::ebpf::{Origin, Reason, Report};
+use crate::identity::Cgroup;
+use crate::identity::resolve::{Claim, Resolver, Want};
+use crate::policy::Policy;
+
+use super::super::capture::Capture;
+use super::{Records, blank, digest};
+
+/// Records of one kind that a workload has for itself within [`WINDOW`].
+const EACH: u32 = 10;
+const WINDOW: Duration = Duration::from_secs(1);
+
+/// What each workload has caused of each kind lately.
+#[derive(Debug, Default)]
+pub(super) struct Floods(HashMap<(u32, Reason), Flood>);
+
+#[derive(Debug)]
+struct Flood {
+    since: Instant,
+    recorded: u32,
+    left_out: u64,
+}
+
+impl Floods {
+    /// Whether this one has a record of its own; what has none is counted.
+    fn is_each(&mut self, report: &Report, now: Instant) -> bool {
+        let workload = report.origin.workload();
+        if report.suppressed > 0 {
+            // The kernel counts what it leaves out, but not which kinds.
+            let unknown = self.flood(workload, Reason::EventSuppressed, now);
+            unknown.left_out += u64::from(report.suppressed);
+        }
+        let flood = self.flood(workload, report.reason, now);
+        // A connection that passed is not a try: each that the kernel tells of has its record.
+        let each = flood.recorded < EACH || report.reason == Reason::Direct;
+        if each {
+            flood.recorded += 1;
+        } else {
+            flood.left_out += 1;
+        }
+        each
+    }
+
+    fn flood(&mut self, workload: u32, reason: Reason, now: Instant) -> &mut Flood {
+        self.0.entry((workload, reason)).or_insert(Flood {
+            since: now,
+            recorded: 0,
+            left_out: 0,
+        })
+    }
+
+    /// The floods whose second is over: workload, kind and how many have no record of their own.
+    fn over(&mut self, now: Instant) -> Vec<(u32, Reason, u64)> {
+        let mut over = Vec::new();
+        self.0.retain(|(workload, reason), flood| {
+            let goes_on = now.duration_since(flood.since) < WINDOW;
+            if !goes_on && flood.left_out > 0 {
+                over.push((*workload, *reason, flood.left_out));
+            }
+            goes_on
+        });
+        over
+    }
+}
+
+impl Records {
+    /// Records what the kernel reported since the last time. Call it also when that is nothing.
+    pub(in super::super) fn kernel(
+        &mut self,
+        reports: &[Report],
+        capture: &Capture,
+        (policy, generation): (&Policy, u64),
+        resolver: &Resolver,
+    ) {
+        let now = Instant::now();
+        let version = Arc::new(PolicyVersion {
+            digest: digest(policy.digest()),
+            generation,
+        });
+        for report in reports {
+            if !self.floods.is_each(report, now) {
+                continue;
+            }
+            let mut record = blank(kind(report.reason), caller(&report.origin, capture, resolver));
+            record.original_destination = Some(report.origin.destination());
+            record.protocol = protocol(report.origin.protocol());
+            self.decided(record, report.reason, 1, &version);
+        }
+        for (workload, reason, count) in self.floods.over(now) {
+            let caller = Caller {
+                workload: capture.name_of(workload).cloned(),
+                ..Caller::default()
+            };
+            self.decided(blank(kind(reason), caller), reason, count, &version);
+        }
+    }
+
+    fn decided(
+        &mut self,
+        mut record: record::Record,
+        reason: Reason,
+        count: u64,
+        version: &Arc<PolicyVersion>,
+    ) {
+        record.policy = Some(Arc::clone(version));
+        record.count = Some(count);
+        if reason == Reason::Direct {
+            record.decision = Some(Decision::Allow);
+            record.outcome = Outcome::Completed;
+        } else {
+            record.decision = Some(Decision::Deny);
+            record.outcome = Outcome::Denied;
+            record.reason = Some(reason.as_str().into());
+        }
+        self.append(&record);
+    }
+}
+
+fn kind(reason: Reason) -> Kind {
+    if reason == Reason::Direct {
+        Kind::Direct
+    } else {
+        Kind::KernelRefusal
+    }
+}
+
+fn protocol(number: u8) -> Option<Protocol> {
+    match number {
+        6 => Some(Protocol::Tcp),
+        17 => Some(Protocol::Udp),
+        _ => None,
+    }
+}
+
+/// Who it was, from what `/proc` and the cgroup tree still say of it; where they say nothing any more, from the
+/// kernel's own facts alone.
+fn caller(origin: &Origin, capture: &Capture, resolver: &Resolver) -> Caller {
+    let want = Want {
+        exe: true,
+        digest: false,
+    };
+    if origin.has_caller()
+        && let Ok(identity) = resolver.resolve(&Claim::from(origin), want)
+    {
+        let mut caller = Caller::from(&identity);
+        // The kernel reported the file even where its path can't be proven.
+        caller.exe = caller.exe.or_else(|| exe(origin));
+        return caller;
+    }
+    let workload = capture.name_of(origin.workload()).cloned();
+    if !origin.has_caller() {
+        return Caller {
+            workload,
+            ..Caller::default()
+        };
+    }
+    Caller {
+        workload,
+        cgroup: Some(Cgroup {
+            id: origin.cgroup_id(),
+            path: None,
+        }),
+        pid: origin.tgid(),
+        start_time: origin.start_time(),
+        uid: Some(origin.uid()),
+        gid: Some(origin.gid()),
+        comm: Some(String::from_utf8_lossy(origin.comm()).into()),
+        exe: exe(origin),
+        ..Caller::default()
+    }
+}
+
+fn exe(origin: &Origin) -> Option<record::Exe> {
+    origin.exe().map(|(device, inode)| record::Exe {
+        path: None,
+        device,
+        inode,
+        sha256: None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(reason: Reason, suppressed: u32) -> Report {
+        Report {
+            reason,
+            origin: Origin::EMPTY,
+            suppressed,
+        }
+    }
+
+    #[test]
+    fn a_flood_has_a_few_records_of_its_own_and_one_for_the_rest() {
+        let mut floods = Floods::default();
+        let start = Instant::now();
+        let each = (0..1000)
+            .filter(|_| floods.is_each(&report(Reason::PortNotNamed, 2), start))
+            .count();
+        assert_eq!(each, EACH as usize);
+        assert!(
+            floods.is_each(&report(Reason::UdpNotAllowed, 0), start),
+            "another kind"
+        );
+        assert!(floods.over(start).is_empty());
+        let mut over = floods.over(start + WINDOW);
+        over.sort_by_key(|(_, reason, _)| *reason as u32);
+        let expected = [
+            (0, Reason::PortNotNamed, 1000 - u64::from(EACH)),
+            (0, Reason::EventSuppressed, 2000),
+        ];
+        assert_eq!(over, expected);
+        assert!(floods.over(start + WINDOW).is_empty());
+        assert!(floods.is_each(&report(Reason::PortNotNamed, 0), start + WINDOW));
+    }
+}

@@ -1,0 +1,180 @@
+//! What is seen on the wire outside: nothing of a managed process but what a rule lets out.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+
+use anyhow::{Context as _, Result};
+use harness::audit::matching;
+use harness::{Upstream, World, assert_record, require, wait};
+
+use crate::identity::{API, workload};
+
+const V4: &str = "203.0.113.10";
+const V6: &str = "2001:db8:113::a";
+const NEIGHBOUR_V4: &str = "203.0.113.11";
+const NEIGHBOUR_V6: &str = "2001:db8:113::b";
+
+/// A world with two upstreams (hence the four addresses) and an agent under this policy.
+fn start(name: &str, policy: &str) -> Result<World> {
+    let mut world = World::new(name)?;
+    world.upstream(Upstream::new(API))?;
+    world.upstream(Upstream::new("neighbour.example.test"))?;
+    world.policy("wire.toml", policy)?;
+    world.start_agent()?;
+    Ok(world)
+}
+
+fn python<'a>(script: &'a str, args: &[&'a str]) -> Vec<&'a str> {
+    [&["python3", "-c", script], args].concat()
+}
+
+/// A script outside that writes to a log, and has begun.
+struct Outside {
+    log: PathBuf,
+    _child: Child,
+}
+
+impl Outside {
+    fn start(world: &World, name: &str, script: &str, args: &[&str]) -> Result<Self> {
+        let log = world.dir().join(name);
+        let args = [&[text(&log)?], args].concat();
+        let child = world.outside()?.command(python(script, &args)).spawn()?;
+        let outside = Self { log, _child: child };
+        outside.until("it listens", |said| said.starts_with("ready\n"))?;
+        Ok(outside)
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    fn until(&self, what: &str, holds: impl Fn(&str) -> bool) -> Result<()> {
+        wait::until(what, wait::PATIENCE, || holds(&self.said()).then_some(()))
+    }
+}
+
+fn text(path: &Path) -> Result<&str> {
+    path.to_str().context("a path that is not UTF-8")
+}
+
+/// A mark on the wire: what was sent before it has arrived when it has.
+fn mark(world: &World, wire: &Outside) -> Result<()> {
+    let send = format!("import socket; socket.socket(type=socket.SOCK_DGRAM).sendto(b'MARK', ({V4:?}, 9))");
+    world.unmanaged()?.run(["python3", "-c", &send])?.ok()?;
+    let mark: String = b"MARK".iter().map(|byte| format!("{byte:02x}")).collect();
+    wire.until("the mark on the wire", |said| said.contains(&mark))
+}
+
+#[test]
+fn nothing_that_a_managed_process_tries_is_seen_on_the_wire() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start(
+        "nothing_that_a_managed_process_tries_is_seen_on_the_wire",
+        &workload("billing", "", ""),
+    )?;
+    let wire = Outside::start(&world, "wire", include_str!("capture_wire/sniff.py"), &[])?;
+    let leave = python(include_str!("capture_wire/leave.py"), &[V4, V6]);
+    let reply = world.workload("billing")?.run(leave.clone())?;
+    let said = reply.clone().ok()?;
+    assert_eq!(said.lines().count(), 24, "{said}");
+    for line in said
+        .lines()
+        .filter(|line| line.contains("other port") || line.contains("raw"))
+    {
+        assert!(!line.ends_with("done"), "{said}");
+    }
+    mark(&world, &wire)?;
+    let seen = wire.said();
+    assert_eq!(seen.lines().count(), 2, "{said}\n{seen}");
+    // The same without a workload does leave.
+    world.unmanaged()?.run(leave)?.ok()?;
+    mark(&world, &wire)?;
+    assert!(wire.said().lines().count() > 12, "{}", wire.said());
+    Ok(())
+}
+
+#[test]
+fn a_direct_rule_lets_its_range_out_untouched_and_not_the_neighbour() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let direct = |cidr: &str| format!("[[workload.direct]]\ncidr = {cidr:?}\nport = 7000\n");
+    let policy = workload("billing", "", "") + &direct(&format!("{V4}/32")) + &direct(&format!("{V6}/128"));
+    let world = start(
+        "a_direct_rule_lets_its_range_out_untouched_and_not_the_neighbour",
+        &policy,
+    )?;
+    let all = [V4, V6, NEIGHBOUR_V4, NEIGHBOUR_V6];
+    let echo = Outside::start(&world, "echo", include_str!("capture_wire/echo.py"), &all)?;
+    let wire = Outside::start(&world, "wire", include_str!("capture_wire/sniff.py"), &[])?;
+    let connect = |to| {
+        let script = python(include_str!("capture_wire/direct.py"), &[to]);
+        world.workload("billing")?.run(script)?.ok()
+    };
+    for (to, shown) in [(V4, format!("{V4}:7000")), (V6, format!("[{V6}]:7000"))] {
+        let said = connect(to)?;
+        assert!(said.contains(&format!("peer {to} same True")), "{to}: {said}");
+        assert_record!(
+            world,
+            "kind" = "direct",
+            "original_destination" = shown.as_str(),
+            "workload" = "billing"
+        );
+    }
+    for (to, shown) in [
+        (NEIGHBOUR_V4, format!("{NEIGHBOUR_V4}:7000")),
+        (NEIGHBOUR_V6, format!("[{NEIGHBOUR_V6}]:7000")),
+    ] {
+        assert_eq!(connect(to)?, "errno 1\n", "{to}");
+        assert_record!(
+            world,
+            "reason" = "port_not_named",
+            "original_destination" = shown.as_str(),
+            "decision" = "deny"
+        );
+    }
+    mark(&world, &wire)?;
+    let (seen, accepted) = (wire.said(), echo.said());
+    let to = |address: &str| {
+        seen.lines()
+            .filter(|line| line.starts_with(&format!("{address} ")))
+            .count()
+    };
+    assert!(to(V4) > 3 && to(V6) > 3, "{seen}");
+    assert_eq!((to(NEIGHBOUR_V4), to(NEIGHBOUR_V6)), (0, 0), "{seen}");
+    assert_eq!(accepted.matches("accepted").count(), 2, "{accepted}");
+    Ok(())
+}
+
+#[test]
+fn a_client_that_prefers_quic_falls_back_at_once() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start(
+        "a_client_that_prefers_quic_falls_back_at_once",
+        &workload("billing", "", ""),
+    )?;
+    let quic = world.outside_udp((V4.parse::<Ipv4Addr>()?, 443).into())?;
+    let reply = world
+        .workload("billing")?
+        .run(python(include_str!("capture_wire/quic.py"), &[API]))?;
+    let said = reply.clone().ok().with_context(|| format!("{reply:?}"))?;
+    assert!(
+        said.starts_with("quic 1\n") && said.ends_with("tcp 200\nat once\n"),
+        "{said}"
+    );
+    let refused = format!("{V4}:443");
+    // Several: the C library, too, connects UDP sockets, to see which address it would come from.
+    wait::until("a record of the refusal", wait::PATIENCE, || {
+        let records = world.records().ok()?;
+        let expected = [
+            ("reason", "udp_not_allowed".into()),
+            ("original_destination", refused.as_str().into()),
+            ("protocol", "udp".into()),
+        ];
+        (!matching(&records, &expected).is_empty()).then_some(())
+    })?;
+    assert_record!(world, "path" = "/fallback", "status" = 200);
+    let arrived = quic.recv(&mut [0; 64]);
+    assert!(arrived.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock));
+    Ok(())
+}

@@ -1,0 +1,153 @@
+//! Hosts that mount cgroup v2 in other ways than most, on which the agent works all the same, and kernels that lack
+//! something, on which it says what.
+
+use anyhow::{Context as _, Result};
+use harness::cgroup::mount_point;
+use harness::{Upstream, World, assert_record, require};
+
+use crate::audit::call;
+use crate::identity::{API, workload};
+
+const LACKING: Option<i32> = Some(3);
+
+fn start(name: &str) -> Result<World> {
+    let mut world = World::new(name)?;
+    world.upstream(Upstream::new(API))?;
+    world.policy("layout.toml", &workload("billing", "", ""))?;
+    Ok(world)
+}
+
+/// The script that takes away what the host has mounted.
+fn without_the_hosts_own() -> Result<String> {
+    let own = mount_point()?;
+    Ok(format!("umount -l {own:?}\n"))
+}
+
+/// The agent captures a call in this view of the host, before and after a restart, and lets its workloads go.
+fn captures(mut world: World, view: &str) -> Result<()> {
+    world.agent_view(view);
+    for path in ["/first", "/second"] {
+        world.start_agent()?;
+        assert_eq!(call(&world, path)?, 200);
+        let record = assert_record!(world, "path" = path, "workload" = "billing");
+        let cgroup = record.text("cgroup.path");
+        let slice = format!("{}/callgate-billing.slice/exec-", world.workload_parent());
+        assert!(cgroup.starts_with(&slice), "{cgroup}");
+        assert!(record.text("exe.path").ends_with("/curl"), "{record:?}");
+        world.stop_agent()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_hierarchy_mounted_elsewhere_is_found() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start("a_hierarchy_mounted_elsewhere_is_found")?;
+    let place = world.dir().join("my groups");
+    let view = without_the_hosts_own()? + &format!("mkdir -p {place:?}\nmount -t cgroup2 none {place:?}");
+    captures(world, &view)
+}
+
+#[test]
+fn a_hybrid_layout_works() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start("a_hybrid_layout_works")?;
+    let view = without_the_hosts_own()?
+        + "mount -t tmpfs none /sys/fs/cgroup\ncd /sys/fs/cgroup\nmkdir unified first\n"
+        + "mount -t cgroup -o none,name=callgate-test none first\nmount -t cgroup2 none unified\ncd /";
+    captures(world, &view)
+}
+
+#[test]
+fn a_mount_that_another_hides_is_passed_over() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start("a_mount_that_another_hides_is_passed_over")?;
+    let (seen, hidden, above) = (
+        world.dir().join("seen"),
+        world.dir().join("hidden"),
+        world.dir().join("above"),
+    );
+    let below = above.join("below");
+    let view = without_the_hosts_own()?
+        + &format!(
+            "mkdir -p {seen:?} {hidden:?} {below:?}\nmount -t cgroup2 none {seen:?}\n\
+             mount -t cgroup2 none {hidden:?}\nmount -t tmpfs none {hidden:?}\n\
+             mount -t cgroup2 none {below:?}\nmount -t tmpfs none {above:?}"
+        );
+    captures(world, &view)
+}
+
+#[test]
+fn a_part_of_the_hierarchy_is_not_taken_for_the_whole() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start("a_part_of_the_hierarchy_is_not_taken_for_the_whole")?;
+    let (whole, part) = (world.dir().join("whole"), world.dir().join("part"));
+    let own = world
+        .cgroup()
+        .strip_prefix(mount_point()?)
+        .context("a cgroup")?
+        .to_owned();
+    let view = without_the_hosts_own()?
+        + &format!(
+            "mkdir -p {whole:?} {part:?}\nmount -t cgroup2 none {whole:?}\nmount --bind {:?} {part:?}",
+            whole.join(own)
+        );
+    captures(world, &view)
+}
+
+#[test]
+fn a_kernel_without_type_information_is_refused_with_the_remedy() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let mut world = start("a_kernel_without_type_information_is_refused_with_the_remedy")?;
+    world.write_config()?;
+    world.agent_view("mount -t tmpfs none /sys/kernel/btf");
+    for verb in ["run", "doctor"] {
+        let refused = world.callgate(verb, &[])?;
+        let said = format!("{}{}", refused.stdout, refused.stderr);
+        assert_eq!(refused.code(), LACKING, "{verb}: {said}");
+        for word in ["/sys/kernel/btf/vmlinux", "CONFIG_DEBUG_INFO_BTF=y"] {
+            assert!(said.contains(word), "{verb}: {said}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_kernel_without_a_hook_is_refused_with_the_remedy() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent, Strace);
+    let mut world = start("a_kernel_without_a_hook_is_refused_with_the_remedy")?;
+    world.write_config()?;
+    for verb in ["run", "doctor"] {
+        let config = world.config();
+        let binary = harness::agent::binary()?;
+        // The kernel's answer to a program type that it does not know, to the first that is asked for.
+        let fault = [
+            "strace",
+            "-f",
+            "-qq",
+            "-o",
+            "/dev/null",
+            "-e",
+            "trace=bpf",
+            "-e",
+            "inject=bpf:error=EINVAL:when=1",
+        ];
+        let rest = [
+            binary.as_os_str(),
+            verb.as_ref(),
+            "--config".as_ref(),
+            config.as_os_str(),
+        ];
+        let args = fault.iter().map(AsRef::as_ref).chain(rest);
+        let refused = world.agent_place()?.run(args)?;
+        let said = format!("{}{}", refused.stdout, refused.stderr);
+        assert_eq!(refused.code(), LACKING, "{verb}: {said}");
+        for word in ["cgroup/sock_create programs", "Linux 6.1 or later"] {
+            assert!(said.contains(word), "{verb}: {said}");
+        }
+    }
+    world.agent_view("true");
+    world.start_agent()?;
+    assert_eq!(call(&world, "/with-it")?, 200);
+    Ok(())
+}
