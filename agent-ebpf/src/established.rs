@@ -5,6 +5,7 @@
 //! client's socket gives up its address: nobody who takes that after it is taken for the client.
 
 use aya_ebpf::programs::SockOpsContext;
+use aya_log_ebpf::warn;
 use callgate_common::{FlowKey, Reason};
 
 use crate::handshake::Handshake;
@@ -41,11 +42,16 @@ fn connected(ctx: &SockOpsContext) {
     if origin.is_null() {
         return;
     }
+    let origin = storage::whole(origin);
     // First: an entry that nobody takes back would wait for whoever comes by.
     if ctx.set_cb_flags(ctx.cb_flags() as i32 | STATE_CHANGES).is_err()
-        || !maps::put_flow(&key_of_client(&hand), storage::whole(origin))
+        || !maps::put_flow(&key_of_client(&hand), origin)
     {
         maps::count(Reason::FlowLost);
+        warn!(
+            ctx,
+            "workload {}: no room for a handshake, the connection will be refused", origin.workload
+        );
     }
 }
 
@@ -94,6 +100,10 @@ pub(crate) fn server(ctx: &SockOpsContext) {
     let Some(origin) = maps::flow(&key) else { return };
     if storage::make(&maps::ORIGINS, hand.sk, origin).is_null() {
         maps::count(Reason::OriginLost);
+        warn!(
+            ctx,
+            "no memory for the origin of an accepted socket, it will be refused"
+        );
     }
     maps::forget_flow(&key, storage::whole(origin.cast_mut()).workload);
 }

@@ -41,9 +41,10 @@ mod readme;
 /// Neither the agent nor the kernel sends a managed process's words to another host.
 mod reflect;
 /// One worker after another, by request and by death: nothing lost, nothing opened.
+#[cfg(test)]
 mod replace;
-/// What is no longer allowed, and when that holds.
-mod revoked;
+/// A right that is taken back while it is used.
+mod revoke;
 /// The harness itself: the sandbox is one, the upstream tells callers apart, nothing is left behind.
 mod sandbox;
 /// What an operator can get wrong at start and reload: said clearly, nothing left behind, nothing lost.
@@ -54,3 +55,5 @@ mod tls;
 mod tunnel;
 /// Connections to upstreams: what shares one, resumption, and certificates that prove nothing.
 mod upstream;
+/// Rights that were taken away while the agent was down.
+mod withdrawn;

@@ -20,6 +20,7 @@ use callgate_common::{
 };
 use socket2::{SockRef, Type};
 
+use super::faults::{self, Faults};
 use super::features::{self, Feature};
 use super::pins::{AGENT, GUARD, Pins, WORKLOAD};
 use super::workload::{self, WorkloadPlan, absent_ok, table};
@@ -48,6 +49,8 @@ pub struct LoadOptions {
     pub max_flows: u32,
     /// The kernel's type information; what it does not tell of the caller is absent from origins.
     pub type_info: PathBuf,
+    /// What the programs say in words, at this level or a more severe one: what nobody would see costs nothing.
+    pub level: Option<tracing::Level>,
     /// Features to treat as missing: for tests of what the operator is told.
     pub missing: Vec<Feature>,
 }
@@ -66,6 +69,7 @@ impl LoadOptions {
             liveness_max: Duration::from_secs(2),
             max_flows: u32::try_from(MAX_FLOWS).unwrap_or(u32::MAX),
             type_info: features::TYPE_INFO.into(),
+            level: tracing::level_filters::LevelFilter::current().into_level(),
             missing: Vec::new(),
         }
     }
@@ -89,6 +93,7 @@ pub struct Programs {
     /// The cgroups that links were made on in this run.
     pub(super) directories: BTreeMap<u64, File>,
     events: Option<Events>,
+    faults: Faults,
     armed: Vec<(u64, u32)>,
     max_flows: u32,
 }
@@ -126,6 +131,7 @@ impl Programs {
         }
         workload::share_out(&mut ebpf, &numbers(&armed), options.max_flows)?;
         let events = Some(take_events(&mut ebpf)?);
+        let faults = Faults::of(&mut ebpf)?;
         Ok(Self {
             ebpf,
             pins,
@@ -133,6 +139,7 @@ impl Programs {
             agent,
             directories: BTreeMap::from([(guard, guard_dir), (agent, agent_dir)]),
             events,
+            faults,
             armed,
             max_flows: options.max_flows,
         })
@@ -270,6 +277,11 @@ impl Programs {
         self.events.take()
     }
 
+    /// What the programs said since the last look of faults that have no event, a line each.
+    pub fn faults(&mut self) -> Vec<String> {
+        self.faults.take()
+    }
+
     /// How often each reason came up since the pins were made, over all CPUs.
     ///
     /// # Errors
@@ -366,9 +378,11 @@ fn write_version(ebpf: &mut Ebpf) -> Result<(), Error> {
 
 fn load_object(object: &[u8], options: &LoadOptions, pins: &Pins) -> Result<Ebpf, Error> {
     let config = kernel_config(options);
+    let level = faults::number(options.level);
     let mut loader = EbpfLoader::new();
     loader
         .override_global(CONFIG, &config, true)
+        .override_global(faults::LEVEL, &level, true)
         .map_max_entries(FLOWS, options.max_flows);
     for name in MAPS {
         loader.map_pin_path(name, pins.maps().join(name));

@@ -232,6 +232,11 @@ impl Capture {
         reports
     }
 
+    /// What the kernel programs said since the last look of faults that have no event.
+    pub(super) fn faults(&mut self) -> Vec<String> {
+        self.programs.faults()
+    }
+
     /// Sees that the perimeter stands, and clears away what ended commands and handshakes left.
     pub(super) fn look_after(&mut self, records: &mut Records) {
         self.guard_perimeter(records);

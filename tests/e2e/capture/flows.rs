@@ -52,6 +52,7 @@ fn leave_handshakes(world: &World, name: &str, count: usize) -> Result<Clients> 
 pub(super) fn a_full_flow_table_refuses_and_counts(world: &mut World) -> Result<()> {
     world.reload(LoadOptions {
         max_flows: 1,
+        level: Some(tracing::Level::WARN),
         ..world.options.clone()
     })?;
     go(world, "away")?;
@@ -62,6 +63,8 @@ pub(super) fn a_full_flow_table_refuses_and_counts(world: &mut World) -> Result<
     // A share of one each, and one place for both.
     let two = leave_handshakes(world, "two", 2)?;
     assert_eq!(world.count(Reason::FlowLost)?, 2);
+    let fault = "workload 2: no room for a handshake, the connection will be refused";
+    assert_eq!(world.programs.faults(), [fault, fault]);
     assert_eq!(world.programs.sweep_flows(Duration::ZERO)?, 1);
     assert_eq!(world.programs.sweep_flows(Duration::ZERO)?, 0);
     let again = leave_handshakes(world, "two", 1)?;

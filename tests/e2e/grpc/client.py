@@ -36,7 +36,7 @@ def both():
 
 
 def deadline():
-    answers = channel.unary_stream("/test.Echo/Hang")(b"", timeout=1)
+    answers = channel.unary_stream("/test.Echo/Hang")(b"", timeout=2)
     return f"{next(answers).decode()} {list(answers)}"
 
 

@@ -37,12 +37,17 @@ def fail(request, context):
 
 
 def hang(request, context):
-    yield b"begun"
     log(context, "/test.Echo/Hang", len(request))
     ended = threading.Event()
-    context.add_callback(ended.set)
+
+    def end():
+        log(context, "/test.Echo/Hang/ended", 0)
+        ended.set()
+
+    # Before the first message: the client may cancel as soon as it has it, and nothing comes back here then.
+    context.add_callback(end)
+    yield b"begun"
     ended.wait(20)
-    log(context, "/test.Echo/Hang/ended", 0)
 
 
 handlers = {
