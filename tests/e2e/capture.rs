@@ -50,6 +50,7 @@ worlds! {
     a_missing_feature_is_named
     a_socket_connected_before_the_arming_sends_nothing_more
     a_flood_of_refusals_is_cut_and_counted
+    direct_connections_are_told_of_behind_a_flood
     after_disarm_nothing_is_captured
     what_is_withdrawn_stays_held_with_nothing_allowed
 }

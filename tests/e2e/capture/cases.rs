@@ -437,6 +437,55 @@ pub(super) fn a_flood_of_refusals_is_cut_and_counted(world: &mut World) -> Resul
     assert!(sent < 500, "{sent} events");
     assert_eq!(world.count(Reason::PortNotNamed)?, 500);
     assert_eq!(world.count(Reason::EventSuppressed)?, 500 - sent);
+    let mut sums = Vec::new();
+    world.programs.take_suppressed(&mut sums)?;
+    let [sum] = sums.as_slice() else {
+        panic!("{sums:?}")
+    };
+    assert_eq!((sum.reason, sum.origin.workload()), (Reason::PortNotNamed, 1));
+    assert_eq!(u64::from(sum.suppressed) + 1, 500 - sent);
+    world.programs.take_suppressed(&mut sums)?;
+    assert_eq!(sums.len(), 1, "taken twice");
+    Ok(())
+}
+
+pub(super) fn direct_connections_are_told_of_behind_a_flood(world: &mut World) -> Result<()> {
+    const MANY: u64 = 200;
+    let servers = [
+        TcpListener::bind("127.0.0.77:0")?,
+        TcpListener::bind("127.0.0.78:0")?,
+    ];
+    let mut plan = world.plan(1, "one");
+    let mut addresses = Vec::new();
+    for server in &servers {
+        let address = server.local_addr()?;
+        plan.direct.push(Direct {
+            net: address.ip().into(),
+            port: Some(address.port()),
+            transport: Transport::Tcp,
+        });
+        addresses.push(address);
+    }
+    world.programs.arm(&plan)?;
+    for server in servers {
+        std::thread::spawn(move || while server.accept().is_ok() {});
+    }
+    assert_eq!(world.one(&["flood", "192.0.2.1:25", "500"])?, "ok 500");
+    assert!(!world.reasons().contains(&Reason::Direct));
+    for address in &addresses {
+        let line = world.one(&["flood", &address.to_string(), &MANY.to_string()])?;
+        assert_eq!(line, "ok 0");
+    }
+    let mut reports = Vec::new();
+    world.events.drain(10_000, |report| reports.push(report));
+    assert!(!reports.is_empty(), "the flood took the budget");
+    world.programs.take_suppressed(&mut reports)?;
+    for address in &addresses {
+        let direct = reports.iter().filter(|report| report.reason == Reason::Direct);
+        let of_this = direct.filter(|report| report.origin.destination() == *address);
+        let told: u64 = of_this.map(|report| u64::from(report.suppressed) + 1).sum();
+        assert_eq!(told, MANY, "{address}");
+    }
     Ok(())
 }
 
