@@ -44,7 +44,22 @@ impl Reason {
         match self {
             Self::Direct | Self::Redirected => PASSED,
             Self::Egress | Self::Ingress | Self::FlowLost | Self::OriginLost | Self::Reflected => PACKETS,
-            _ => CALLS,
+            Self::UnmarkedSocket
+            | Self::ForeignSocket
+            | Self::AgentSilent
+            | Self::PortNotNamed
+            | Self::NoListener
+            | Self::ListenerNotOurs
+            | Self::DeviceBound
+            | Self::MapFull
+            | Self::UdpNotAllowed
+            | Self::SocketType
+            | Self::EventLost
+            | Self::EventSuppressed
+            | Self::HandedSocket
+            | Self::FlowShare
+            | Self::SourceAddress
+            | Self::SocketOption => CALLS,
         }
     }
 }
