@@ -284,8 +284,10 @@ impl Worker {
         let socket = tokio::net::TcpListener::from_std(socket)?;
         let Listening { quota, stop } = self.listening(&info.workload);
         let (quota, stop) = (quota.clone(), stop.clone().cancelled_owned());
+        let (audit, workload) = (self.shared.audit.clone(), Some(info.workload.clone()));
+        let flood = move || audit.count_over(&workload);
         let hand_out = self.threads.hand_out(info.workload);
-        tokio::spawn(listener::accept(socket, quota, stop, hand_out));
+        tokio::spawn(listener::accept(socket, quota, stop, hand_out, flood));
         Ok(())
     }
 

@@ -30,6 +30,8 @@ mod http2;
 mod identity;
 /// Hosts that keep cgroups elsewhere, and kernels that lack something.
 mod layout;
+/// What the policy no longer names when the agent comes back.
+mod orphan;
 /// Kernel programs that root takes away: noticed, put back, on record.
 mod perimeter;
 /// What policy answers: to real calls, to `explain`, and in `observe` mode.
@@ -55,5 +57,3 @@ mod tls;
 mod tunnel;
 /// Connections to upstreams: what shares one, resumption, and certificates that prove nothing.
 mod upstream;
-/// Rights that were taken away while the agent was down.
-mod withdrawn;

@@ -172,6 +172,12 @@ impl Log {
         ))
     }
 
+    /// Counts a call or connection over its workload's limit that has no record of its own: the counts make one now
+    /// and then.
+    pub fn count_over(&self, workload: &Option<WorkloadName>) {
+        self.0.shared.count_over(workload);
+    }
+
     /// Writes a record that stands for no call of a worker: kernel refusals, direct connections.
     pub fn append(&self, record: &Record) {
         with_line(|line| {

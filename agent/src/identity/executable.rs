@@ -119,7 +119,7 @@ impl Executables {
             digests: Mutex::default(),
             computing: Mutex::default(),
             reading: Budgets::new(Rate {
-                burst: max_digest_bytes.saturating_mul(2),
+                burst: max_digest_bytes.saturating_mul(2).max(16 * LEAST),
                 per_second: READ_PER_SECOND,
             }),
         }

@@ -18,13 +18,16 @@ pub struct Accepted {
     pub stream: TcpStream,
     /// The client's end, as accept(2) told it: asking later fails on a connection that was reset.
     pub client: ClientAddr,
-    /// One of the workload's connections, counted until this is dropped; `None`: the workload has too many.
-    pub slot: Option<Slot>,
+    /// Its place among the workload's connections, until this is dropped; or that there is none.
+    pub slot: Result<Slot, TooMany>,
 }
 
 /// What buffers of a connection, or of a call under way, come to; taken for each when it begins. An idle TLS
 /// connection was measured at 34 KiB; a call adds the upstream's side.
 pub const BUFFERS: usize = 32 * 1024;
+
+/// Connections over a workload's limit that wait to be refused one by one.
+const MAX_TOO_MANY: usize = 64;
 
 /// How many connections one workload may hold, and how many bytes of buffers for them and their calls; shared by
 /// its listeners.
@@ -34,6 +37,7 @@ pub struct Quota(Arc<Held>);
 #[derive(Debug)]
 struct Held {
     connections: AtomicUsize,
+    too_many: AtomicUsize,
     buffers: AtomicUsize,
     max_connections: usize,
     max_buffers: usize,
@@ -45,6 +49,7 @@ impl Quota {
     pub fn new(connections: usize, buffers: usize) -> Self {
         Self(Arc::new(Held {
             connections: AtomicUsize::new(0),
+            too_many: AtomicUsize::new(0),
             buffers: AtomicUsize::new(0),
             max_connections: connections,
             max_buffers: buffers,
@@ -62,6 +67,12 @@ impl Quota {
         let before = self.0.connections.fetch_add(1, Ordering::Relaxed);
         // Dropping the slot takes both back.
         (before < self.0.max_connections).then_some(slot)
+    }
+
+    fn too_many(&self) -> Option<TooMany> {
+        let one = TooMany(self.clone());
+        let before = self.0.too_many.fetch_add(1, Ordering::Relaxed);
+        (before < MAX_TOO_MANY).then_some(one)
     }
 
     fn buffers(&self) -> Option<Buffers> {
@@ -99,12 +110,24 @@ impl Drop for Slot {
     }
 }
 
-/// Accepts until `stop` is done, handing each connection on.
+/// A connection over the workload's limit, on its way to be refused with a record of its own.
+#[derive(Debug)]
+pub struct TooMany(Quota);
+
+impl Drop for TooMany {
+    fn drop(&mut self) {
+        self.0.0.too_many.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Accepts until `stop` is done, handing each connection on. Those of a flood that is faster than they can be refused
+/// are closed at once, and told to `flood`: they would take up descriptors that other workloads need.
 pub async fn accept(
     listener: TcpListener,
     quota: Quota,
     stop: impl Future<Output = ()>,
     mut deliver: impl FnMut(Accepted),
+    flood: impl Fn(),
 ) {
     tokio::pin!(stop);
     loop {
@@ -114,11 +137,14 @@ pub async fn accept(
             accepted = listener.accept() => accepted,
         };
         match accepted.and_then(|(stream, client)| prepare(stream).map(|stream| (stream, client))) {
-            Ok((stream, client)) => deliver(Accepted {
-                stream,
-                client: ClientAddr(client),
-                slot: quota.take(),
-            }),
+            Ok((stream, client)) => match place(&quota) {
+                Some(slot) => deliver(Accepted {
+                    stream,
+                    client: ClientAddr(client),
+                    slot,
+                }),
+                None => flood(),
+            },
             Err(error) if is_of_the_connection(&error) => {
                 tracing::debug!(%error, "a connection was gone before it was accepted");
             }
@@ -127,6 +153,13 @@ pub async fn accept(
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
+    }
+}
+
+fn place(quota: &Quota) -> Option<Result<Slot, TooMany>> {
+    match quota.take() {
+        Some(slot) => Some(Ok(slot)),
+        None => quota.too_many().map(Err),
     }
 }
 
@@ -161,6 +194,17 @@ mod tests {
         assert_eq!(quota.held(), 2);
         drop(first);
         assert!(quota.take().is_some());
+    }
+
+    #[test]
+    fn a_few_over_the_limit_are_refused_one_by_one_and_a_flood_at_once() {
+        let quota = Quota::new(1, 10 * BUFFERS);
+        let _held = quota.take().unwrap();
+        let waiting: Vec<_> = (0..MAX_TOO_MANY).map(|_| place(&quota)).collect();
+        assert!(waiting.iter().all(|place| matches!(place, Some(Err(_)))));
+        assert!(place(&quota).is_none());
+        drop(waiting);
+        assert!(place(&quota).is_some());
     }
 
     #[test]

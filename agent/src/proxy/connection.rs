@@ -108,8 +108,10 @@ async fn identify(
 ) -> Result<(Rc<Connection>, TcpStream), Failure> {
     let start = Instant::now();
     let short = thread.shared.memory_short.load(Ordering::Relaxed);
-    let slot = accepted.slot.filter(|_| !short);
-    let slot = slot.ok_or_else(|| Failure::denied(DenialReason::Limit))?;
+    let slot = match accepted.slot {
+        Ok(slot) if !short => slot,
+        Ok(_) | Err(_) => return Err(Failure::denied(DenialReason::Limit)),
+    };
     let stream = TcpStream::from_std(accepted.stream).map_err(|error| Failure::internal("socket", &error))?;
     let origin = origin(thread, &stream)?;
     log.original_destination = Some(origin.destination());

@@ -110,7 +110,7 @@ pub(super) async fn serve(connection: &Rc<Connection>, stream: TcpStream) -> Res
         protocol: Protocol::Tcp,
         quota: Arc::clone(&quota),
     };
-    let closing = thread.draining.cancelled();
+    let closing = thread.closing_idle.cancelled();
     match stream::serve(stream, &thread.resolver, &asking, &quota.turns, closing).await {
         Ok(()) => Ok(()),
         Err(stream::Broken::NoQuestion) => Err(Failure::Malformed("no DNS question on port 53")),

@@ -1,5 +1,7 @@
 //! One request: decide, inject, forward, record.
 
+mod asked;
+
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -11,8 +13,8 @@ use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 
 use crate::addr::{Authority, HostName, UpstreamAddr};
+use crate::audit::Phase;
 use crate::audit::record::Protocol;
-use crate::audit::{Kind, Opening, Phase, Recorder};
 use crate::credential;
 use crate::http::headers::{self, Form};
 use crate::http::response::{Client, Refusal, Unavailable, UpstreamFault};
@@ -30,6 +32,9 @@ use super::pool::{Key, SendError, Versions};
 use super::taking::Taking;
 use super::tracker::StillAllowed;
 use super::{upgrade, upstream};
+use asked::Asked;
+
+use asked::Asked;
 
 /// How requests came in: the connection, and what TLS said of it.
 #[derive(Debug)]
@@ -72,7 +77,7 @@ pub(super) async fn serve(
         None => Asked::new(&parts, &as_came, target.as_ref().ok(), client),
         Some(refused) => Asked::unread(refused),
     };
-    let recorder = match open(&entry, &asked) {
+    let recorder = match asked.open(&entry) {
         Ok(recorder) => recorder,
         Err(unavailable) => {
             // The log has said once that it fails, and the count of such calls becomes a record.
@@ -176,64 +181,6 @@ fn origin_form(path: &NormalPath, query: Option<&str>) -> Result<Uri, DenialReas
     };
     let target = PathAndQuery::try_from(text).map_err(|_invalid| DenialReason::AmbiguousPath)?;
     Ok(Uri::from(target))
-}
-
-/// What a request asks for, as its record tells it.
-struct Asked<'a> {
-    grpc: bool,
-    authority: Option<&'a Authority>,
-    method: &'a str,
-    path: &'a str,
-    query: Option<&'a str>,
-}
-
-impl<'a> Asked<'a> {
-    fn new(parts: &'a request::Parts, as_came: &'a Uri, target: Option<&'a Target>, client: Client) -> Self {
-        Self {
-            grpc: client.grpc,
-            authority: target.map(|target| &target.authority),
-            method: parts.method.as_str(),
-            path: target.map_or(as_came.path(), |target| target.path.as_str()),
-            query: as_came.query(),
-        }
-    }
-
-    fn unread(refused: &'a Refused) -> Self {
-        let (path, query) = match refused.target.split_once('?') {
-            Some((path, query)) => (path, Some(query)),
-            None => (refused.target.as_str(), None),
-        };
-        Self {
-            grpc: false,
-            authority: None,
-            method: &refused.method,
-            path,
-            query,
-        }
-    }
-}
-
-fn open(entry: &Entry, asked: &Asked<'_>) -> Result<Recorder, crate::audit::Unavailable> {
-    let protocol = match (entry.http2, asked.grpc) {
-        (true, true) => Protocol::Grpc,
-        (true, false) => Protocol::H2,
-        (false, _) => Protocol::H1,
-    };
-    let shared = &entry.connection.thread.shared;
-    let begun = shared.audit.begin(Opening {
-        connection: &entry.connection.log(),
-        kind: Kind::Call,
-        scheme: Some(entry.scheme),
-        protocol: Some(protocol),
-        authority: asked.authority,
-        method: Some(asked.method),
-        path: Some(asked.path),
-        query: asked.query,
-    });
-    entry.connection.begun();
-    let mut recorder = begun?;
-    recorder.policy(&shared.policy.current().version);
-    Ok(recorder)
 }
 
 /// Puts the call to the policy, and registers it for the policies to come.

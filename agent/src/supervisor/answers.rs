@@ -2,7 +2,8 @@
 //!
 //! What comes up is checked again here: the worker reads what the network sends.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
@@ -21,13 +22,46 @@ use super::worker_process::Answering;
 
 /// Questions worked on at once; the others wait their turn.
 const AT_ONCE: usize = 16;
+/// Those on behalf of one workload: another's question waits for none of its flood.
+const OF_ONE: usize = 4;
+/// Signatures are asked for on behalf of all workloads; no workload has this number.
+const SIGNATURES: u32 = 0;
+/// Workloads whose turns are kept at once; beyond it those without a question are forgotten.
+const MANY: usize = 4096;
 
 /// What answers need.
 pub(super) struct Answers {
     resolver: Arc<Resolver>,
     root: Arc<Root>,
     policy: Arc<ArcSwap<Policy>>,
-    turns: Arc<Semaphore>,
+    turns: Turns,
+}
+
+/// Whose turn it is.
+#[derive(Clone)]
+struct Turns {
+    all: Arc<Semaphore>,
+    each: Arc<Mutex<HashMap<u32, Arc<Semaphore>>>>,
+}
+
+impl Turns {
+    fn new() -> Self {
+        Self {
+            all: Arc::new(Semaphore::new(AT_ONCE)),
+            each: Arc::default(),
+        }
+    }
+
+    fn of(&self, workload: u32) -> Arc<Semaphore> {
+        let mut each = self.each.lock().unwrap_or_else(PoisonError::into_inner);
+        if each.len() >= MANY {
+            each.retain(|_, turns| Arc::strong_count(turns) > 1);
+        }
+        let turns = each
+            .entry(workload)
+            .or_insert_with(|| Arc::new(Semaphore::new(OF_ONE)));
+        Arc::clone(turns)
+    }
 }
 
 impl Answers {
@@ -44,7 +78,7 @@ impl Answers {
             resolver: Arc::new(resolver),
             root,
             policy: Arc::new(ArcSwap::new(Arc::clone(policy))),
-            turns: Arc::new(Semaphore::new(AT_ONCE)),
+            turns: Turns::new(),
         }
     }
 
@@ -68,6 +102,7 @@ impl Answers {
 
 impl Answering for Answers {
     fn take(&self, said: ToSupervisor, sender: &Sender) -> Option<ToSupervisor> {
+        let workload = subject(&said);
         let work: Box<dyn FnOnce() -> ToWorker + Send> = match said {
             ToSupervisor::Identify {
                 request,
@@ -115,9 +150,11 @@ impl Answering for Answers {
             | ToSupervisor::Drained
             | ToSupervisor::Fault { .. }) => return Some(said),
         };
-        let (turns, sender) = (Arc::clone(&self.turns), sender.clone());
+        let (own, all) = (self.turns.of(workload), Arc::clone(&self.turns.all));
+        let sender = sender.clone();
         tokio::spawn(async move {
-            let Ok(_turn) = turns.acquire().await else { return };
+            let Ok(_own) = own.acquire().await else { return };
+            let Ok(_turn) = all.acquire().await else { return };
             let Ok(answer) = tokio::task::spawn_blocking(work).await else {
                 tracing::error!("a question of the worker could not be worked on");
                 return;
@@ -134,4 +171,19 @@ fn claim(origin: &[u8]) -> Result<Claim, Refusal> {
     let origin =
         Origin::from_bytes(origin).ok_or_else(|| Refusal::new("the kernel's record is cut short"))?;
     Ok(Claim::from(&origin))
+}
+
+/// Whose question it is.
+fn subject(said: &ToSupervisor) -> u32 {
+    match said {
+        ToSupervisor::Identify { origin, .. } | ToSupervisor::Executable { origin, .. } => {
+            Origin::from_bytes(origin).map_or(SIGNATURES, |origin| origin.workload())
+        }
+        ToSupervisor::Ready
+        | ToSupervisor::PolicyApplied { .. }
+        | ToSupervisor::Intermediate { .. }
+        | ToSupervisor::Status { .. }
+        | ToSupervisor::Drained
+        | ToSupervisor::Fault { .. } => SIGNATURES,
+    }
 }

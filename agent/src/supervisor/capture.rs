@@ -6,12 +6,11 @@ mod sockets;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::admin::{Enrolled, Peer};
 use crate::config::Config;
-use crate::credential::spec::{CredentialSource, CredentialSpec};
 use crate::ebpf::{self, Direct, LoadOptions, Programs, Reason, Report, Transport, WorkerFds, WorkloadPlan};
 use crate::enroll::trust::Trust;
 use crate::enroll::{Mount, Workloads};
@@ -22,6 +21,7 @@ use crate::policy::{Policy, Workload};
 use super::Error;
 use super::foreign::{Place, Watch};
 use super::records::Records;
+use super::view::View;
 
 use earlier::Stranger;
 use sockets::{listeners, names, offers};
@@ -46,8 +46,7 @@ pub(super) struct Capture {
     foreign: Watch,
     intact: bool,
     repairs: u64,
-    own_files: Vec<PathBuf>,
-    policy_dir: PathBuf,
+    view: View,
 }
 
 struct Held {
@@ -80,12 +79,7 @@ impl Capture {
             summed: Instant::now(),
             intact: true,
             repairs: 0,
-            own_files: vec![
-                config.state_dir.clone(),
-                config.bpffs_dir.clone(),
-                config.audit.file.clone(),
-            ],
-            policy_dir: config.policy_dir.clone(),
+            view: View::new(config),
         };
         capture.take_up()?;
         Ok(capture)
@@ -371,30 +365,18 @@ impl Capture {
             .map_err(|error| error.to_string())?;
         self.foreign.look();
         tracing::info!(%workload, uid = peer.uid, pid = peer.process.pid(), cgroup, "a command was enrolled");
+        let (hidden, fixed) = if peer.uid == 0 {
+            (self.view.hidden(policy), self.view.fixed(policy))
+        } else {
+            // Another user can't read or change these anyway.
+            Default::default()
+        };
         Ok(Enrolled {
             cgroup,
             env: trust.env.clone(),
-            hidden: if peer.uid == 0 {
-                self.hidden(policy)
-            } else {
-                Vec::new()
-            },
-            fixed: if peer.uid == 0 {
-                vec![self.policy_dir.clone()]
-            } else {
-                Vec::new()
-            },
+            hidden,
+            fixed,
         })
-    }
-
-    /// What no command may read, though root owns it: the agent's own files and the secrets of all workloads.
-    fn hidden(&self, policy: &Policy) -> Vec<PathBuf> {
-        let secret = |spec: &CredentialSpec| match &spec.source {
-            CredentialSource::File { path } => Some(path.clone()),
-            CredentialSource::Systemd { .. } | CredentialSource::Exec { .. } => None,
-        };
-        let secrets = policy.credentials().filter_map(secret);
-        self.own_files.iter().cloned().chain(secrets).collect()
     }
 }
 

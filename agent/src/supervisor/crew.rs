@@ -60,6 +60,8 @@ pub(super) enum Happened {
         role: Role,
         /// How long it lived.
         age: Duration,
+        /// Whether it ended by itself, and with success.
+        well: bool,
         /// Why, for the log.
         why: String,
     },
@@ -162,12 +164,13 @@ impl Crew {
         let place = self.members.iter().position(|one| one.number == number)?;
         let said = match news {
             News::Said(said) => said,
-            News::Ended(why) => {
+            News::Ended { well, why } => {
                 let member = self.members.swap_remove(place);
                 return Some(Happened::Ended {
                     number,
                     role: member.role,
                     age: member.process.age(),
+                    well,
                     why,
                 });
             }

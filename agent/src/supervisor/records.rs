@@ -57,6 +57,8 @@ pub(super) struct Records {
     state_dir: PathBuf,
     /// Tables that are still to become records: their worker is not gone yet, or the disk is full.
     owed: Vec<PathBuf>,
+    /// Somebody died, perhaps in the middle of a line.
+    torn: bool,
     /// Lines that could not be written yet, [`MAX_WAITING`] bytes at most.
     waiting: Vec<u8>,
     /// Records that there was no room for even there.
@@ -77,6 +79,7 @@ impl Records {
             sink: sink(opened),
             state_dir: config.state_dir.clone(),
             owed: Vec::new(),
+            torn: true,
             waiting: Vec::new(),
             lost: 0,
             failure: None,
@@ -103,7 +106,8 @@ impl Records {
 
     /// Turns what the worker of this number had under way when it ended into records; later
     /// ([`Records::settle`]) what can't be now.
-    pub(super) fn recover(&mut self, worker: u64) {
+    pub(super) fn recover(&mut self, worker: u64, ended_well: bool) {
+        self.torn |= !ended_well;
         let path = self.table_path(worker);
         if path.exists() {
             self.owed.push(path);
@@ -119,8 +123,10 @@ impl Records {
         if self.owed.is_empty() || self.failure.is_some() {
             return Ok(());
         }
-        // Whoever died may have died in the middle of a line.
-        file::mend(&self.path, TAIL).map_err(at("mend", &self.path))?;
+        if self.torn {
+            file::mend(&self.path, TAIL).map_err(at("mend", &self.path))?;
+            self.torn = false;
+        }
         let mut fault = Ok(());
         for path in std::mem::take(&mut self.owed) {
             match self.recover_file(&path) {

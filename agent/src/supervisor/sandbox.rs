@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use caps::CapSet;
 use nix::sys::prctl;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, close, dup2_stdin, setgroups, setresgid, setresuid};
 
 /// The unprivileged user that the worker runs as.
@@ -118,9 +118,17 @@ fn confine(user: Unprivileged, keep: &OwnedFd) -> Result<(), Error> {
     clear_capabilities()?;
     prctl::set_no_new_privs().map_err(step("setting no_new_privs"))?;
     keep_memory_private()?;
+    take_all_descriptors()?;
     verify(user)?;
     seccomp::install()?;
     Ok(())
+}
+
+/// Connections are descriptors: a worker that runs out of them has none for any workload. Whoever starts the agent by
+/// hand has a soft limit for programs that use select(2).
+fn take_all_descriptors() -> Result<(), Error> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(step("reading RLIMIT_NOFILE"))?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).map_err(step("raising RLIMIT_NOFILE"))
 }
 
 fn alone() -> Result<(), Error> {

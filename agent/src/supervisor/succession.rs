@@ -12,6 +12,9 @@ use crate::credential::source::Keeper;
 use super::crew::{Happened, Role};
 use super::{Error, Supervisor, credential};
 
+/// Workers that drain at once: each holds memory and a table on the disk.
+const MANY: usize = 4;
+
 impl Supervisor {
     /// Starts the first worker and waits until it serves.
     ///
@@ -49,13 +52,17 @@ impl Supervisor {
                 number,
                 role,
                 age,
+                well,
                 why,
             } => {
                 self.ended(role, &why);
-                self.records.recover(number);
-                if let Some(pause) = self.crew.start_later(age, role == Role::Serving) {
-                    tracing::info!(?pause, "no worker serves; another is started");
+                match self.crew.start_later(age, role == Role::Serving) {
+                    // Callers wait for it; what the last one owes can be recorded while it comes.
+                    Some(Duration::ZERO) => self.start_another(),
+                    Some(pause) => tracing::info!(?pause, "no worker serves; another is started"),
+                    None => {}
                 }
+                self.records.recover(number, well);
             }
             Happened::StartDue => self.start_another(),
         }
@@ -65,6 +72,10 @@ impl Supervisor {
     pub(super) fn replace_worker(&mut self) {
         if self.crew.is_changing() {
             tracing::info!("a worker is being replaced already");
+            return;
+        }
+        if self.crew.leaving() >= MANY {
+            self.failed(format!("{MANY} workers before it still drain; try again later"));
             return;
         }
         self.start_another();
@@ -110,7 +121,7 @@ impl Supervisor {
         let given = self.hand_over(number, &worker);
         if given.is_err() {
             self.crew.discard(number);
-            self.records.recover(number);
+            self.records.recover(number, false);
         }
         given
     }

@@ -43,8 +43,13 @@ pub enum Error {
 pub(super) enum News {
     /// It said something that is no question.
     Said(ToSupervisor),
-    /// It is gone; why, for the log.
-    Ended(String),
+    /// It is gone.
+    Ended {
+        /// By itself, and with success.
+        well: bool,
+        /// Why, for the log.
+        why: String,
+    },
 }
 
 /// Answers a worker's question beside everything else; gives back what is none.
@@ -108,9 +113,9 @@ impl WorkerProcess {
             sentenced,
         };
         let tending = tokio::spawn(async move {
-            let last = tended.tend(&|said| (number, News::Said(said)), &news).await;
+            let last = tended.tend(number, &news).await;
             // Nobody is left to hear it only if the supervisor is ending too.
-            drop(news.send((number, News::Ended(last))).await);
+            drop(news.send((number, last)).await);
         });
         Ok(Self {
             pid,
@@ -156,11 +161,8 @@ struct Tended {
 }
 
 impl Tended {
-    async fn tend(
-        mut self,
-        news_of: &(dyn Fn(ToSupervisor) -> (u64, News) + Sync),
-        news: &mpsc::Sender<(u64, News)>,
-    ) -> String {
+    /// Until the process is gone.
+    async fn tend(mut self, number: u64, news: &mpsc::Sender<(u64, News)>) -> News {
         let (why, patience) = loop {
             let said = tokio::select! {
                 said = self.receiver.next() => said,
@@ -169,7 +171,7 @@ impl Tended {
             match said {
                 Ok(Some(said)) => {
                     if let Some(said) = self.answers.take(said, &self.sender)
-                        && news.send(news_of(said)).await.is_err()
+                        && news.send((number, News::Said(said))).await.is_err()
                     {
                         break ("the supervisor ends".to_owned(), Duration::ZERO);
                     }
@@ -179,8 +181,14 @@ impl Tended {
             }
         };
         match end(&mut self.child, patience).await {
-            Ok(status) => format!("{why} ({status})"),
-            Err(error) => format!("{why}, and can't be waited for: {error}"),
+            Ok(status) => News::Ended {
+                well: status.success(),
+                why: format!("{why} ({status})"),
+            },
+            Err(error) => News::Ended {
+                well: false,
+                why: format!("{why}, and can't be waited for: {error}"),
+            },
         }
     }
 }
@@ -289,7 +297,7 @@ mod tests {
     #[tokio::test]
     async fn the_end_of_a_worker_is_news() {
         let (_worker, mut heard) = start(Path::new("/bin/true"));
-        let (number, News::Ended(why)) = heard.recv().await.unwrap() else {
+        let (number, News::Ended { well: true, why }) = heard.recv().await.unwrap() else {
             panic!("it said something");
         };
         assert_eq!(number, 7);
@@ -308,7 +316,7 @@ mod tests {
         worker.kill_at(Instant::now() + Duration::from_secs(3600), "later");
         worker.pardon();
         worker.kill_at(Instant::now(), "its time was over");
-        let (_, News::Ended(why)) = heard.recv().await.unwrap() else {
+        let (_, News::Ended { well: false, why }) = heard.recv().await.unwrap() else {
             panic!("it said something");
         };
         assert!(

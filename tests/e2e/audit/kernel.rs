@@ -29,8 +29,7 @@ fn sum(records: &[&Record]) -> u64 {
 #[test]
 fn connections_that_pass_in_the_kernel_are_all_on_record_behind_a_flood_of_refusals() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let name = "connections_that_pass_in_the_kernel_are_all_on_record_behind_a_flood_of_refusals";
-    let mut world = World::new(name)?;
+    let mut world = World::new()?;
     world.upstream(Upstream::new(API))?;
     world.policy("other.toml", POLICY)?;
     world.start_agent()?;

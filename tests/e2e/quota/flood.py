@@ -1,6 +1,7 @@
 """Takes as much as it can get of one thing, says what it got as one JSON line, and keeps it until standard input ends.
 
-Arguments: host, what ("connections", "downloads", "uploads", "ports"), how many."""
+Arguments: host, what ("connections", "downloads", "uploads", "ports", "storm"), how many. A storm is so many threads
+that connect, shake hands, call and hang up for as long as it lasts."""
 import collections, json, socket, ssl, sys, threading
 
 host, what, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -67,6 +68,29 @@ def one(work):
     with lock:
         got[result] += 1
 
+
+def storm(started):
+    while not ended.is_set():
+        try:
+            sock = context.wrap_socket(socket.create_connection((host, 443), 10), server_hostname=host)
+            sock.sendall(f"GET /storm HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            sock.close()
+        except OSError:
+            pass
+        started.set()
+
+
+if what == "storm":
+    ended, begun = threading.Event(), [threading.Event() for _ in range(count)]
+    threads = [threading.Thread(target=storm, args=(event,)) for event in begun]
+    for thread in threads:
+        thread.start()
+    for event in begun:
+        event.wait()
+    print(json.dumps({"begun": count}), flush=True)
+    sys.stdin.read()
+    ended.set()
+    sys.exit()
 
 work = {"connections": connection, "downloads": downloads, "uploads": uploads, "ports": ports}[what]
 if what == "ports":

@@ -34,6 +34,7 @@ fn stage() {
     let args = Args {
         workload: WorkloadName::parse("w").unwrap(),
         user: std::env::var(USER).ok(),
+        shared_tmp: false,
         command: std::env::var(COMMAND)
             .unwrap()
             .split(' ')

@@ -172,3 +172,20 @@ fn mounts_are_found_by_id_and_devices_read() {
     assert_eq!(device_of_mount(text, "310"), Some(makedev(8, 17)));
     assert_eq!(device_of_mount(text, "3"), None);
 }
+
+#[test]
+fn a_workload_that_ever_runs_new_files_has_no_more_of_them_read_and_another_has() {
+    let scratch = tempfile::tempdir().unwrap();
+    let program = scratch.path().join("client");
+    copy_of_sleep(&program);
+    // Digests of a file that was changed just now are not kept.
+    let running = Running::start(Command::new(&program).arg("60"));
+    let executables = Executables::new(LEAST);
+    let digest_for = |workload| {
+        let found = executables.inspect(&running.held, running.reported, Some(workload));
+        found.unwrap().sha256
+    };
+    let made = (0..10_000).take_while(|_| digest_for(1).is_some()).count();
+    assert!((16..10_000).contains(&made), "{made}");
+    assert!(digest_for(2).is_some());
+}
