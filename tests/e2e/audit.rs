@@ -3,6 +3,8 @@
 
 /// The log's disk is full, its file is taken away.
 mod disk;
+/// What the kernel decided, in floods.
+mod kernel;
 
 use std::fs;
 use std::path::{Path, PathBuf};
