@@ -35,6 +35,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::audit;
+use crate::budget::{Budgets, Rate};
 use crate::channel;
 use crate::credential;
 use crate::dns;
@@ -75,6 +76,11 @@ pub struct Shared {
     pub limits: Limits,
     /// The agent's memory is short: no new connections.
     pub memory_short: AtomicBool,
+    /// Connections refused before it is known who makes them, at [`REFUSALS`] for each workload's listeners: each of
+    /// those has a record, the rest is counted. Anybody on the host can make such connections.
+    pub refusals: Budgets<WorkloadName>,
+    /// Data threads.
+    pub threads: usize,
 }
 
 /// One core's share of the work.
@@ -91,6 +97,12 @@ pub struct DataThread {
     connectors: RefCell<HashMap<WorkloadName, tls::upstream::Connector>>,
 }
 
+/// See [`Shared::refusals`].
+pub const REFUSALS: Rate = Rate {
+    burst: 200,
+    per_second: 20,
+};
+
 /// How often [`DataThread::sweep`] should be called.
 pub const SWEEP: Duration = Duration::from_secs(5);
 
@@ -102,6 +114,7 @@ impl DataThread {
     pub fn new(shared: Arc<Shared>, figures: Arc<Figures>) -> Result<Rc<Self>, dns::Error> {
         let limits = PoolLimits {
             idle_per_key: 64,
+            idle_per_workload: (shared.limits.connections() / shared.threads).max(8),
             idle: Duration::from_secs(50),
         };
         let resolver = dns::resolver::Resolver::new(&shared.names)?;
