@@ -49,6 +49,8 @@ pub const EVENTS: &str = "EVENTS";
 pub const COUNTERS: &str = "COUNTERS";
 /// Event budget of each workload; the agent creates, the kernel counts. Not pinned: it holds one second.
 pub const EVENT_BUDGETS: &str = "EVENT_BUDGETS";
+/// The agent's host's own IPv6 addresses; the agent writes. Not pinned: each start reads them anew.
+pub const OWN_ADDRESSES: &str = "OWN_ADDRESSES";
 /// The read-only block that the loader fills.
 pub const CONFIG: &str = "CONFIG";
 
@@ -64,6 +66,8 @@ pub const MAX_DIRECT: usize = 65_536;
 pub const MAX_FLOWS: usize = 65_536;
 /// Of these, the most that one workload may have: as many as its listener lets wait.
 pub const MAX_FLOW_SHARE: u32 = 4096;
+/// IPv6 addresses that one host can have.
+pub const MAX_OWN_ADDRESSES: usize = 4096;
 /// Bytes of the ring buffer.
 pub const EVENT_BYTES: usize = 1 << 20;
 /// Events that one workload gets through in one second.

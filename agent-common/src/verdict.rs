@@ -72,4 +72,10 @@ reasons! {
     HandedSocket = 18, "handed_socket";
     /// The workload has as many handshakes under way as its share of the table allows.
     FlowShare = 19, "flow_share";
+    /// The socket is bound to an IPv6 address that is not this host's: the answers would be sent to whoever has it.
+    SourceAddress = 20, "source_address";
+    /// A socket option that makes the kernel send packets of the process's wording, or lets it use foreign addresses.
+    SocketOption = 21, "socket_option";
+    /// The agent's own socket would have sent to another host from a loopback address: an answer to a forged source.
+    Reflected = 22, "reflected";
 }

@@ -42,10 +42,19 @@ pub(crate) fn connect<const V6: bool>(ctx: &SockAddr<V6>) -> Verdict {
     if !udp && !may_dial(&listener, own.workload, port) {
         return event::refused(ctx, own.workload, Reason::PortNotNamed);
     }
+    if V6 && !is_home(&ctx.bound_to()) {
+        return event::refused(ctx, own.workload, Reason::SourceAddress);
+    }
     if ctx.device() > 1 && !ctx.bind_to_loopback() {
         return event::refused(ctx, own.workload, Reason::DeviceBound);
     }
     turn(ctx, &own, &listener, udp)
+}
+
+/// Whether the agent's answers stay on this host. They would follow a forged source to where it lives.
+#[inline(always)]
+pub(crate) fn is_home(source: &[u8; 16]) -> bool {
+    ctx::is_unspecified(source) || ctx::is_home(source)
 }
 
 /// TCP 53 is the stub's where the workload has one.

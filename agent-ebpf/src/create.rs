@@ -2,6 +2,7 @@
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::programs::SockContext;
+use aya_log_ebpf::warn;
 use callgate_common::{Reason, SocketMark, flow};
 
 use crate::{ctx, event, maps, storage};
@@ -35,6 +36,10 @@ pub(crate) fn create(ctx: &SockContext) -> i32 {
     };
     if storage::make(&maps::SOCKETS, ctx.as_ptr(), &raw const mark).is_null() {
         maps::count(Reason::MapFull);
+        warn!(
+            ctx,
+            "workload {}: no memory for a socket's mark, it was not made", workload
+        );
         ctx::set_retval(-ENOMEM);
         return 0;
     }

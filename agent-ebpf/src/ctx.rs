@@ -11,10 +11,9 @@
 use core::ffi::c_void;
 use core::mem::size_of_val;
 
-use aya_ebpf::EbpfContext as _;
-use aya_ebpf::bindings::{__sk_buff, bpf_sock, bpf_sock_addr, bpf_sock_tuple};
+use aya_ebpf::bindings::{__sk_buff, bpf_sock, bpf_sock_addr, bpf_sock_tuple, bpf_sockopt};
 use aya_ebpf::helpers::generated as helpers;
-use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockOpsContext};
+use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockoptContext};
 
 use crate::maps::NO_WORKLOAD;
 use crate::storage;
@@ -61,13 +60,26 @@ pub(crate) fn is_loopback(addr: &[u8; 16]) -> bool {
         && word(addr, 12) == u32::from_ne_bytes([0, 0, 0, 1])
 }
 
+/// The unspecified address, of either family.
+#[inline(always)]
+pub(crate) fn is_unspecified(addr: &[u8; 16]) -> bool {
+    word(addr, 0) == 0 && word(addr, 4) == 0 && word(addr, 8) == 0 && word(addr, 12) == 0
+}
+
+/// Whether answers to this source stay on the host. IPv4 is not asked: routing itself refuses a source that is not the
+/// host's (net/ipv4/route.c, ip_route_output_key_hash_rcu), IPv6's does not.
+#[inline(always)]
+pub(crate) fn is_home(source: &[u8; 16]) -> bool {
+    is_v4(source) || is_loopback(source) || crate::maps::is_own_address(source)
+}
+
 #[inline(always)]
 fn word(addr: &[u8; 16], at: usize) -> u32 {
     u32::from_ne_bytes([addr[at], addr[at + 1], addr[at + 2], addr[at + 3]])
 }
 
 #[inline(always)]
-fn from_words(words: [u32; 4]) -> [u8; 16] {
+pub(crate) fn from_words(words: [u32; 4]) -> [u8; 16] {
     let mut addr = [0; 16];
     addr[..4].copy_from_slice(&words[0].to_ne_bytes());
     addr[4..8].copy_from_slice(&words[1].to_ne_bytes());
@@ -159,6 +171,24 @@ impl<const V6: bool> SockAddr<V6> {
         let sk: *mut bpf_sock = self.sk().cast();
         // SAFETY: the verifier knows `sk` as a socket and checks the offset.
         unsafe { core::ptr::read_volatile(&raw const (*sk).bound_dev_if) }
+    }
+
+    /// The address that the socket is bound to.
+    #[inline(always)]
+    pub(crate) fn bound_to(&self) -> [u8; 16] {
+        let sk: *mut bpf_sock = self.sk().cast();
+        // SAFETY: the verifier knows `sk` as a socket and checks the offset; the index is below 4.
+        let word = |index: usize| unsafe { core::ptr::read_volatile(&raw const (*sk).src_ip6[index]) };
+        from_words([word(0), word(1), word(2), word(3)])
+    }
+
+    /// The address that a datagram is to be sent from: the socket's, or its own (IPV6_PKTINFO).
+    #[inline(always)]
+    pub(crate) fn sent_from(&self) -> [u8; 16] {
+        // SAFETY: a context field; the index is below 4.
+        let word =
+            |index: usize| unsafe { core::ptr::read_volatile(&raw const (*self.raw).msg_src_ip6[index]) };
+        from_words([word(0), word(1), word(2), word(3)])
     }
 
     /// Moves the socket to the loopback device.
@@ -306,74 +336,6 @@ pub(crate) fn monotonic() -> u64 {
     unsafe { helpers::bpf_ktime_get_ns() }
 }
 
-/// The facts of a sock_ops event.
-pub(crate) struct Handshake {
-    /// The socket.
-    pub(crate) sk: *mut c_void,
-    /// Network namespace cookie.
-    pub(crate) netns: u64,
-    /// Own address.
-    pub(crate) local: [u8; 16],
-    /// Own port, host order.
-    pub(crate) local_port: u16,
-    /// Peer's address.
-    pub(crate) remote: [u8; 16],
-    /// Peer's port, host order.
-    pub(crate) remote_port: u16,
-}
-
-impl Handshake {
-    /// Reads all fields first and selects after: the verifier refuses context reads behind a merged pointer.
-    #[inline(always)]
-    pub(crate) fn read(ctx: &SockOpsContext) -> Option<Self> {
-        const AF_INET: u32 = 2;
-        let (local4, remote4) = (ctx.local_ip4(), ctx.remote_ip4());
-        let (local6, remote6) = (read6(ctx, false), read6(ctx, true));
-        let v4 = ctx.family() == AF_INET;
-        // SAFETY: a context field.
-        let sk = unsafe { core::ptr::read_volatile(&raw const (*ctx.ops).__bindgen_anon_2) };
-        // SAFETY: the union has one member.
-        let sk: *mut c_void = unsafe { sk.sk }.cast();
-        if sk.is_null() {
-            return None;
-        }
-        Some(Self {
-            sk,
-            // SAFETY: the context.
-            netns: unsafe { helpers::bpf_get_netns_cookie(ctx.as_ptr()) },
-            local: if v4 { mapped(local4.to_ne_bytes()) } else { local6 },
-            local_port: ctx.local_port() as u16,
-            remote: if v4 {
-                mapped(remote4.to_ne_bytes())
-            } else {
-                remote6
-            },
-            remote_port: u32::from_be(ctx.remote_port()) as u16,
-        })
-    }
-}
-
-#[inline(always)]
-fn read6(ctx: &SockOpsContext, remote: bool) -> [u8; 16] {
-    from_words([
-        word_of(ctx, remote, 0),
-        word_of(ctx, remote, 1),
-        word_of(ctx, remote, 2),
-        word_of(ctx, remote, 3),
-    ])
-}
-
-#[inline(always)]
-fn word_of(ctx: &SockOpsContext, remote: bool, index: usize) -> u32 {
-    if remote {
-        // SAFETY: a context field; every caller's index is below 4.
-        unsafe { core::ptr::read_volatile(&raw const (*ctx.ops).remote_ip6[index]) }
-    } else {
-        // SAFETY: a context field; every caller's index is below 4.
-        unsafe { core::ptr::read_volatile(&raw const (*ctx.ops).local_ip6[index]) }
-    }
-}
-
 /// A packet of a managed socket, seen from its IP header on.
 pub(crate) struct Packet {
     ctx: SkBuffContext,
@@ -428,6 +390,46 @@ impl Packet {
     pub(crate) fn cgroup(&self) -> u64 {
         // SAFETY: the context.
         unsafe { helpers::bpf_skb_cgroup_id(self.raw()) }
+    }
+}
+
+/// The context of the setsockopt hook.
+pub(crate) struct SockOption {
+    raw: *mut bpf_sockopt,
+}
+
+impl SockOption {
+    /// Wraps the hook's context.
+    #[inline(always)]
+    pub(crate) fn new(ctx: &SockoptContext) -> Self {
+        Self { raw: ctx.sockopt }
+    }
+
+    /// The socket.
+    #[inline(always)]
+    pub(crate) fn sk(&self) -> *mut c_void {
+        // SAFETY: `raw` is the context; the kernel rewrites this read into one of its own.
+        let sk = unsafe { core::ptr::read_volatile(&raw const (*self.raw).__bindgen_anon_1) };
+        // SAFETY: a plain pointer among the union's members.
+        unsafe { sk.sk }.cast()
+    }
+
+    /// Level and name of the option.
+    #[inline(always)]
+    pub(crate) fn name(&self) -> (i32, i32) {
+        // SAFETY: a context field.
+        let level = unsafe { core::ptr::read_volatile(&raw const (*self.raw).level) };
+        // SAFETY: a context field.
+        let name = unsafe { core::ptr::read_volatile(&raw const (*self.raw).optname) };
+        (level, name)
+    }
+
+    /// Has the kernel use the caller's own value: the program is shown one page of it at most, and a longer one would be
+    /// refused.
+    #[inline(always)]
+    pub(crate) fn leave_value(&self) {
+        // SAFETY: a context field that the hook may write.
+        unsafe { core::ptr::write_volatile(&raw mut (*self.raw).optlen, 0) };
     }
 }
 

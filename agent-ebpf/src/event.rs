@@ -41,6 +41,19 @@ pub(crate) fn refused_socket(workload: u32, protocol: u8) {
     });
 }
 
+/// Counts and reports a socket option that was not set.
+#[inline(always)]
+pub(crate) fn refused_option(workload: u32) {
+    send(workload, Reason::SocketOption, |to| {
+        // SAFETY: a whole sample.
+        unsafe { to.write(Origin::EMPTY) };
+        // SAFETY: just written, and no other reference to it.
+        let to = unsafe { &mut *to };
+        to.workload = workload;
+        origin::caller(to);
+    });
+}
+
 /// Counts and reports a dropped packet. Its caller is unknown: the kernel may be sending on its own.
 #[inline(always)]
 pub(crate) fn dropped(packet: &Packet, workload: u32, to_whom: ([u8; 16], u16, u8), reason: Reason) {

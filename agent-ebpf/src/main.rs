@@ -34,6 +34,8 @@ mod event;
 #[cfg(target_arch = "bpf")]
 mod guard;
 #[cfg(target_arch = "bpf")]
+mod handshake;
+#[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
 mod origin;
@@ -47,6 +49,8 @@ mod peername;
 mod programs;
 #[cfg(target_arch = "bpf")]
 mod sendmsg;
+#[cfg(target_arch = "bpf")]
+mod sockopt;
 #[cfg(target_arch = "bpf")]
 mod storage;
 #[cfg(target_arch = "bpf")]

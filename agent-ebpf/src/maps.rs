@@ -10,7 +10,9 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage, lpm_trie::Key};
 use aya_ebpf::macros::btf_map;
 use callgate_common::flow::{EventBudget, FlowShare, FlowUse};
-use callgate_common::names::{EVENT_BYTES, MAX_DIRECT, MAX_FLOWS, MAX_LISTENERS, MAX_PORTS, MAX_WORKLOADS};
+use callgate_common::names::{
+    EVENT_BYTES, MAX_DIRECT, MAX_FLOWS, MAX_LISTENERS, MAX_OWN_ADDRESSES, MAX_PORTS, MAX_WORKLOADS,
+};
 use callgate_common::verdict::COUNTERS as SLOTS;
 use callgate_common::{
     DialKey, DirectKey, Event, FlowKey, Listener, ListenerKey, ListenerMark, Origin, Reason,
@@ -39,6 +41,9 @@ static DIRECT: LpmTrie<DirectKey, u8, MAX_DIRECT> = LpmTrie::new();
 /// Ports to listen on. Written by the agent.
 #[btf_map]
 static LISTEN_PORTS: HashMap<DialKey, u8, MAX_PORTS, NO_PREALLOC> = HashMap::new();
+/// This host's IPv6 addresses. Written by the agent.
+#[btf_map]
+static OWN_ADDRESSES: HashMap<[u8; 16], u8, MAX_OWN_ADDRESSES, NO_PREALLOC> = HashMap::new();
 /// The agent's last sign of life. Written by the worker.
 #[btf_map]
 static LIVENESS: Array<u64, 2> = Array::new();
@@ -135,6 +140,12 @@ pub(crate) fn is_direct(workload: u32, port: u16, protocol: u8, addr: [u8; 16]) 
     }
     key.data.port = 0;
     DIRECT.get(&key).is_some()
+}
+
+/// Whether the agent's host has this IPv6 address.
+#[inline(always)]
+pub(crate) fn is_own_address(addr: &[u8; 16]) -> bool {
+    OWN_ADDRESSES.get_ptr(addr).is_some()
 }
 
 /// CLOCK_MONOTONIC of the agent's last sign of life, in ns.

@@ -12,6 +12,9 @@ const PASS: i32 = 1;
 const DROP: i32 = 0;
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
+/// Where headers have the source address (RFC 791, RFC 8200).
+const SOURCE4: usize = 12;
+const SOURCE6: usize = 8;
 
 /// The headers that the perimeter looks at.
 struct Headers {
@@ -33,7 +36,8 @@ pub(crate) fn egress(packet: &Packet) -> i32 {
     let Some(headers) = read(packet) else {
         return drop_packet(packet, workload, None, Reason::Egress);
     };
-    if packet.on_loopback() && ctx::is_loopback(&headers.destination) {
+    // A datagram can name a source of its own, which connect() does not see.
+    if packet.on_loopback() && ctx::is_loopback(&headers.destination) && ctx::is_home(&headers.source) {
         return PASS;
     }
     if maps::is_direct(
@@ -48,6 +52,25 @@ pub(crate) fn egress(packet: &Packet) -> i32 {
         return PASS;
     }
     drop_packet(packet, workload, Some(&headers), Reason::Egress)
+}
+
+/// A packet that leaves a socket of the agent's. From a loopback address to another host it is an answer to a source that
+/// somebody made up: what is in it would leave by no rule.
+#[inline(always)]
+pub(crate) fn agent_egress(packet: &Packet) -> i32 {
+    if packet.on_loopback() {
+        return PASS;
+    }
+    let source = match packet.family() {
+        Some(Family::V4) => packet.load::<[u8; 4]>(SOURCE4).map(ctx::mapped),
+        Some(Family::V6) => packet.load::<[u8; 16]>(SOURCE6),
+        None => None,
+    };
+    if source.is_some_and(|source| !ctx::is_loopback(&source)) {
+        return PASS;
+    }
+    maps::count(Reason::Reflected);
+    DROP
 }
 
 /// A packet that arrives.
@@ -113,7 +136,7 @@ fn read4(packet: &Packet) -> Option<Headers> {
         return None;
     }
     let protocol = packet.load::<u8>(9)?;
-    let source = ctx::mapped(packet.load::<[u8; 4]>(12)?);
+    let source = ctx::mapped(packet.load::<[u8; 4]>(SOURCE4)?);
     let destination = ctx::mapped(packet.load::<[u8; 4]>(16)?);
     transport(packet, HEADER, protocol, source, destination)
 }
@@ -126,7 +149,7 @@ fn read6(packet: &Packet) -> Option<Headers> {
     const JUMBO: [u8; 4] = [flow::TCP, 0, 0xc2, 4];
     const JUMBO_SIZE: usize = 8;
     let protocol = packet.load::<u8>(6)?;
-    let source = packet.load::<[u8; 16]>(8)?;
+    let source = packet.load::<[u8; 16]>(SOURCE6)?;
     let destination = packet.load::<[u8; 16]>(24)?;
     if protocol == 0 && packet.load::<u16>(4)? == 0 && packet.load::<[u8; 4]>(HEADER)? == JUMBO {
         return transport(packet, HEADER + JUMBO_SIZE, flow::TCP, source, destination);

@@ -1,10 +1,10 @@
 //! The entry points: one line each.
 
-use aya_ebpf::macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, sock_ops};
-use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockContext, SockOpsContext};
+use aya_ebpf::macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, cgroup_sockopt, sock_ops};
+use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockContext, SockOpsContext, SockoptContext};
 
-use crate::ctx::{Packet, SockAddr};
-use crate::{connect, create, established, guard, packet, peername, sendmsg};
+use crate::ctx::{Packet, SockAddr, SockOption};
+use crate::{connect, create, established, guard, packet, peername, sendmsg, sockopt};
 
 /// A socket is made.
 #[cgroup_sock(sock_create)]
@@ -94,6 +94,18 @@ pub(crate) fn cg_egress(ctx: SkBuffContext) -> i32 {
 #[cgroup_skb(ingress)]
 pub(crate) fn cg_ingress(ctx: SkBuffContext) -> i32 {
     packet::ingress(&Packet::new(ctx))
+}
+
+/// A packet leaves a socket of the agent's.
+#[cgroup_skb(egress)]
+pub(crate) fn ag_egress(ctx: SkBuffContext) -> i32 {
+    packet::agent_egress(&Packet::new(ctx))
+}
+
+/// setsockopt() on a managed socket.
+#[cgroup_sockopt(setsockopt)]
+pub(crate) fn cg_setsockopt(ctx: SockoptContext) -> i32 {
+    sockopt::set(&SockOption::new(&ctx))
 }
 
 /// The client's end of a handshake.

@@ -25,5 +25,8 @@ pub(crate) fn sendmsg<const V6: bool>(ctx: &SockAddr<V6>) -> Verdict {
     let Some(listener) = maps::listener(ctx.netns(), own.workload) else {
         return event::refused(ctx, own.workload, Reason::NoListener);
     };
+    if V6 && !connect::is_home(&ctx.sent_from()) {
+        return event::refused(ctx, own.workload, Reason::SourceAddress);
+    }
     connect::turn(ctx, &own, &listener, true)
 }

@@ -102,6 +102,9 @@ pub struct Status {
     pub perimeter_repairs: u64,
     /// The workloads that are held.
     pub workloads: Vec<WorkloadStatus>,
+    /// What else is held.
+    #[serde(default)]
+    pub strangers: Vec<StrangerStatus>,
     /// The credentials, without values.
     pub credentials: Vec<CredentialStatus>,
     /// The kernel side's counters, by reason.
@@ -119,6 +122,17 @@ pub struct WorkloadStatus {
     pub number: u32,
     /// Open connections.
     pub connections: u64,
+    /// Whether the policy has it. One that it has no more is held all the same, and may do nothing.
+    pub in_policy: bool,
+}
+
+/// A cgroup that an earlier run held, below another `cgroup_parent`: it stays held, and may do nothing.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct StrangerStatus {
+    /// Its id: the inode of its directory.
+    pub cgroup_id: u64,
+    /// The kernel's number of it.
+    pub number: u32,
 }
 
 /// One credential.

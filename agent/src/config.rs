@@ -23,6 +23,8 @@ const MAX_FILE: usize = 1024 * 1024;
 /// The agent's settings.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Config {
+    /// Where the settings were read from, or would be.
+    pub file: PathBuf,
     /// Directory of `*.toml` policy files.
     pub policy_dir: PathBuf,
     /// What must outlive a reboot: the CA.
@@ -171,7 +173,10 @@ impl Config {
             readable: Box::default(),
         })?;
         match Self::read(&source) {
-            (config, found) if found.is_empty() => Ok((config, source)),
+            (config, found) if found.is_empty() => {
+                let file = path.to_owned();
+                Ok((Self { file, ..config }, source))
+            }
             (config, found) => Err(Faulty {
                 found,
                 source,
@@ -209,6 +214,7 @@ impl Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            file: DEFAULT_PATH.into(),
             policy_dir: "/etc/callgate/policy.d".into(),
             state_dir: "/var/lib/callgate".into(),
             runtime_dir: "/run/callgate".into(),

@@ -6,9 +6,11 @@
 //! Links and maps are pinned: when the agent dies, the programs stay and refuse. Only [`Programs::disarm`] and
 //! [`Programs::remove`] let go.
 
+mod addresses;
 mod btf;
 pub mod cgroup;
 pub mod events;
+mod faults;
 pub mod features;
 pub mod foreign;
 pub mod loader;
@@ -84,6 +86,12 @@ pub enum Error {
         map: &'static str,
         /// aya's word.
         source: Box<aya::maps::MapError>,
+    },
+    /// What the programs say can't be read.
+    #[error("can't read what the kernel programs say: {source}")]
+    Log {
+        /// aya's word.
+        source: Box<aya_log::Error>,
     },
     /// A link operation failed.
     #[error("can't {action} the link of {program}: {source}")]

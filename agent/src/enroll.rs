@@ -201,6 +201,20 @@ impl Workloads {
         self.get(name)
     }
 
+    /// Name and cgroup id of each workload whose cgroup lies below the parent, added or not.
+    ///
+    /// # Errors
+    /// If the parent can't be listed.
+    pub fn present(&self) -> Result<Vec<(WorkloadName, u64)>, Error> {
+        let parent = self.mount.file(&self.parent);
+        let entries = fs::read_dir(&parent).map_err(io_error("list", &parent))?;
+        let named = |entry: fs::DirEntry| {
+            let name = WorkloadName::of_slice(entry.file_name().to_str()?)?;
+            Some((name, entry.metadata().ok()?.ino()))
+        };
+        Ok(entries.flatten().filter_map(named).collect())
+    }
+
     /// A workload that was added.
     ///
     /// # Errors

@@ -60,6 +60,14 @@ impl WorkloadName {
     pub fn slice(&self) -> String {
         format!("callgate-{}.slice", self.0.replace('-', "\\x2d"))
     }
+
+    /// The workload whose cgroup has this name.
+    #[must_use]
+    pub fn of_slice(slice: &str) -> Option<Self> {
+        let name = slice.strip_prefix("callgate-")?.strip_suffix(".slice")?;
+        let name = Self::parse(&name.replace("\\x2d", "-")).ok()?;
+        (name.slice() == slice).then_some(name)
+    }
 }
 
 impl fmt::Display for WorkloadName {

@@ -23,6 +23,8 @@ pub mod proxy;
 pub mod supervisor;
 pub mod systemd;
 pub mod telemetry;
+#[cfg(test)]
+mod tests;
 pub mod time;
 pub mod tls;
 pub mod worker;

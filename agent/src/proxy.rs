@@ -19,6 +19,7 @@ mod limits;
 mod pool;
 pub mod questions;
 mod request;
+mod taking;
 mod tracker;
 mod tunnel;
 mod upgrade;
@@ -103,6 +104,9 @@ pub const REFUSALS: Rate = Rate {
     per_second: 20,
 };
 
+/// How long a revoked call's client has to notice it.
+const REVOKED: Duration = Duration::from_secs(2);
+
 /// How often [`DataThread::sweep`] should be called.
 pub const SWEEP: Duration = Duration::from_secs(5);
 
@@ -131,9 +135,16 @@ impl DataThread {
         }))
     }
 
-    /// Puts every live call to the current policy.
+    /// Puts every live call to the current policy. What that revokes ends when its client next takes or sends a byte; a
+    /// client that does neither is given a moment, and then loses its connection.
     pub fn redecide(&self) {
-        self.tracker.redecide();
+        if self.tracker.redecide() {
+            let tracker = Rc::clone(&self.tracker);
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep(REVOKED).await;
+                tracker.break_off();
+            });
+        }
     }
 
     /// Ends every live call.

@@ -16,6 +16,7 @@ mod reload;
 mod report;
 pub mod sandbox;
 mod succession;
+mod view;
 pub mod worker_process;
 
 use std::path::{Path, PathBuf};
@@ -305,6 +306,7 @@ impl Supervisor {
     fn read_events(&mut self) {
         let reports = self.capture.reports();
         self.kernel_log.tell(&reports, Instant::now());
+        self.kernel_log.tell_faults(self.capture.faults(), Instant::now());
         let in_force = (self.policy.as_ref(), self.generation);
         self.records
             .kernel(&reports, &self.capture, in_force, &self.answers);
@@ -358,8 +360,8 @@ fn unprivileged(name: &str) -> Result<Unprivileged, Error> {
     })
 }
 
-/// Looks at all sources side by side: a slow helper must not keep another credential waiting.
-/// First values. Who waits here answers nobody meanwhile; a slow helper's value comes later.
+/// First values, all sources side by side: a slow helper must not keep another credential waiting. Who waits here
+/// answers nobody meanwhile; a slow helper's value comes later.
 async fn settle(keepers: &mut [Keeper]) {
     let settling = keepers.iter_mut().map(|keeper| keeper.settle(FIRST_VALUES));
     futures_util::future::join_all(settling).await;

@@ -19,12 +19,14 @@ worlds! {
     a_socket_that_becomes_an_ipv4_one_stays_redirected
     packets_with_a_route_of_their_own_do_not_leave
     segments_of_more_than_64_kib_pass_the_perimeter
+    what_the_agent_sends_from_a_loopback_address_stays_on_the_host
 }
 
 worlds! {
     flows:
     a_full_flow_table_refuses_and_counts
     a_workload_that_fills_its_share_keeps_nobody_else_out
+    a_connection_that_is_gone_lends_nobody_its_name
     what_a_workload_accepted_is_its_own
 }
 
@@ -49,6 +51,7 @@ worlds! {
     a_socket_connected_before_the_arming_sends_nothing_more
     a_flood_of_refusals_is_cut_and_counted
     after_disarm_nothing_is_captured
+    what_is_withdrawn_stays_held_with_nothing_allowed
 }
 
 mod cases;

@@ -9,6 +9,13 @@ use harness::{Output, Upstream, World, require};
 
 use crate::identity::{API, NOBODY, status, workload};
 
+/// By system calls.
+mod calls;
+/// By files.
+mod files;
+/// By programs outside that act for others.
+mod services;
+
 const TOKEN: &str = "tok_escape_1";
 
 /// `rich` may call the API, `poor` may call nothing there.

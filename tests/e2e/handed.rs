@@ -45,7 +45,8 @@ fn a_socket_made_outside_and_handed_in_is_cut_off_and_recorded() -> Result<()> {
         said().contains("ready").then_some(())
     })?;
 
-    let lent = world.dir().join("lent.sock");
+    // Not right below a directory in /tmp, which would be out of sight for its socket.
+    let lent = world.dir().join("run/lent.sock");
     let lent = lent.to_str().context("a path")?;
     let lender = script(include_str!("handed/lender.py"), lent, &[]);
     let mut lender = world
@@ -97,5 +98,50 @@ fn check_records(world: &World) -> Result<()> {
         Some(HANDED),
         "{status}"
     );
+    Ok(())
+}
+
+/// Hands in a packet socket: on Linux family 17.
+const LEND_PACKETS: &str = "import array, socket, sys
+packets, server = socket.socket(17, 3, 0x300), socket.socket(socket.AF_UNIX)
+server.bind(sys.argv[1])
+server.listen()
+print('ready', flush=True)
+client, _ = server.accept()
+client.sendmsg([b'x'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [packets.fileno()]))])
+client.recv(1)";
+const HOLD: &str = "import socket, sys
+lender = socket.socket(socket.AF_UNIX)
+lender.connect(sys.argv[1])
+held = lender.recvmsg(1, 100)
+sys.stdin.read()";
+
+#[test]
+fn a_handed_socket_that_can_not_be_cut_off_is_named_in_the_log() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start(
+        "a_handed_socket_that_can_not_be_cut_off_is_named_in_the_log",
+        &workload("billing", "", ""),
+    )?;
+    let lent = world.dir().join("lent.sock");
+    let lent = lent.to_str().context("a path")?;
+    let lend = ["python3", "-c", LEND_PACKETS, lent];
+    let mut lender = world.unmanaged()?.command(lend).stdout(Stdio::piped()).spawn()?;
+    let mut line = String::new();
+    BufReader::new(lender.stdout.take().context("no stdout")?).read_line(&mut line)?;
+    let mut borrower = world
+        .workload("billing")?
+        .command(["python3", "-c", HOLD, lent])
+        .stdin(Stdio::piped())
+        .spawn()?;
+    wait::until("a word in the log", wait::PATIENCE, || {
+        let log = world.agent().ok()?.log();
+        let named = |line: &str| {
+            line.contains("no program sees sockets of family 17") && line.contains("end the process")
+        };
+        log.lines().any(named).then_some(())
+    })?;
+    drop(borrower.stdin.take());
+    assert!(harness::launch::wait_for(&mut borrower, wait::PATIENCE)?.success());
     Ok(())
 }

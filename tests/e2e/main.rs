@@ -30,6 +30,8 @@ mod http2;
 mod identity;
 /// Hosts that keep cgroups elsewhere, and kernels that lack something.
 mod layout;
+/// What the policy no longer names when the agent comes back.
+mod orphan;
 /// Kernel programs that root takes away: noticed, put back, on record.
 mod perimeter;
 /// What policy answers: to real calls, to `explain`, and in `observe` mode.
@@ -38,8 +40,13 @@ mod policy;
 mod quota;
 /// The README's first policy, typed as it stands.
 mod readme;
+/// Neither the agent nor the kernel sends a managed process's words to another host.
+mod reflect;
 /// One worker after another, by request and by death: nothing lost, nothing opened.
+#[cfg(test)]
 mod replace;
+/// A right that is taken back while it is used.
+mod revoke;
 /// The harness itself: the sandbox is one, the upstream tells callers apart, nothing is left behind.
 mod sandbox;
 /// What an operator can get wrong at start and reload: said clearly, nothing left behind, nothing lost.

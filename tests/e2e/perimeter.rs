@@ -33,7 +33,7 @@ fn pins(world: &World) -> Result<Vec<PathBuf>> {
         .map(|entry| entry.map(|entry| entry.path()))
         .collect::<Result<_, _>>()
         .with_context(|| links.display().to_string())?;
-    assert_eq!(pins.len(), 12, "{pins:?}");
+    assert_eq!(pins.len(), 13, "{pins:?}");
     Ok(pins)
 }
 
@@ -128,6 +128,9 @@ fn what_can_not_be_put_back_keeps_everybody_out_until_it_can() -> Result<()> {
     assert!(refused.stderr.contains("not all in place"), "{refused:?}");
     let marker = world.dir().join("run/armed/billing");
     assert!(!marker.exists(), "units may still start");
+    let doctor = world.callgate("doctor", &[])?;
+    assert_eq!(doctor.code(), Some(3), "{doctor:?}");
+    assert!(doctor.stdout.contains("can't be put back"), "{doctor:?}");
     recorded(&world, "can't be put back")?;
     fs::remove_file(&bpf)?;
     put_back(&world, 1)?;

@@ -265,3 +265,44 @@ fn an_upstream_that_does_not_prove_its_name_gets_nothing_and_the_client_a_502() 
     }
     Ok(())
 }
+
+#[test]
+fn no_call_is_lost_when_the_upstream_closes_connections_under_load() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    for (version, name) in [
+        ("--http1.1", "no_call_is_lost_h1"),
+        ("--http2", "no_call_is_lost_h2"),
+    ] {
+        let world = start(name, Upstream::new(API).requests_per_connection(30))?;
+        let urls = format!("https://{API}/billing/none?[1-120]");
+        let words = [
+            "curl",
+            "-sS",
+            "-m",
+            "20",
+            "-Z",
+            "--parallel-max",
+            "10",
+            version,
+            "-w",
+            CODE,
+            "-o",
+            "/dev/null",
+            &urls,
+        ];
+        let reply = world.workload("billing")?.run(words)?;
+        let codes: Vec<_> = reply.stdout.split_whitespace().collect();
+        let good = codes.iter().filter(|code| **code == "200").count();
+        assert_eq!((codes.len(), good), (120, 120), "{version}: {reply:?}");
+        let log = logged(&world, 120)?;
+        assert_eq!(log.len(), 120, "none was sent twice");
+        assert!(carried(&log).len() >= 4, "{version}");
+        let records = wait::until("a record of each call", wait::PATIENCE, || {
+            let mut records = world.records().ok()?;
+            records.retain(|record| record.text("outcome") == "completed");
+            (records.len() >= 120).then_some(records)
+        })?;
+        assert_eq!(records.len(), 120, "{version}");
+    }
+    Ok(())
+}

@@ -65,7 +65,7 @@ impl Agent {
     /// # Errors
     /// If it ends, or isn't ready in time; with what it logged.
     pub fn start(place: &Place, config: &Path, dir: &Path) -> Result<Self> {
-        let notify = NotifySocket::bind(&dir.join("notify"))?;
+        let notify = NotifySocket::bind(&dir.join("upstream/notify"))?;
         let log = dir.join("agent.log");
         let stderr = File::options()
             .create(true)

@@ -26,6 +26,7 @@ pub struct Upstream {
     formats: Vec<(String, String)>,
     certificate_of: Option<String>,
     flaw: Option<Flaw>,
+    requests: u32,
 }
 
 impl Upstream {
@@ -42,6 +43,7 @@ impl Upstream {
             formats: Vec::new(),
             certificate_of: None,
             flaw: None,
+            requests: 1_000_000,
         }
     }
 
@@ -94,6 +96,13 @@ impl Upstream {
         self
     }
 
+    /// Closes each connection after this many requests, as nginx does after its `keepalive_requests`.
+    #[must_use]
+    pub fn requests_per_connection(mut self, requests: u32) -> Self {
+        self.requests = requests;
+        self
+    }
+
     /// With something wrong with its certificate.
     #[must_use]
     pub fn flawed(mut self, flaw: Flaw) -> Self {
@@ -141,7 +150,8 @@ impl Upstream {
         }
         writeln!(
             text,
-            "  keepalive_requests 1000000; default_type application/json;"
+            "  keepalive_requests {}; default_type application/json;",
+            self.requests
         )?;
         let (token, account) = self
             .bearer

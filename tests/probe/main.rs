@@ -59,6 +59,8 @@ fn run(arguments: &[String]) -> io::Result<String> {
         "listen-hold" => listen_hold(address(rest, 0)?),
         "lend" => lend(text(rest, 0)?, address(rest, 1)?),
         "flood" => flood(address(rest, 0)?, number(rest, 1)?),
+        "hold" => hold(address(rest, 0)?),
+        "reset" => reset(address(rest, 0)?, address(rest, 1)?),
         "connected-before" => connected_before(address(rest, 0)?),
         "handed" => handed(address(rest, 0)?),
         _ => Err(io::Error::other("unknown operation")),
@@ -287,6 +289,26 @@ fn flood(to: SocketAddr, count: i32) -> io::Result<String> {
         refused += u32::from(tcp(&to)?.connect(&to.into()).is_err());
     }
     Ok(refused.to_string())
+}
+
+/// Connects, says so, and lets go when told to.
+fn hold(to: SocketAddr) -> io::Result<String> {
+    let socket = tcp(&to)?;
+    socket.connect(&to.into())?;
+    println!("ready");
+    io::stdout().flush()?;
+    io::stdin().read_line(&mut String::new())?;
+    Ok(String::new())
+}
+
+/// Connects from this address and ends the connection at once, without a word.
+fn reset(to: SocketAddr, from: SocketAddr) -> io::Result<String> {
+    let socket = tcp(&to)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&from.into())?;
+    socket.connect(&to.into())?;
+    socket.set_linger(Some(Duration::ZERO))?;
+    Ok(String::new())
 }
 
 /// Connects a UDP socket, says so, and sends when told to.

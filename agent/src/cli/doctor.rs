@@ -6,11 +6,13 @@
 mod probes;
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use serde::Serialize;
 
+use crate::admin::{self, client};
 use crate::config::Config;
 use crate::ebpf::Feature;
 use crate::ebpf::features;
@@ -88,9 +90,31 @@ impl Check {
 pub fn run(args: Args, config: &Config, kernel_checks: Vec<Check>) -> anyhow::Result<ExitCode> {
     let mut checks = host_checks(&config.bpffs_dir);
     checks.extend(kernel_checks);
+    checks.extend(running_agent(&config.admin_socket));
     let text = if args.json { json(&checks)? } else { table(&checks) };
     writeln!(io::stdout().lock(), "{text}").context("can't write to standard output")?;
     Ok(ExitCode::from(code(&checks)))
+}
+
+/// Whether the agent that runs here still has its programs in place; nothing where none runs.
+fn running_agent(socket: &Path) -> Option<Check> {
+    const NAME: &str = "perimeter";
+    match client::ask::<admin::Status>(socket, "GET", "/v1/status", Vec::new()) {
+        Ok(status) if status.perimeter_intact => {
+            Some(Check::pass(NAME, "the running agent's programs are in place"))
+        }
+        Ok(_) => Some(Check::fail(
+            NAME,
+            "programs of the running agent were taken away and can't be put back",
+            "remove what stands in the way (the agent's log says what), or restart the agent",
+        )),
+        Err(client::Error::Unreachable { .. }) => None,
+        Err(error) => Some(Check::warn(
+            NAME,
+            error.to_string(),
+            "ask as root, with the version that runs",
+        )),
+    }
 }
 
 /// What this kernel offers, as far as can be told from outside a running agent. That takes the right to load a

@@ -4,8 +4,10 @@
 //! could lead around the agent, and becomes the command. So the command is captured from its first
 //! instruction, and its exit code is the command's own.
 
+mod calls;
 mod confine;
 mod isolate;
+mod temporary;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -23,6 +25,33 @@ const CANNOT_RUN: u8 = 126;
 /// The shell's code for "not found".
 const NOT_FOUND: u8 = 127;
 
+/// Variables that lead to programs of the session that `exec` is started in, which would run things outside for
+/// whoever asks. That they are gone keeps honest programs from asking by mistake; it stops nobody.
+const SESSION: &[&str] = &[
+    "ALACRITTY_SOCKET",
+    "DBUS_SESSION_BUS_ADDRESS",
+    "DBUS_SYSTEM_BUS_ADDRESS",
+    "DISPLAY",
+    "DOCKER_HOST",
+    "GPG_AGENT_INFO",
+    "I3SOCK",
+    "KITTY_LISTEN_ON",
+    "NVIM",
+    "NVIM_LISTEN_ADDRESS",
+    "SSH_AGENT_PID",
+    "SSH_AUTH_SOCK",
+    "STY",
+    "SWAYSOCK",
+    "TMUX",
+    "TMUX_PANE",
+    "VSCODE_GIT_IPC_HANDLE",
+    "VSCODE_IPC_HOOK_CLI",
+    "WAYLAND_DISPLAY",
+    "WEZTERM_UNIX_SOCKET",
+    "XAUTHORITY",
+    "ZELLIJ",
+];
+
 /// What the command line gives.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
@@ -32,6 +61,9 @@ pub struct Args {
     /// Run as this user (name or number); only root may
     #[arg(long, short, value_name = "USER")]
     pub user: Option<String>,
+    /// Let the command share /tmp and /var/tmp, with the sockets of terminals and editors that are in them
+    #[arg(long)]
+    pub shared_tmp: bool,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     pub command: Vec<OsString>,
@@ -70,9 +102,17 @@ pub fn run(
     isolate::refuse_network_streams()?;
     let enrolled = enrol(&args.workload)?;
     confine::close_descriptors().context("can't close inherited descriptors")?;
-    isolate::isolate(&enrolled.hidden, &enrolled.fixed)?;
+    let temporary = if args.shared_tmp {
+        temporary::Temporary::Shared
+    } else {
+        temporary::Temporary::Private
+    };
+    isolate::isolate(&enrolled.hidden, &enrolled.fixed, temporary)?;
     let mut command = Command::new(program);
     command.args(arguments).envs(enrolled.env);
+    for variable in SESSION {
+        command.env_remove(variable);
+    }
     match &user {
         Some(user) => {
             user.become_it()?;

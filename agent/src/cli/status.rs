@@ -66,11 +66,24 @@ fn show(status: &Status, out: &mut dyn Write) -> anyhow::Result<()> {
             " (kernel programs were taken away and put back {times} times)"
         )?,
     }
-    let mut workloads = table(["WORKLOAD", "CGROUP", "CONNECTIONS"]);
+    let mut workloads = table(["WORKLOAD", "CGROUP", "CONNECTIONS", "IN POLICY"]);
     for one in &status.workloads {
-        workloads.add_row([one.name.clone(), one.cgroup.clone(), one.connections.to_string()]);
+        let in_policy = if one.in_policy {
+            "yes"
+        } else {
+            "NO, held with nothing allowed"
+        };
+        let connections = one.connections.to_string();
+        workloads.add_row([&one.name, &one.cgroup, &connections, in_policy]);
     }
     writeln!(out, "\n{workloads}")?;
+    for one in &status.strangers {
+        let id = one.cgroup_id;
+        writeln!(
+            out,
+            "held too    cgroup {id} of an earlier run, not below cgroup_parent: nothing is allowed in it; `find /sys/fs/cgroup -inum {id}` shows it"
+        )?;
+    }
     let mut credentials = table(["CREDENTIAL", "STATE", "VERSION"]);
     for one in &status.credentials {
         let state = one.reason.as_deref().unwrap_or("ready");

@@ -40,6 +40,7 @@ features! {
     SockCreate: "cgroup/sock_create programs", "to mark each socket with its workload and refuse raw ones";
     SockAddr: "cgroup sock_addr programs", "to turn connect() round to the agent";
     CgroupSkb: "cgroup_skb programs", "to drop packets that got past connect()";
+    SockOpt: "cgroup/setsockopt programs", "to refuse socket options that lead out";
     SockOps: "sock_ops programs", "to carry the caller's facts to the accepted socket";
     AncestorId: "bpf_get_current_ancestor_cgroup_id in sock_addr programs", "to tell the caller's workload";
     SkStorage: "bpf_sk_storage_get in sock_addr programs", "to keep the mark with its socket";
@@ -61,6 +62,7 @@ impl Feature {
             Self::SockCreate
             | Self::SockAddr
             | Self::CgroupSkb
+            | Self::SockOpt
             | Self::SockOps
             | Self::AncestorId
             | Self::SkStorage
@@ -79,6 +81,7 @@ impl Feature {
             Self::SockCreate => is_program_supported(ProgramType::CgroupSock).unwrap_or(false),
             Self::SockAddr => is_program_supported(ProgramType::CgroupSockAddr).unwrap_or(false),
             Self::CgroupSkb => is_program_supported(ProgramType::CgroupSkb).unwrap_or(false),
+            Self::SockOpt => is_program_supported(ProgramType::CgroupSockopt).unwrap_or(false),
             Self::SockOps => is_program_supported(ProgramType::SockOps).unwrap_or(false),
             Self::AncestorId => helper(
                 ProgramType::CgroupSockAddr,

@@ -23,7 +23,7 @@ const LOOPBACK: &[u8] = b"lo";
 /// What a socket is to the workload of the process that holds it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Standing {
-    /// The workload's own, or of a family that reaches no network by itself.
+    /// The workload's own, or of a family that stays on the host.
     Own,
     /// Made elsewhere, but it only takes connections that the policy lets in, or it is cut off already.
     Harmless,
@@ -48,8 +48,11 @@ impl Marks {
     /// If the socket or the map can't be read; nothing is known of the socket then.
     pub fn standing(&self, socket: &impl AsFd, number: u32, listen: &[u16]) -> io::Result<Standing> {
         let known = SockRef::from(socket);
-        if !matches!(known.domain()?, Domain::IPV4 | Domain::IPV6) {
-            return Ok(Standing::Own);
+        match i32::from(known.domain()?) {
+            libc::AF_INET | libc::AF_INET6 => {}
+            libc::AF_UNIX | libc::AF_NETLINK | libc::AF_ALG => return Ok(Standing::Own),
+            // Packets, virtual machines, radio: past all programs, whoever made it.
+            _ => return Ok(Standing::Foreign),
         }
         match self.0.get(&socket.as_fd().as_raw_fd(), 0) {
             Ok(mark) if mark.workload == number => return Ok(Standing::Own),
@@ -77,10 +80,17 @@ fn is_peer_let_in(socket: &SockRef<'_>, listen: &[u16]) -> bool {
 /// If any of that can't be done; the socket may still be of use to its holder then.
 pub fn cut_off(socket: &impl AsFd) -> io::Result<()> {
     let known = SockRef::from(socket);
+    let family = known.domain()?;
+    if !matches!(family, Domain::IPV4 | Domain::IPV6) {
+        let number = i32::from(family);
+        return Err(io::Error::other(format!(
+            "no program sees sockets of family {number}"
+        )));
+    }
     // Before the device, so that the peer is told.
     disconnect(socket);
     known.bind_device(Some(LOOPBACK))?;
-    if known.domain()? == Domain::IPV4 {
+    if family == Domain::IPV4 {
         let blocked = sys::block_output4(socket.as_fd());
         if known.r#type()? != Type::STREAM {
             blocked?;

@@ -20,10 +20,11 @@ use callgate_common::{
 };
 use socket2::{SockRef, Type};
 
+use super::faults::{self, Faults};
 use super::features::{self, Feature};
 use super::pins::{AGENT, GUARD, Pins, WORKLOAD};
 use super::workload::{self, WorkloadPlan, absent_ok, table};
-use super::{Error, Events, Marks, btf, cgroup, object, sys};
+use super::{Error, Events, Marks, addresses, btf, cgroup, object, sys};
 
 /// Inode of the initial pid namespace (include/linux/proc_ns.h, PROC_PID_INIT_INO).
 const INITIAL_PIDS: u64 = 0xEFFF_FFFC;
@@ -48,6 +49,8 @@ pub struct LoadOptions {
     pub max_flows: u32,
     /// The kernel's type information; what it does not tell of the caller is absent from origins.
     pub type_info: PathBuf,
+    /// What the programs say in words, at this level or a more severe one: what nobody would see costs nothing.
+    pub level: Option<tracing::Level>,
     /// Features to treat as missing: for tests of what the operator is told.
     pub missing: Vec<Feature>,
 }
@@ -66,6 +69,7 @@ impl LoadOptions {
             liveness_max: Duration::from_secs(2),
             max_flows: u32::try_from(MAX_FLOWS).unwrap_or(u32::MAX),
             type_info: features::TYPE_INFO.into(),
+            level: tracing::level_filters::LevelFilter::current().into_level(),
             missing: Vec::new(),
         }
     }
@@ -89,6 +93,7 @@ pub struct Programs {
     /// The cgroups that links were made on in this run.
     pub(super) directories: BTreeMap<u64, File>,
     events: Option<Events>,
+    faults: Faults,
     armed: Vec<(u64, u32)>,
     max_flows: u32,
 }
@@ -112,6 +117,7 @@ impl Programs {
         check_version(&pins)?;
         let mut ebpf = load_object(object, options, &pins)?;
         write_version(&mut ebpf)?;
+        addresses::write(&mut ebpf)?;
         pins.hold_maps()?;
         pins.take_over(|name| program(&ebpf, name))?;
         let (guard, guard_dir) = open_cgroup(&mount.join(&options.guard))?;
@@ -125,6 +131,7 @@ impl Programs {
         }
         workload::share_out(&mut ebpf, &numbers(&armed), options.max_flows)?;
         let events = Some(take_events(&mut ebpf)?);
+        let faults = Faults::of(&mut ebpf)?;
         Ok(Self {
             ebpf,
             pins,
@@ -132,6 +139,7 @@ impl Programs {
             agent,
             directories: BTreeMap::from([(guard, guard_dir), (agent, agent_dir)]),
             events,
+            faults,
             armed,
             max_flows: options.max_flows,
         })
@@ -162,6 +170,20 @@ impl Programs {
             .attach((id, dir.as_fd()), WORKLOAD, |name| program(&self.ebpf, name))?;
         self.directories.insert(id, dir);
         Ok(())
+    }
+
+    /// Takes every right from a workload, and its listeners: it stays held, and nothing of it passes.
+    ///
+    /// # Errors
+    /// If entries can't be removed.
+    pub fn withdraw(&mut self, number: u32) -> Result<(), Error> {
+        workload::withdraw(&mut self.ebpf, number)
+    }
+
+    /// Whether programs are attached to this cgroup, which then still exists.
+    #[must_use]
+    pub fn is_attached(&self, cgroup: u64) -> bool {
+        self.pins.cgroups().contains(&cgroup)
     }
 
     /// Lets go of a workload: everything in its cgroup goes out as it likes from now on.
@@ -253,6 +275,11 @@ impl Programs {
     /// The event stream; `None` after the first call.
     pub fn events(&mut self) -> Option<Events> {
         self.events.take()
+    }
+
+    /// What the programs said since the last look of faults that have no event, a line each.
+    pub fn faults(&mut self) -> Vec<String> {
+        self.faults.take()
     }
 
     /// How often each reason came up since the pins were made, over all CPUs.
@@ -351,9 +378,11 @@ fn write_version(ebpf: &mut Ebpf) -> Result<(), Error> {
 
 fn load_object(object: &[u8], options: &LoadOptions, pins: &Pins) -> Result<Ebpf, Error> {
     let config = kernel_config(options);
+    let level = faults::number(options.level);
     let mut loader = EbpfLoader::new();
     loader
         .override_global(CONFIG, &config, true)
+        .override_global(faults::LEVEL, &level, true)
         .map_max_entries(FLOWS, options.max_flows);
     for name in MAPS {
         loader.map_pin_path(name, pins.maps().join(name));
@@ -374,13 +403,14 @@ fn load_object(object: &[u8], options: &LoadOptions, pins: &Pins) -> Result<Ebpf
 
 #[expect(
     clippy::wildcard_enum_match_arm,
-    reason = "the object holds these four kinds; any other is refused"
+    reason = "the object holds these five kinds; any other is refused"
 )]
 fn load_program(program: &mut Program) -> Result<(), aya::programs::ProgramError> {
     match program {
         Program::CgroupSkb(program) => program.load(),
         Program::CgroupSock(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSockopt(program) => program.load(),
         Program::SockOps(program) => program.load(),
         _ => Err(aya::programs::ProgramError::UnexpectedProgramType),
     }

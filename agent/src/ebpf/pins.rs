@@ -37,6 +37,7 @@ pub(super) const WORKLOAD: &[Entry] = &[
     entry("cg_egress", Hook::Egress),
     entry("cg_ingress", Hook::Ingress),
     entry("flow_client", Hook::SockOps),
+    entry("cg_setsockopt", Hook::Setsockopt),
     entry("cg_peername4", Hook::Peername4),
     entry("cg_peername6", Hook::Peername6),
     entry("cg_recvmsg4", Hook::Recvmsg4),
@@ -57,7 +58,10 @@ pub(super) const GUARD: &[Entry] = &[
 ];
 
 /// On the agent's own cgroup.
-pub(super) const AGENT: &[Entry] = &[entry("flow_server", Hook::SockOps)];
+pub(super) const AGENT: &[Entry] = &[
+    entry("ag_egress", Hook::Egress),
+    entry("flow_server", Hook::SockOps),
+];
 
 /// The pin directory, and what is pinned there.
 #[derive(Debug)]

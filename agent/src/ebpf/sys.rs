@@ -28,6 +28,7 @@ pub(super) enum Hook {
     Sendmsg6 = 15,
     Recvmsg4 = 19,
     Recvmsg6 = 20,
+    Setsockopt = 22,
     Peername4 = 29,
     Peername6 = 30,
 }

@@ -76,8 +76,8 @@ pub(super) fn write(ebpf: &mut Ebpf, plan: &WorkloadPlan) -> Result<(), Error> {
     replace_direct(ebpf, plan.number, &direct)
 }
 
-/// Removes every entry of a workload.
-pub(super) fn clear(ebpf: &mut Ebpf, number: u32) -> Result<(), Error> {
+/// Removes all that a workload may do, and its listeners.
+pub(super) fn withdraw(ebpf: &mut Ebpf, number: u32) -> Result<(), Error> {
     replace(ebpf, DIAL_PORTS, number, HashSet::new())?;
     replace(ebpf, LISTEN_PORTS, number, HashSet::new())?;
     replace_direct(ebpf, number, &HashSet::new())?;
@@ -87,6 +87,12 @@ pub(super) fn clear(ebpf: &mut Ebpf, number: u32) -> Result<(), Error> {
             absent_ok(LISTENERS, listeners.remove(&key))?;
         }
     }
+    Ok(())
+}
+
+/// Removes every entry of a workload.
+pub(super) fn clear(ebpf: &mut Ebpf, number: u32) -> Result<(), Error> {
+    withdraw(ebpf, number)?;
     let mut flows = table::<FlowKey, Origin>(ebpf, FLOWS)?;
     let own = flows.iter().filter_map(Result::ok);
     let own: Vec<FlowKey> = own

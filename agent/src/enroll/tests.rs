@@ -13,8 +13,7 @@ struct Bed {
 
 impl Bed {
     fn make(test: &str) -> Option<Self> {
-        if !nix::unistd::geteuid().is_root() {
-            eprintln!("skipped: {test} makes cgroups and needs root");
+        if crate::tests::lacks_root() {
             return None;
         }
         let runtime = tempfile::tempdir().unwrap();

@@ -39,6 +39,8 @@ pub enum UpstreamFault {
     Certificate,
     /// The answer was no HTTP, broke off, or asked for something that is not passed.
     Protocol,
+    /// It closed its HTTP/2 connection, or refused the stream, before it read the request.
+    Unread,
     /// No connection or answer in time.
     Timeout,
 }
@@ -223,6 +225,11 @@ fn upstream(fault: UpstreamFault) -> Wording {
             gateway,
             "upstream_protocol",
             "The host's answer broke the protocol.",
+        ),
+        UpstreamFault::Unread => (
+            gateway,
+            "upstream_unread",
+            "The host did not read the request; it can be sent again.",
         ),
         UpstreamFault::Timeout => (
             (StatusCode::GATEWAY_TIMEOUT, DEADLINE_EXCEEDED),

@@ -1,4 +1,4 @@
-//! HTTP/2 frames as they pass, counted: a client that floods is told so and cut off.
+//! HTTP/2 frames as they pass, counted: a client that floods, or drips a head, is told so and cut off.
 //!
 //! The HTTP/2 library bounds what a connection may hold; it does not bound how often a client may make it work for
 //! nothing. Counted within a window: streams that the client takes back (rapid reset, CVE-2023-44487), whether or not
@@ -7,6 +7,7 @@
 
 #[cfg(test)]
 mod tests;
+mod walk;
 
 use std::cell::Cell;
 use std::future::Future as _;
@@ -20,6 +21,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+use walk::{MAX_STREAM, Walker};
+
 /// What a client may do within `window`.
 #[derive(Clone, Copy, Debug)]
 pub struct FrameLimits {
@@ -29,17 +32,22 @@ pub struct FrameLimits {
     pub idle_frames: u32,
     /// The time that both count in.
     pub window: Duration,
+    /// From the first bytes of a request's head to its end.
+    pub head: Duration,
 }
 
-/// What a client did too often.
+/// What a client did too often, or too slowly.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum Flood {
+pub enum Abuse {
     /// It took streams back.
     #[error("the client reset more streams than `limits.h2_resets` allows")]
     Resets,
     /// It sent frames without a call.
     #[error("the client flooded the connection with frames that carry no call")]
     IdleFrames,
+    /// It did not end a request's head in time.
+    #[error("the client did not end a request's head in time")]
+    SlowHead,
 }
 
 /// A request that never came out of the HTTP/2 library: answered there, so nobody else can record it.
@@ -59,7 +67,7 @@ pub struct Tally(Rc<Seen>);
 
 #[derive(Debug, Default)]
 struct Seen {
-    flood: Cell<Option<Flood>>,
+    abuse: Cell<Option<Abuse>>,
     /// Requests whose head came in whole.
     opened: Cell<u64>,
     /// Of what the library has sent since the last time: refused streams, streams reset as malformed, and answers
@@ -75,10 +83,10 @@ struct Seen {
 }
 
 impl Tally {
-    /// The flood that the connection was cut off for, if there was one.
+    /// What the connection was cut off for, if it was.
     #[must_use]
-    pub fn flood(&self) -> Option<Flood> {
-        self.0.flood.get()
+    pub fn abuse(&self) -> Option<Abuse> {
+        self.0.abuse.get()
     }
 
     /// Requests that were rejected since the last time. To be asked when the library has done all that it can for
@@ -112,8 +120,6 @@ impl Tally {
 }
 
 const PREFACE: usize = 24;
-const MAX_STREAM: u32 = u32::MAX >> 1;
-const HEAD: usize = 9;
 /// How long, and for how many bytes, a closed connection is still read, so that the client gets our last words.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 1 << 20;
@@ -145,6 +151,9 @@ pub struct Frames<S> {
     last_stream: u32,
     last_answered: u32,
     last_accepted: u32,
+    /// Between HEADERS and the CONTINUATION that ends them.
+    head_open: bool,
+    head_timer: Option<Pin<Box<Sleep>>>,
     closing: Option<Closing>,
 }
 
@@ -163,6 +172,8 @@ impl<S> Frames<S> {
             last_stream: 0,
             last_answered: 0,
             last_accepted: MAX_STREAM,
+            head_open: false,
+            head_timer: None,
             closing: None,
         }
     }
@@ -177,17 +188,18 @@ impl<S> Frames<S> {
     fn received(&mut self, bytes: &[u8]) {
         let (mut resets, mut idle) = (0_u32, 0_u32);
         let (last, seen) = (&mut self.last_stream, &self.tally.0);
-        let goaway = self.last_accepted;
+        let (goaway, head_open) = (self.last_accepted, &mut self.head_open);
         self.inbound.walk(bytes, |frame| match frame.kind {
             RST_STREAM => resets += 1,
-            HEADERS | CONTINUATION if frame.flags & END_HEADERS == 0 => {}
+            HEADERS | CONTINUATION if frame.flags & END_HEADERS == 0 => *head_open = true,
             // With a smaller number it is the trailers of a stream.
             HEADERS | CONTINUATION if frame.stream > *last => {
-                *last = frame.stream;
+                (*last, *head_open) = (frame.stream, false);
                 seen.opened
                     .set(seen.opened.get() + u64::from(frame.stream <= goaway));
             }
-            HEADERS | CONTINUATION | WINDOW_UPDATE => {}
+            HEADERS | CONTINUATION => *head_open = false,
+            WINDOW_UPDATE => {}
             DATA => idle += u32::from(frame.length == 0 && frame.flags & END_STREAM == 0),
             _others => idle += 1,
         });
@@ -203,14 +215,15 @@ impl<S> Frames<S> {
         }
         self.resets = self.resets.saturating_add(resets);
         self.idle_frames = self.idle_frames.saturating_add(idle);
-        let flood = if self.resets > self.limits.resets {
-            Flood::Resets
+        if self.resets > self.limits.resets {
+            self.cut_off(Abuse::Resets);
         } else if self.idle_frames > self.limits.idle_frames {
-            Flood::IdleFrames
-        } else {
-            return;
-        };
-        self.tally.0.flood.set(Some(flood));
+            self.cut_off(Abuse::IdleFrames);
+        }
+    }
+
+    fn cut_off(&mut self, abuse: Abuse) {
+        self.tally.0.abuse.set(Some(abuse));
         // In the middle of a frame of ours nothing can be said any more.
         let words = if self.outbound.between_frames() {
             goaway(self.last_stream)
@@ -218,6 +231,20 @@ impl<S> Frames<S> {
             Vec::new()
         };
         self.closing = Some(Closing::new(words));
+    }
+
+    /// Whether a head has been begun, and for too long.
+    fn is_head_overdue(&mut self, cx: &mut Context<'_>) -> bool {
+        let begun = self.inbound.begun();
+        if !self.head_open && !begun.is_some_and(|frame| matches!(frame.kind, HEADERS | CONTINUATION)) {
+            self.head_timer = None;
+            return false;
+        }
+        let limit = self.limits.head;
+        let timer = self
+            .head_timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        timer.as_mut().poll(cx).is_ready()
     }
 
     /// What the library has answered.
@@ -263,17 +290,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Frames<S> {
         let this = &mut *self;
         if this.closing.is_none() {
             let before = buf.filled().len();
-            ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+            let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
             this.received(buf.filled().get(before..).unwrap_or_default());
+            if this.closing.is_none() && this.is_head_overdue(cx) {
+                this.cut_off(Abuse::SlowHead);
+            }
             if this.closing.is_none() {
-                return Poll::Ready(Ok(()));
+                return polled;
             }
             buf.set_filled(before);
         }
         if let Some(closing) = &mut this.closing {
             ready!(closing.poll(cx, &mut this.stream));
         }
-        Poll::Ready(Err(io::Error::other("the connection was cut off for a flood")))
+        Poll::Ready(Err(io::Error::other("the client was cut off")))
     }
 }
 
@@ -306,89 +336,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Frames<S> {
         ready!(closing.poll(cx, &mut this.stream));
         Poll::Ready(Ok(()))
     }
-}
-
-/// What is looked at of one frame.
-struct Frame {
-    length: usize,
-    kind: u8,
-    flags: u8,
-    stream: u32,
-    /// The payload's first bytes: a reset's code; GOAWAY's last stream and code.
-    words: [u32; 2],
-}
-
-/// Follows the frames through pieces of any size.
-#[derive(Debug)]
-struct Walker {
-    /// Bytes of the preface still to come.
-    preface: usize,
-    head: [u8; HEAD],
-    have: usize,
-    start: [u8; 8],
-    /// Bytes of the present payload that have passed.
-    passed: usize,
-}
-
-impl Walker {
-    fn after(preface: usize) -> Self {
-        Self {
-            preface,
-            head: [0; HEAD],
-            have: 0,
-            start: [0; 8],
-            passed: 0,
-        }
-    }
-
-    fn between_frames(&self) -> bool {
-        self.have == 0
-    }
-
-    /// Calls `seen` for each frame that `bytes` complete.
-    fn walk(&mut self, bytes: &[u8], mut seen: impl FnMut(&Frame)) {
-        let skipped = self.preface.min(bytes.len());
-        self.preface -= skipped;
-        let mut bytes = bytes.get(skipped..).unwrap_or_default();
-        while !bytes.is_empty() {
-            bytes = copy(&mut self.head, &mut self.have, bytes);
-            if self.have < HEAD {
-                return;
-            }
-            let frame = self.frame();
-            let payload = bytes.len().min(frame.length - self.passed);
-            let (now, rest) = bytes.split_at_checked(payload).unwrap_or_default();
-            copy(&mut self.start, &mut self.passed.min(8), now);
-            self.passed += payload;
-            bytes = rest;
-            if self.passed == frame.length {
-                seen(&self.frame());
-                (self.have, self.passed, self.start) = (0, 0, [0; 8]);
-            }
-        }
-    }
-
-    fn frame(&self) -> Frame {
-        let [a, b, c, kind, flags, stream @ ..] = self.head;
-        let [w1, w2, w3, w4, second @ ..] = self.start;
-        Frame {
-            length: usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c),
-            kind,
-            flags,
-            stream: u32::from_be_bytes(stream) & MAX_STREAM,
-            words: [u32::from_be_bytes([w1, w2, w3, w4]), u32::from_be_bytes(second)],
-        }
-    }
-}
-
-/// Fills `into` from `have` on; what is left of `bytes`.
-fn copy<'a>(into: &mut [u8], have: &mut usize, bytes: &'a [u8]) -> &'a [u8] {
-    let free = into.get_mut(*have..).unwrap_or_default();
-    let count = free.len().min(bytes.len());
-    let (now, rest) = bytes.split_at_checked(count).unwrap_or_default();
-    free.iter_mut().zip(now).for_each(|(to, from)| *to = *from);
-    *have += count;
-    rest
 }
 
 /// Last words, then the close, then a moment of reading what the client still sends: a socket closed with unread

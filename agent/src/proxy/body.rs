@@ -242,6 +242,7 @@ impl Relay {
         let Some(finish) = &mut self.finish else {
             return Poll::Ready(None);
         };
+        finish.asked();
         if let Some(end) = finish.ended(cx) {
             self.end(|finish| finish.cut(end));
             return Poll::Ready(Some(Err(DownloadError::Revoked)));

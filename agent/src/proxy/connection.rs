@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::addr::{ClientAddr, OrigDst};
 use crate::audit::record::Caller;
@@ -40,6 +41,8 @@ pub(super) struct Connection {
     pub(super) client: ClientAddr,
     pub(super) origin: Origin,
     pub(super) activity: Activity,
+    /// Ends the connection with all its calls.
+    pub(super) cut: CancellationToken,
     identity: RefCell<Rc<Identity>>,
     log: RefCell<audit::Connection>,
     pub(super) slot: Slot,
@@ -146,6 +149,7 @@ async fn identify(
         client: accepted.client,
         origin,
         activity: Activity::default(),
+        cut: CancellationToken::new(),
         identity: RefCell::new(Rc::new(identity)),
         log: RefCell::new(std::mem::replace(log, blank(thread, Caller::default()))),
         slot,

@@ -6,7 +6,7 @@ use crate::audit::{Outcome, Recorder};
 use crate::credential;
 use crate::http::framing::Fault;
 use crate::http::response::{Refusal, Unavailable, UpstreamFault};
-use crate::net::frames::Flood;
+use crate::net::frames::Abuse;
 use crate::net::peek::PeekError;
 use crate::net::requests::{Cause, Refused};
 use crate::policy::{Denial, DenialReason};
@@ -52,6 +52,17 @@ impl Failure {
             fault,
             message: error.to_string(),
         }
+    }
+
+    /// Whether the upstream has said that it did not read the request.
+    pub(super) fn is_unread(&self) -> bool {
+        matches!(
+            self,
+            Self::Upstream {
+                fault: UpstreamFault::Unread,
+                ..
+            }
+        )
     }
 
     /// What an HTTP client is told.
@@ -200,11 +211,14 @@ pub(super) fn of_client_tls(error: &tls::Error) -> Failure {
     }
 }
 
-/// A client that flooded its HTTP/2 connection.
-pub(super) fn of_flood(flood: Flood) -> Failure {
-    Failure::Downstream {
-        kind: "http2_flood",
-        message: flood.to_string(),
+/// A client that was cut off from its HTTP/2 connection.
+pub(super) fn of_abuse(abuse: Abuse) -> Failure {
+    match abuse {
+        Abuse::SlowHead => Failure::denied(DenialReason::HeadTimeout),
+        Abuse::Resets | Abuse::IdleFrames => Failure::Downstream {
+            kind: "http2_flood",
+            message: abuse.to_string(),
+        },
     }
 }
 
@@ -216,4 +230,23 @@ pub(super) fn of_client_http2(error: &hyper::Error) -> Option<Failure> {
         kind: "http2",
         message: format!("the client broke the protocol: {}", reason.description()),
     })
+}
+
+/// What the upstream said when it did not answer a request.
+pub(super) fn of_upstream_http(error: &hyper::Error) -> Failure {
+    let cause = std::error::Error::source(error);
+    let unread = cause
+        .and_then(|cause| cause.downcast_ref::<h2::Error>())
+        // The library says so of streams behind the last one that GOAWAY names alone.
+        .is_some_and(|error| {
+            let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+            error.is_remote() && (error.is_go_away() || refused)
+        });
+    let fault = if unread {
+        UpstreamFault::Unread
+    } else {
+        UpstreamFault::Protocol
+    };
+    let cause = cause.map_or_else(String::new, |cause| format!(": {cause}"));
+    Failure::upstream(fault, &format!("{error}{cause}"))
 }

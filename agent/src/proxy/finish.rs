@@ -12,10 +12,11 @@ use crate::net::listener::Buffers;
 use crate::policy::DenialReason;
 
 use super::body::{Upload, UploadBody};
-use super::failure::Failure;
+use super::failure::{self, Failure};
 use super::limits::Limits;
 use super::pool::Lease;
 use super::request::Entry;
+use super::taking::Taking;
 use super::tracker::{End, Registration};
 
 /// A call under way. Dropped without one of its endings (the client left and hyper let go of the answer) the
@@ -31,6 +32,7 @@ pub(super) struct Finish {
 struct Tail {
     entry: Rc<Entry>,
     registration: Registration,
+    taking: Option<Rc<Taking>>,
     upload: Option<Rc<Upload>>,
     lease: Option<Lease>,
     buffers: Option<Buffers>,
@@ -38,11 +40,17 @@ struct Tail {
 }
 
 impl Finish {
-    pub(super) fn new(entry: &Rc<Entry>, recorder: Recorder) -> Self {
+    /// `taking` is there on HTTP/2.
+    pub(super) fn new(entry: &Rc<Entry>, recorder: Recorder, taking: Option<Rc<Taking>>) -> Self {
         let connection = &entry.connection;
+        let registration = connection.thread.tracker.register(&connection.cut);
+        if let Some(taking) = &taking {
+            taking.follow(registration.watch());
+        }
         let tail = Tail {
             entry: Rc::clone(entry),
-            registration: connection.thread.tracker.register(),
+            registration,
+            taking,
             upload: None,
             lease: None,
             buffers: connection.slot.buffers(),
@@ -98,6 +106,9 @@ impl Finish {
     /// Bytes of the answer that went to the client.
     pub(super) fn passed(&mut self, bytes: usize) {
         self.recorder.add_down(bytes as u64);
+        if let Some(taking) = &self.tail.taking {
+            taking.gave();
+        }
     }
 
     /// Why the call must end now; if it need not, the task is woken when it must.
@@ -144,10 +155,33 @@ impl Finish {
         self.tail.entry.notice.switched();
     }
 
-    /// The client left before the answer's end.
+    /// A piece of the answer is asked for.
+    pub(super) fn asked(&self) {
+        if let Some(taking) = &self.tail.taking {
+            taking.asked();
+        }
+    }
+
+    /// Nobody takes the answer any more: the client left before its end, or had to be left.
     pub(super) fn left(self) {
-        let message = "the client closed the connection before the answer's end".to_owned();
-        self.fail(Failure::Left { message });
+        if let Some(end) = self.tail.registration.end() {
+            return self.cut(end);
+        }
+        let stalled = self
+            .tail
+            .taking
+            .as_ref()
+            .is_some_and(|taking| taking.has_stalled());
+        self.fail(if stalled {
+            Failure::Downstream {
+                kind: "stalled",
+                message: "the client took nothing of the answer for too long".to_owned(),
+            }
+        } else {
+            Failure::Left {
+                message: "the client closed the connection before the answer's end".to_owned(),
+            }
+        });
     }
 
     /// The answer broke off.
@@ -181,8 +215,7 @@ impl Finish {
                 message: "the client's body broke off".into(),
             };
         }
-        let cause = std::error::Error::source(error).map_or_else(String::new, |cause| format!(": {cause}"));
-        Failure::upstream(UpstreamFault::Protocol, &format!("{error}{cause}"))
+        failure::of_upstream_http(error)
     }
 
     fn count_upload(&mut self) {

@@ -2,7 +2,6 @@
 
 mod http2;
 
-use std::convert::Infallible;
 use std::future::Future;
 use std::pin::pin;
 use std::rc::Rc;
@@ -28,6 +27,7 @@ use crate::tls::leaf::Leaf;
 use super::connection::{ClientStream, Connection};
 use super::failure::{self, Failure};
 use super::request::{self, Entry};
+use super::taking::Taking;
 
 /// Reads requests in the clear.
 pub(super) async fn plain(connection: &Rc<Connection>, stream: ClientStream) {
@@ -161,7 +161,7 @@ where
         .max_header_size(limits.header_bytes())
         // Not `pipeline_flush`: with it hyper buffers answers without a bound.
         .max_headers(limits.header_fields());
-    let service = service_fn(|request| answer(&entry, request));
+    let service = service_fn(|request| answer(&entry, request, None));
     let mut serving = pin!(
         builder
             .serve_connection(TokioIo::new(stream), service)
@@ -171,9 +171,13 @@ where
     // answer is the last instead (`request::last`).
     let served = tokio::select! {
         served = serving.as_mut() => served,
+        () = entry.connection.cut.cancelled() => return,
         () = entry.connection.thread.closing_idle.cancelled() => {
             serving.as_mut().graceful_shutdown();
-            serving.await
+            tokio::select! {
+                served = serving => served,
+                () = entry.connection.cut.cancelled() => return,
+            }
         }
     };
     ended(&entry, served);
@@ -182,9 +186,10 @@ where
 fn answer(
     entry: &Rc<Entry>,
     request: http::Request<Incoming>,
-) -> impl Future<Output = Result<http::Response<super::body::DownloadBody>, Infallible>> + 'static + use<> {
+    taking: Option<Rc<Taking>>,
+) -> impl Future<Output = Result<http::Response<super::body::DownloadBody>, h2::Error>> + 'static + use<> {
     let refused = entry.notice.take_refused();
-    request::serve(Rc::clone(entry), request, refused)
+    request::serve(Rc::clone(entry), request, refused, taking)
 }
 
 fn ended(entry: &Entry, served: Result<(), hyper::Error>) {

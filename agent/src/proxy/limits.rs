@@ -117,6 +117,7 @@ impl Limits {
             resets: self.0.h2_resets,
             idle_frames: self.0.h2_resets.saturating_mul(50),
             window: millis(self.0.h2_reset_window_ms),
+            head: millis(self.0.header_ms),
         }
     }
 

@@ -251,10 +251,7 @@ pub(super) struct Lease {
 #[derive(Debug)]
 enum Sender {
     Http1(http1::SendRequest<UploadBody>),
-    Http2(
-        http2::SendRequest<UploadBody>,
-        #[expect(dead_code, reason = "counts the stream until it is dropped")] Counted,
-    ),
+    Http2(http2::SendRequest<UploadBody>, Counted),
 }
 
 /// One stream under way on a shared connection, or one connection that is kept.
@@ -311,6 +308,15 @@ impl Lease {
     /// Whether the request is spoken in HTTP/2.
     pub(super) fn is_http2(&self) -> bool {
         matches!(self.sender, Sender::Http2(..))
+    }
+
+    /// Takes the connection away from the calls to come: nothing was heard on it for too long, and a peer that is gone
+    /// may never say so. Calls that are under way on it go on.
+    pub(super) fn condemn(self) {
+        if let Sender::Http2(_, stream) = &self.sender {
+            let mut shared = self.entry.shared.borrow_mut();
+            shared.retain(|kept| !Rc::ptr_eq(&kept.streams, &stream.0));
+        }
     }
 
     /// Whether the connection has carried a request before.

@@ -1,6 +1,5 @@
 //! One request: decide, inject, forward, record.
 
-use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -28,6 +27,7 @@ use super::failure::Failure;
 use super::finish::Finish;
 use super::in_force::Enforced;
 use super::pool::{Key, SendError, Versions};
+use super::taking::Taking;
 use super::tracker::StillAllowed;
 use super::{upgrade, upstream};
 
@@ -50,12 +50,17 @@ struct Target {
     query: Option<Box<str>>,
 }
 
-/// Answers one request. Never fails: what goes wrong becomes the answer, and the record.
+/// Answers one request; what goes wrong becomes the answer, and the record.
+///
+/// # Errors
+/// REFUSED_STREAM, on HTTP/2 alone: the upstream has not read the request, and clients send it again by themselves (RFC
+/// 9113 section 8.7).
 pub(super) async fn serve(
     entry: Rc<Entry>,
     request: Request<Incoming>,
     refused: Option<Refused>,
-) -> Result<Response<DownloadBody>, Infallible> {
+    taking: Option<Rc<Taking>>,
+) -> Result<Response<DownloadBody>, h2::Error> {
     let (mut parts, body) = request.into_parts();
     let client = Client::of(parts.version, &parts.headers);
     let as_came = parts.uri.clone();
@@ -81,7 +86,7 @@ pub(super) async fn serve(
             return Ok(last(&entry, own(answers::refuse(&refusal, "", client))));
         }
     };
-    let mut finish = Finish::new(&entry, recorder);
+    let mut finish = Finish::new(&entry, recorder, taking);
     let answer = match target {
         Ok(target) => go(&entry, &mut finish, target, parts, body).await,
         Err(failure) => Err(failure),
@@ -89,6 +94,10 @@ pub(super) async fn serve(
     Ok(match answer {
         Ok(Answer::Relay(head, body)) => last(&entry, relay(head, body, finish)),
         Ok(Answer::Upgrade(switched)) => upgrade::relay(switched, finish),
+        Err(failure) if entry.http2 && failure.is_unread() => {
+            finish.fail(failure);
+            return Err(h2::Reason::REFUSED_STREAM.into());
+        }
         Err(failure) => last(&entry, refuse(failure, finish, client)),
     })
 }
@@ -121,7 +130,8 @@ async fn go(
     let permit = decide(entry, finish, &parts, &target).await?;
     let credential = inject(entry, finish, &permit, &mut parts)?;
     let thread = &entry.connection.thread;
-    let address = upstream::address(thread, &permit, entry.connection.original()).await?;
+    let address = upstream::address(thread, &permit, entry.connection.original());
+    let address = finish.registration().unless_ended(address).await??;
     forward(
         entry,
         finish,
@@ -395,17 +405,21 @@ async fn forward(entry: &Rc<Entry>, finish: &mut Finish, outgoing: Outgoing) -> 
     let client = parts.extensions.remove::<OnUpgrade>();
     let body = finish.uploading(body);
     let thread = &entry.connection.thread;
-    let dial = async || upstream::dial(thread, &permit, address, key.versions).await;
+    // Boxed: few calls dial, and all would carry the room for it.
+    let dial = async || Box::pin(upstream::dial(thread, &permit, address, key.versions)).await;
 
-    let mut lease = thread.pool.lease(&key, dial).await?;
+    let leased = finish.registration().unless_ended(thread.pool.lease(&key, dial));
+    let mut lease = leased.await??;
     finish.recorder().reached(Phase::Connected);
     let mut request = Request::from_parts(parts, body);
     let response = loop {
         request = speak(request, &permit, lease.is_http2())?;
         let sent = tokio::select! {
-            sent = lease.send(request) => sent,
+            biased;
             end = finish.until_ended() => return Err(end.into()),
+            sent = lease.send(request) => sent,
             () = finish.overdue() => {
+                lease.condemn();
                 let late = "the upstream did not answer in time";
                 return Err(Failure::upstream(UpstreamFault::Timeout, &late));
             }
@@ -415,7 +429,8 @@ async fn forward(entry: &Rc<Entry>, finish: &mut Finish, outgoing: Outgoing) -> 
             // The kept connection was closed meanwhile, before a byte of this request left.
             Err(SendError::Unsent(unsent)) if lease.reused() => {
                 request = *unsent;
-                lease = thread.pool.lease(&key, dial).await?;
+                let leased = finish.registration().unless_ended(thread.pool.lease(&key, dial));
+                lease = leased.await??;
             }
             Err(SendError::Unsent(_)) => {
                 return Err(Failure::upstream(

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use slab::Slab;
+use tokio_util::sync::CancellationToken;
 
 /// The calls under way on one data thread.
 #[derive(Debug, Default)]
@@ -28,6 +29,7 @@ pub(super) enum End {
 }
 
 struct Live {
+    connection: CancellationToken,
     ended: Cell<Option<End>>,
     waker: RefCell<Option<Waker>>,
     still_allowed: RefCell<Option<StillAllowed>>,
@@ -50,9 +52,10 @@ pub(super) struct Registration {
 }
 
 impl Tracker {
-    /// Registers a call that is about to be decided.
-    pub(super) fn register(self: &Rc<Self>) -> Registration {
+    /// Registers a call that is about to be decided; `connection` ends the client's connection.
+    pub(super) fn register(self: &Rc<Self>, connection: &CancellationToken) -> Registration {
         let live = Rc::new(Live {
+            connection: connection.clone(),
             ended: Cell::new(None),
             waker: RefCell::new(None),
             still_allowed: RefCell::new(None),
@@ -65,8 +68,9 @@ impl Tracker {
         }
     }
 
-    /// Puts every live call to the current policy; those that it no longer allows are revoked.
-    pub(super) fn redecide(&self) {
+    /// Puts every live call to the current policy; those that it no longer allows are revoked. Says whether some were.
+    pub(super) fn redecide(&self) -> bool {
+        let mut revoked = false;
         let calls: Vec<Rc<Live>> = self
             .calls
             .borrow()
@@ -81,8 +85,20 @@ impl Tracker {
                 .is_some_and(|allowed| !allowed());
             if denied {
                 live.end(End::Revoked);
+                revoked = true;
             }
         }
+        revoked
+    }
+
+    /// Ends the connections of revoked calls that are still there: their clients take nothing, so that nobody asks for
+    /// more of the answer, which is when a call sees that it must end.
+    pub(super) fn break_off(&self) {
+        let calls = self.calls.borrow();
+        let revoked = calls
+            .iter()
+            .filter(|(_, live)| live.ended.get() == Some(End::Revoked));
+        revoked.for_each(|(_, live)| live.connection.cancel());
     }
 
     /// How many calls are under way.
@@ -109,7 +125,28 @@ impl Live {
     }
 }
 
+/// Sees from outside whether a call must end.
+#[derive(Clone, Debug)]
+pub(super) struct Watch(Rc<Live>);
+
+impl Watch {
+    /// Whether it must.
+    pub(super) fn has_ended(&self) -> bool {
+        self.0.ended.get().is_some()
+    }
+}
+
 impl Registration {
+    /// For who waits for something else meanwhile.
+    pub(super) fn watch(&self) -> Watch {
+        Watch(Rc::clone(&self.live))
+    }
+
+    /// Why the call must end now, if it must.
+    pub(super) fn end(&self) -> Option<End> {
+        self.live.ended.get()
+    }
+
     /// Says how to put this call to the policy again.
     pub(super) fn decided(&self, still_allowed: StillAllowed) {
         *self.live.still_allowed.borrow_mut() = Some(still_allowed);
@@ -132,10 +169,69 @@ impl Registration {
     pub(super) async fn until_ended(&self) -> End {
         std::future::poll_fn(|cx| self.ended(cx).map_or(Poll::Pending, Poll::Ready)).await
     }
+
+    /// Does the work as long as the call may go on: work that has not begun when the call must end never begins, so
+    /// that nothing of a call goes out that was revoked while it waited for something else.
+    ///
+    /// # Errors
+    /// Why the call must end.
+    pub(super) async fn unless_ended<T>(&self, work: impl Future<Output = T>) -> Result<T, End> {
+        tokio::select! {
+            biased;
+            end = self.until_ended() => Err(end),
+            done = work => Ok(done),
+        }
+    }
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
         self.tracker.calls.borrow_mut().remove(self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_revoked_before_it_began_never_begins() {
+        let tracker = Rc::new(Tracker::default());
+        let registration = tracker.register(&CancellationToken::new());
+        assert_eq!(registration.unless_ended(async { 1 }).await, Ok(1));
+        registration.decided(Box::new(|| true));
+        assert!(!tracker.redecide());
+        assert_eq!(registration.unless_ended(async { 2 }).await, Ok(2));
+        registration.decided(Box::new(|| false));
+        assert!(tracker.redecide());
+        let begun = Cell::new(false);
+        let work = async { begun.set(true) };
+        assert_eq!(registration.unless_ended(work).await, Err(End::Revoked));
+        assert!(!begun.get());
+    }
+
+    #[test]
+    fn only_the_connections_of_revoked_calls_are_broken_off() {
+        let tracker = Rc::new(Tracker::default());
+        let (kept, revoked) = (CancellationToken::new(), CancellationToken::new());
+        let calls = [&kept, &revoked, &revoked].map(|connection| tracker.register(connection));
+        calls[0].decided(Box::new(|| true));
+        calls[1].decided(Box::new(|| false));
+        assert!(tracker.redecide());
+        assert!(!revoked.is_cancelled(), "it may end by itself first");
+        tracker.break_off();
+        assert_eq!((kept.is_cancelled(), revoked.is_cancelled()), (false, true));
+        assert_eq!(calls[1].end(), Some(End::Revoked));
+    }
+
+    #[tokio::test]
+    async fn work_under_way_ends_with_its_call() {
+        let tracker = Rc::new(Tracker::default());
+        let registration = tracker.register(&CancellationToken::new());
+        let work = registration.unless_ended(std::future::pending::<()>());
+        let cut = async { tracker.cut_off() };
+        assert_eq!(tokio::join!(work, cut).0, Err(End::CutOff));
+        drop(registration);
+        assert_eq!(tracker.len(), 0);
     }
 }

@@ -69,10 +69,10 @@ async fn pass(
         farewell::send(stream, &alert::of_failure(&failure).bytes()).await;
         return Err(failure);
     };
-    let registration = connection.thread.tracker.register();
+    let registration = connection.thread.tracker.register(&connection.cut);
     registration.decided(still_allowed(connection, permit));
-    let (upstream, UpstreamAddr(address)) = match upstream::connect_resolved(&connection.thread, permit).await
-    {
+    let connecting = registration.unless_ended(upstream::connect_resolved(&connection.thread, permit));
+    let (upstream, UpstreamAddr(address)) = match connecting.await.map_err(Failure::from).flatten() {
         Ok(connected) => connected,
         Err(failure) => {
             farewell::send(stream, &alert::of_failure(&failure).bytes()).await;
@@ -81,10 +81,9 @@ async fn pass(
     };
     recorder.upstream(address);
     let patience = connection.thread.shared.limits.tunnel_patience();
-    tokio::select! {
-        spliced = splice::splice(stream, upstream, patience, counts) => spliced.map_err(|error| of_splice(&error)),
-        end = registration.until_ended() => Err(end.into()),
-    }
+    let splicing = splice::splice(stream, upstream, patience, counts);
+    let spliced = registration.unless_ended(splicing).await?;
+    spliced.map_err(|error| of_splice(&error))
 }
 
 fn still_allowed(connection: &Connection, permit: &Permit) -> StillAllowed {

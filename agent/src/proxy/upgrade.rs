@@ -29,9 +29,11 @@ pub(super) fn relay(switched: Switched, finish: Finish) -> Response<DownloadBody
 }
 
 async fn pass(client: OnUpgrade, upstream: OnUpgrade, mut finish: Finish) {
-    let (client, upstream) = match tokio::try_join!(client, upstream) {
-        Ok(both) => both,
-        Err(error) => return finish.broken(&error),
+    let switched = async { tokio::try_join!(client, upstream) };
+    let (client, upstream) = match finish.registration().unless_ended(switched).await {
+        Ok(Ok(both)) => both,
+        Ok(Err(error)) => return finish.broken(&error),
+        Err(end) => return finish.cut(end),
     };
     let counts = Counts::default();
     let splicing = splice::splice(
@@ -40,10 +42,7 @@ async fn pass(client: OnUpgrade, upstream: OnUpgrade, mut finish: Finish) {
         finish.limits().tunnel_patience(),
         &counts,
     );
-    let ended = tokio::select! {
-        spliced = splicing => Ok(spliced),
-        end = finish.until_ended() => Err(end),
-    };
+    let ended = finish.registration().unless_ended(splicing).await;
     finish.add(counts.up(), counts.down());
     match ended {
         Ok(Ok(())) => finish.complete(),

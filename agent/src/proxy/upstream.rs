@@ -32,7 +32,7 @@ pub(super) async fn address(
 ) -> Result<UpstreamAddr, Failure> {
     match permit.scheme() {
         Scheme::Https => allowed(permit, dialled.0),
-        Scheme::Http => resolve(thread, permit).await,
+        Scheme::Http => Box::pin(resolve(thread, permit)).await,
     }
 }
 

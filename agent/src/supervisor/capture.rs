@@ -1,9 +1,11 @@
 //! Holding workloads: their cgroups, listeners and kernel plans, and what the kernel reports of them.
 
+mod earlier;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
@@ -12,7 +14,6 @@ use crate::admin::{Enrolled, Peer};
 use crate::channel::ListenerInfo;
 use crate::channel::supervisor::{Sender, WorkerGone};
 use crate::config::Config;
-use crate::credential::spec::{CredentialSource, CredentialSpec};
 use crate::ebpf::{self, Direct, LoadOptions, Programs, Reason, Report, Transport, WorkerFds, WorkloadPlan};
 use crate::enroll::trust::Trust;
 use crate::enroll::{Mount, Workloads};
@@ -23,6 +24,9 @@ use crate::policy::{Policy, Workload};
 use super::Error;
 use super::foreign::{Place, Watch};
 use super::records::Records;
+use super::view::View;
+
+use earlier::Stranger;
 
 /// Connections that wait to be accepted; while a worker is replaced they wait here.
 const BACKLOG: i32 = 4096;
@@ -37,11 +41,11 @@ pub(super) struct Capture {
     events: Option<ebpf::Events>,
     workloads: Workloads,
     held: BTreeMap<WorkloadName, Held>,
+    strangers: Vec<Stranger>,
     foreign: Watch,
     intact: bool,
     repairs: u64,
-    own_files: Vec<PathBuf>,
-    policy_dir: PathBuf,
+    view: View,
 }
 
 struct Held {
@@ -53,7 +57,8 @@ struct Held {
 }
 
 impl Capture {
-    /// Loads the kernel programs, or takes over those of the last run. Nothing new is held yet.
+    /// Loads the kernel programs, or takes over those of the last run with the workloads that it held. Nothing new is
+    /// held yet.
     pub(super) fn start(config: &Config) -> Result<Self, Error> {
         raise_descriptor_limit();
         let workloads = Workloads::open(Mount::find()?, &config.cgroup_parent, &config.runtime_dir)?;
@@ -63,21 +68,19 @@ impl Capture {
         let events = programs.events();
         let foreign =
             Watch::start(programs.marks()?).map_err(super::io("start a thread for", Path::new("sockets")))?;
-        Ok(Self {
+        let mut capture = Self {
             foreign,
             programs,
             events,
             workloads,
             held: BTreeMap::new(),
+            strangers: Vec::new(),
             intact: true,
             repairs: 0,
-            own_files: vec![
-                config.state_dir.clone(),
-                config.bpffs_dir.clone(),
-                config.audit.file.clone(),
-            ],
-            policy_dir: config.policy_dir.clone(),
-        })
+            view: View::new(config),
+        };
+        capture.take_up()?;
+        Ok(capture)
     }
 
     pub(super) fn mount(&self) -> &Path {
@@ -114,9 +117,16 @@ impl Capture {
                 self.held.insert(workload.name().clone(), held);
             }
         }
+        // What loses its rights comes first: nothing that fails later leaves them.
+        let mut planned: Vec<_> = self
+            .held
+            .iter()
+            .map(|(name, held)| (held, policy.workload(name)))
+            .collect();
+        planned.sort_by_key(|(_, workload)| workload.is_some());
         let mut places = Vec::new();
-        for (name, held) in &self.held {
-            let plan = self.plan(held, policy.workload(name));
+        for (held, workload) in planned {
+            let plan = self.plan(held, workload);
             self.programs.arm(&plan)?;
             places.push(Place {
                 number: held.number,
@@ -216,9 +226,17 @@ impl Capture {
         reports
     }
 
+    /// What the kernel programs said since the last look of faults that have no event.
+    pub(super) fn faults(&mut self) -> Vec<String> {
+        self.programs.faults()
+    }
+
     /// Sees that the perimeter stands, and clears away what ended commands and handshakes left.
     pub(super) fn look_after(&mut self, records: &mut Records) {
         self.guard_perimeter(records);
+        if let Err(error) = self.programs.keep_addresses() {
+            tracing::warn!(%error, "this host's addresses can't be kept up with: sockets bound to new ones are refused");
+        }
         if let Err(error) = self.programs.sweep_flows(STALE) {
             tracing::warn!(%error, "stale handshakes can't be cleared away");
         }
@@ -338,30 +356,18 @@ impl Capture {
             .map_err(|error| error.to_string())?;
         self.foreign.look();
         tracing::info!(%workload, uid = peer.uid, pid = peer.process.pid(), cgroup, "a command was enrolled");
+        let (hidden, fixed) = if peer.uid == 0 {
+            (self.view.hidden(policy), self.view.fixed(policy))
+        } else {
+            // Another user can't read or change these anyway.
+            Default::default()
+        };
         Ok(Enrolled {
             cgroup,
             env: trust.env.clone(),
-            hidden: if peer.uid == 0 {
-                self.hidden(policy)
-            } else {
-                Vec::new()
-            },
-            fixed: if peer.uid == 0 {
-                vec![self.policy_dir.clone()]
-            } else {
-                Vec::new()
-            },
+            hidden,
+            fixed,
         })
-    }
-
-    /// What no command may read, though root owns it: the agent's own files and the secrets of all workloads.
-    fn hidden(&self, policy: &Policy) -> Vec<PathBuf> {
-        let secret = |spec: &CredentialSpec| match &spec.source {
-            CredentialSource::File { path } => Some(path.clone()),
-            CredentialSource::Systemd { .. } | CredentialSource::Exec { .. } => None,
-        };
-        let secrets = policy.credentials().filter_map(secret);
-        self.own_files.iter().cloned().chain(secrets).collect()
     }
 }
 

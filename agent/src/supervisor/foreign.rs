@@ -2,9 +2,9 @@
 //!
 //! The programs see a socket by the cgroup that made it, so one that came in as a descriptor (inherited, or over a
 //! Unix socket) is seen by none. A thread of its own reads the processes' descriptors, so that a host with many
-//! keeps nobody's connection waiting; it looks twice a second, less often where a look takes long.
+//! keeps nobody's connection waiting; it looks into each workload twice a second, less often where that takes long.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
@@ -18,12 +18,15 @@ use crate::ebpf::foreign::{self, Holder, Standing};
 use crate::ebpf::{Marks, Report};
 use crate::identity::process::HeldProcess;
 
-/// Between two looks, at least.
+/// Between two looks into a workload, at least.
 const PAUSE: Duration = Duration::from_millis(500);
 /// And at most.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// A look takes at most one part in this many of one CPU's time.
+/// Looks into one workload take at most one part in this many of one CPU's time, so that one with a million
+/// descriptors is not looked into at the cost of the others.
 const SHARE: u32 = 50;
+/// Sockets that are remembered to be a workload's own; those beyond are examined at each look.
+const REMEMBERED: usize = 65_536;
 /// Sockets reported of one look; the last report counts the others.
 const REPORTS: usize = 64;
 /// Levels below a workload's cgroup that are looked into.
@@ -102,30 +105,45 @@ impl Watch {
 }
 
 fn watch(mut look: Look, orders: &Receiver<Order>, found: &Sender<Report>) {
-    let mut places = Vec::new();
-    let mut pause = PAUSE;
+    let mut places: Vec<(Instant, Place)> = Vec::new();
     loop {
+        let next = places.iter().map(|(due, _)| *due).min();
+        let pause = next.map_or(LONGEST_PAUSE, |due| due.saturating_duration_since(Instant::now()));
         match orders.recv_timeout(pause) {
-            Ok(Order::Hold(more)) => places = more,
-            Ok(Order::Look) | Err(RecvTimeoutError::Timeout) => {}
+            Ok(Order::Hold(more)) => {
+                let now = Instant::now();
+                look.forget(&more);
+                places = more.into_iter().map(|place| (now, place)).collect();
+            }
+            Ok(Order::Look) => {
+                let now = Instant::now();
+                places.iter_mut().for_each(|(due, _)| *due = now);
+            }
+            Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
-        let start = Instant::now();
-        for report in look.see_all(&places) {
-            if found.send(report).is_err() {
-                return;
+        for (due, place) in &mut places {
+            let start = Instant::now();
+            if *due > start {
+                continue;
             }
+            for report in look.see_place(place) {
+                if found.send(report).is_err() {
+                    return;
+                }
+            }
+            let end = Instant::now();
+            *due = end + ((end - start) * SHARE).clamp(PAUSE, LONGEST_PAUSE);
         }
-        pause = (start.elapsed() * SHARE).clamp(PAUSE, LONGEST_PAUSE);
     }
 }
 
 /// One look after another.
 struct Look {
     marks: Marks,
-    /// Sockets that the last look saw to be the workload's own, by inode. Only while each look meets them again:
-    /// the kernel gives the number of a closed socket to another some time.
-    own: HashSet<(u32, u64)>,
+    /// Sockets that the last look saw to be the workload's own, by its number. Only while each look meets them again:
+    /// the kernel gives the inode number of a closed socket to another some time.
+    own: HashMap<u32, HashSet<u64>>,
     /// Sockets that could not be cut off, so that each is said once.
     failed: HashSet<u64>,
     /// Whether a process could not be looked into; said once.
@@ -136,34 +154,45 @@ impl Look {
     fn new(marks: Marks) -> Self {
         Self {
             marks,
-            own: HashSet::new(),
+            own: HashMap::new(),
             failed: HashSet::new(),
             blind: false,
         }
     }
 
-    fn see_all(&mut self, places: &[Place]) -> Vec<Report> {
-        let mut reports: Vec<Report> = Vec::new();
+    /// Drops what is remembered of workloads that are no more.
+    fn forget(&mut self, places: &[Place]) {
+        self.own
+            .retain(|number, _| places.iter().any(|place| place.number == *number));
+    }
+
+    fn see_place(&mut self, place: &Place) -> Vec<Report> {
+        let mut pids = Vec::new();
+        processes(&place.directory, DEEPEST, &mut pids);
+        let known = self.own.remove(&place.number).unwrap_or_default();
         let mut own = HashSet::new();
-        for place in places {
-            let mut pids = Vec::new();
-            processes(&place.directory, DEEPEST, &mut pids);
-            for pid in pids {
-                for report in self.see_process(place, pid, &mut own).unwrap_or_default() {
-                    if let Some(last) = reports.get_mut(REPORTS - 1) {
-                        last.suppressed += 1;
-                    } else {
-                        reports.push(report);
-                    }
+        let mut reports: Vec<Report> = Vec::new();
+        for pid in pids {
+            for report in self.see_process(place, pid, &known, &mut own).unwrap_or_default() {
+                if let Some(last) = reports.get_mut(REPORTS - 1) {
+                    last.suppressed += 1;
+                } else {
+                    reports.push(report);
                 }
             }
         }
-        self.own = own;
+        self.own.insert(place.number, own);
         reports
     }
 
     /// `None` if the process has ended or is not the workload's (any more).
-    fn see_process(&mut self, place: &Place, pid: u32, own: &mut HashSet<(u32, u64)>) -> Option<Vec<Report>> {
+    fn see_process(
+        &mut self,
+        place: &Place,
+        pid: u32,
+        known: &HashSet<u64>,
+        own: &mut HashSet<u64>,
+    ) -> Option<Vec<Report>> {
         let handle = pidfd_open(Pid::from_raw(i32::try_from(pid).ok()?)?, PidfdFlags::empty()).ok()?;
         // Held after the handle was made: while descriptors can be had through the handle, both are one process.
         let process = HeldProcess::open(pid).ok()?;
@@ -172,8 +201,8 @@ impl Look {
         }
         let mut reports = Vec::new();
         for (number, inode) in sockets(pid) {
-            if self.own.contains(&(place.number, inode)) {
-                own.insert((place.number, inode));
+            if own.contains(&inode) || (known.contains(&inode) && own.len() < REMEMBERED) {
+                own.insert(inode);
                 continue;
             }
             let socket = match pidfd_getfd(&handle, number, PidfdGetfdFlags::empty()) {
@@ -186,10 +215,10 @@ impl Look {
                 Err(_) => continue,
             };
             match self.marks.standing(&socket, place.number, &place.listen) {
-                Ok(Standing::Own) => {
-                    own.insert((place.number, inode));
+                Ok(Standing::Own) if own.len() < REMEMBERED => {
+                    own.insert(inode);
                 }
-                Ok(Standing::Harmless) => {}
+                Ok(Standing::Own | Standing::Harmless) => {}
                 Ok(Standing::Foreign) => reports.extend(self.cut_off(place, &process, &socket, inode)),
                 Err(error) => tracing::warn!(%error, pid, "a socket can't be examined"),
             }
@@ -206,11 +235,15 @@ impl Look {
     ) -> Option<Report> {
         let peer = foreign::peer(socket);
         if let Err(error) = foreign::cut_off(socket) {
+            // Said again rather than remembered without bound.
+            if self.failed.len() >= REMEMBERED {
+                self.failed.clear();
+            }
             if self.failed.insert(inode) {
                 tracing::error!(
                     %error,
                     pid = process.pid(),
-                    "a managed process holds a socket that was made outside of its workload, and it can't be cut off: end the process"
+                    "a managed process holds a socket that no program sees, and it can't be cut off: end the process"
                 );
             }
             return None;
@@ -295,7 +328,7 @@ fn processes(directory: &Path, levels: usize, pids: &mut Vec<u32>) {
 }
 
 /// Descriptors of a process that are sockets, with the sockets' inodes.
-fn sockets(pid: u32) -> Vec<(i32, u64)> {
+fn sockets(pid: u32) -> impl Iterator<Item = (i32, u64)> {
     let socket = |entry: fs::DirEntry| {
         let number = entry.file_name().to_str()?.parse().ok()?;
         let target = fs::read_link(entry.path()).ok()?;
@@ -306,7 +339,7 @@ fn sockets(pid: u32) -> Vec<(i32, u64)> {
         .into_iter()
         .flatten()
         .flatten();
-    entries.filter_map(socket).collect()
+    entries.filter_map(socket)
 }
 
 #[cfg(test)]
@@ -320,6 +353,6 @@ mod tests {
         let inode = fs::metadata(format!("/proc/self/fd/{}", one.as_raw_fd()))
             .unwrap()
             .ino();
-        assert!(sockets(std::process::id()).contains(&(one.as_raw_fd(), inode)));
+        assert!(sockets(std::process::id()).any(|found| found == (one.as_raw_fd(), inode)));
     }
 }

@@ -3,6 +3,7 @@
 //! `debug`.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::{Duration, Instant};
 
 use crate::ebpf::{Reason, Report};
@@ -12,7 +13,10 @@ const QUIET: Duration = Duration::from_secs(10);
 
 /// Remembers what it has warned of.
 #[derive(Debug, Default)]
-pub(super) struct KernelLog(BTreeMap<Reason, Instant>);
+pub(super) struct KernelLog {
+    reasons: BTreeMap<Reason, Instant>,
+    faults: BTreeMap<String, Instant>,
+}
 
 impl KernelLog {
     /// Tells of each report.
@@ -29,14 +33,32 @@ impl KernelLog {
         }
     }
 
+    /// Tells of faults that the programs could only say in words.
+    pub(super) fn tell_faults(&mut self, faults: Vec<String>, now: Instant) {
+        self.faults.retain(|_, last| !is_quiet(*last, now));
+        for fault in faults {
+            if let Entry::Vacant(new) = self.faults.entry(fault) {
+                tracing::warn!(
+                    fault = new.key(),
+                    "the kernel side could not do its part; `callgate status` counts"
+                );
+                new.insert(now);
+            }
+        }
+    }
+
     fn is_due(&mut self, reason: Reason, now: Instant) -> bool {
-        let quiet = |last: &Instant| now.duration_since(*last) < QUIET;
-        let due = is_fault(reason) && !self.0.get(&reason).is_some_and(quiet);
+        let quiet = |last: &Instant| is_quiet(*last, now);
+        let due = is_fault(reason) && !self.reasons.get(&reason).is_some_and(quiet);
         if due {
-            self.0.insert(reason, now);
+            self.reasons.insert(reason, now);
         }
         due
     }
+}
+
+fn is_quiet(last: Instant, now: Instant) -> bool {
+    now.duration_since(last) < QUIET
 }
 
 /// The agent's or the host's fault, not what a workload may not do.
@@ -61,6 +83,9 @@ fn is_fault(reason: Reason) -> bool {
         | Reason::Ingress
         | Reason::HandedSocket
         | Reason::FlowShare
+        | Reason::SourceAddress
+        | Reason::SocketOption
+        | Reason::Reflected
         | Reason::EventSuppressed => false,
     }
 }
@@ -77,5 +102,14 @@ mod tests {
         assert!(!log.is_due(Reason::MapFull, start + QUIET / 2));
         assert!(log.is_due(Reason::AgentSilent, start + QUIET / 2));
         assert!(log.is_due(Reason::MapFull, start + QUIET));
+    }
+
+    #[test]
+    fn what_programs_say_is_remembered_for_a_while_only() {
+        let (mut log, start) = (KernelLog::default(), Instant::now());
+        log.tell_faults(vec!["a".into(), "a".into(), "b".into()], start);
+        assert_eq!(log.faults.len(), 2);
+        log.tell_faults(vec!["c".into()], start + QUIET);
+        assert_eq!(log.faults.len(), 1);
     }
 }

@@ -1,7 +1,7 @@
 //! What runs, for the operator.
 
 use super::Supervisor;
-use crate::admin::{CredentialStatus, Status, WorkloadStatus};
+use crate::admin::{CredentialStatus, Status, StrangerStatus, WorkloadStatus};
 use crate::credential::source::{Keeper, Value};
 
 impl Supervisor {
@@ -41,6 +41,16 @@ impl Supervisor {
                     cgroup: cgroup.to_owned(),
                     number,
                     connections: connections(name.as_str()),
+                    in_policy: self.policy.workload(name).is_some(),
+                })
+                .collect(),
+            strangers: self
+                .capture
+                .strangers()
+                .iter()
+                .map(|stranger| StrangerStatus {
+                    cgroup_id: stranger.cgroup,
+                    number: stranger.number,
                 })
                 .collect(),
             credentials: self.keepers.iter().map(credential_status).collect(),

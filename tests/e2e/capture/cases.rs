@@ -450,8 +450,31 @@ pub(super) fn after_disarm_nothing_is_captured(world: &mut World) -> Result<()> 
     Ok(())
 }
 
+pub(super) fn what_is_withdrawn_stays_held_with_nothing_allowed(world: &mut World) -> Result<()> {
+    let server = TcpListener::bind("127.0.0.77:0")?;
+    let address = server.local_addr()?;
+    world.serve(1, "one")?;
+    let mut plan = world.plan(1, "one");
+    plan.direct = vec![Direct {
+        net: "127.0.0.77/32".parse()?,
+        port: Some(address.port()),
+        transport: Transport::Tcp,
+    }];
+    world.programs.arm(&plan)?;
+    let mut next = Programs::load(&world.options)?;
+    next.withdraw(1)?;
+    assert_eq!(world.one(&["tcp", &address.to_string()])?, ECONNREFUSED);
+    assert_eq!(world.one(&["tcp", "192.0.2.1:443"])?, ECONNREFUSED);
+    assert_eq!(world.one(&["socket", "2", "3", "1"])?, EPROTONOSUPPORT);
+    let [(id, 1)] = next.armed() else {
+        panic!("{:?}", next.armed())
+    };
+    assert!(next.is_attached(*id));
+    Ok(())
+}
+
 /// Polls until the condition holds; ten seconds are more than any of them needs.
-fn until(mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+pub(super) fn until(mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !condition()? {
         anyhow::ensure!(Instant::now() < deadline, "the condition never came true");

@@ -1,15 +1,17 @@
 //! The table of handshakes and the marks on sockets: one workload's use of them is no other's loss.
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{TcpListener, TcpStream};
-use std::process::Stdio;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd as _;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use callgate::ebpf::foreign::Standing;
-use callgate::ebpf::{LoadOptions, Reason};
+use callgate::ebpf::{LoadOptions, Origins, Reason};
+use socket2::{Domain, Socket, Type};
 
-use super::cases::{ECONNREFUSED, assert_redirected};
+use super::cases::{ECONNREFUSED, assert_redirected, until};
 use super::world::{World, probe};
 
 /// Moves to the agent's cgroup, or away from it. Connections to listeners that were made away are seen by no program at
@@ -20,33 +22,56 @@ fn go(world: &World, cgroup: &str) -> Result<()> {
     Ok(std::fs::write(directory.join("cgroup.procs"), "0")?)
 }
 
-/// Connects as often from this workload; each connection is made, and nobody knows whose it is.
-fn leave_handshakes(world: &World, name: &str, count: usize) -> Result<()> {
-    for _ in 0..count {
-        let line = world.probe(&world.cgroup(name), &["tcp", "192.0.2.1:443"])?;
-        assert!(line.ends_with("unknown"), "{name}: {line}");
+/// Clients whose connections stay while this does: so long their entries may wait in the table.
+struct Clients(Vec<Child>);
+
+impl Drop for Clients {
+    fn drop(&mut self) {
+        for client in &mut self.0 {
+            drop(client.stdin.take());
+            client.wait().unwrap();
+        }
     }
-    Ok(())
+}
+
+/// Connects as often from this workload; each connection is made, and the listener's end takes up none.
+fn leave_handshakes(world: &World, name: &str, count: usize) -> Result<Clients> {
+    let mut clients = Clients(Vec::new());
+    for _ in 0..count {
+        let mut client = probe(&world.cgroup(name), &["hold", "192.0.2.1:443"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut lines = BufReader::new(client.stdout.take().context("no stdout")?).lines();
+        clients.0.push(client);
+        assert_eq!(lines.next().context("it said nothing")??, "ready", "{name}");
+    }
+    Ok(clients)
 }
 
 pub(super) fn a_full_flow_table_refuses_and_counts(world: &mut World) -> Result<()> {
     world.reload(LoadOptions {
         max_flows: 1,
+        level: Some(tracing::Level::WARN),
         ..world.options.clone()
     })?;
     go(world, "away")?;
     world.serve(1, "one")?;
     world.serve(2, "two")?;
-    leave_handshakes(world, "one", 1)?;
+    let one = leave_handshakes(world, "one", 1)?;
     assert_eq!(world.count(Reason::FlowLost)?, 0);
     // A share of one each, and one place for both.
-    leave_handshakes(world, "two", 2)?;
+    let two = leave_handshakes(world, "two", 2)?;
     assert_eq!(world.count(Reason::FlowLost)?, 2);
-    assert_eq!(world.take_seen(), [None; 3]);
+    let fault = "workload 2: no room for a handshake, the connection will be refused";
+    assert_eq!(world.programs.faults(), [fault, fault]);
     assert_eq!(world.programs.sweep_flows(Duration::ZERO)?, 1);
     assert_eq!(world.programs.sweep_flows(Duration::ZERO)?, 0);
-    leave_handshakes(world, "two", 1)?;
+    let again = leave_handshakes(world, "two", 1)?;
     assert_eq!(world.count(Reason::FlowLost)?, 2);
+    drop((one, two, again));
+    until(|| Ok(world.seen.lock().unwrap().len() == 4))?;
+    assert_eq!(world.take_seen(), [None; 4]);
     Ok(())
 }
 
@@ -59,27 +84,58 @@ pub(super) fn a_workload_that_fills_its_share_keeps_nobody_else_out(world: &mut 
     go(world, "away")?;
     world.serve(1, "one")?;
     world.serve(2, "two")?;
-    leave_handshakes(world, "one", SHARE)?;
+    let one = leave_handshakes(world, "one", SHARE)?;
     for _ in 0..3 {
         assert_eq!(world.one(&["tcp", "192.0.2.1:443"])?, ECONNREFUSED);
     }
     assert_eq!(world.count(Reason::FlowShare)?, 3);
     assert_eq!(world.reasons(), [Reason::FlowShare; 3]);
-    leave_handshakes(world, "two", SHARE)?;
+    let two = leave_handshakes(world, "two", SHARE)?;
     assert_eq!(world.count(Reason::FlowLost)?, 0);
     // What is cleared away is room again, no more and no less.
     assert_eq!(world.programs.sweep_flows(Duration::ZERO)?, 2 * SHARE);
-    leave_handshakes(world, "one", SHARE)?;
+    let more = leave_handshakes(world, "one", SHARE)?;
     assert_eq!(world.one(&["tcp", "192.0.2.1:443"])?, ECONNREFUSED);
+    // So is what clients take back that have gone.
+    drop((one, two, more));
+    until(|| Ok(world.seen.lock().unwrap().len() == 3 * SHARE))?;
+    assert_eq!(world.programs.sweep_flows(Duration::ZERO)?, 0);
+    drop(leave_handshakes(world, "one", SHARE)?);
+    until(|| Ok(world.seen.lock().unwrap().len() == 4 * SHARE))?;
+    assert_eq!(world.take_seen(), [None; 4 * SHARE]);
     // The listener's side again: what it takes out is room too.
-    world.programs.sweep_flows(Duration::ZERO)?;
-    world.take_seen();
     go(world, "agent")?;
     world.serve(1, "one")?;
     for _ in 0..3 * SHARE {
         assert_redirected(world, &["tcp", "192.0.2.1:443"], "192.0.2.1:443")?;
     }
     assert_eq!(world.count(Reason::FlowShare)?, 4);
+    Ok(())
+}
+
+pub(super) fn a_connection_that_is_gone_lends_nobody_its_name(world: &mut World) -> Result<()> {
+    const CLIENT: &str = "127.0.0.9:4321";
+    world.programs.arm(&world.plan(1, "one"))?;
+    // Seen by no program at its end, as one whose queue is full when the client's last packet comes.
+    go(world, "away")?;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    world.programs.mark_listener(1, listener.as_fd())?;
+    assert_eq!(world.one(&["reset", "192.0.2.1:443", CLIENT])?, "ok");
+    drop(listener);
+    go(world, "agent")?;
+    let listener = TcpListener::bind(address)?;
+    world.programs.mark_listener(1, listener.as_fd())?;
+    // Somebody outside takes the same address.
+    let other = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    other.set_reuse_address(true)?;
+    other.bind(&CLIENT.parse::<SocketAddr>()?.into())?;
+    other.connect(&address.into())?;
+    let (accepted, from) = listener.accept()?;
+    assert_eq!(from, CLIENT.parse()?);
+    let origins = Origins::new(world.programs.worker_fds()?.origins)?;
+    assert_eq!(origins.of(&accepted)?, None);
+    assert_eq!(world.programs.sweep_flows(Duration::ZERO)?, 0);
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! Ways to connect that few programs use, and packets of odd forms.
 
+use std::net::UdpSocket;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
@@ -77,5 +78,24 @@ pub(super) fn segments_of_more_than_64_kib_pass_the_perimeter(world: &mut World)
         (world.count(Reason::Egress)?, world.count(Reason::Ingress)?),
         (0, 0)
     );
+    Ok(())
+}
+
+pub(super) fn what_the_agent_sends_from_a_loopback_address_stays_on_the_host(
+    world: &mut World,
+) -> Result<()> {
+    let far = "[2001:db8:113::9]:9";
+    let socket = UdpSocket::bind("[::1]:0")?;
+    let sent = socket.send_to(b"an answer", far);
+    ensure!(
+        sent.is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied),
+        "it left"
+    );
+    assert_eq!(world.count(Reason::Reflected)?, 1);
+    // From the host's own address it may, and from a loopback one to itself.
+    UdpSocket::bind("[2001:db8:113::1]:0")?.send_to(b"a question", far)?;
+    let own = socket.local_addr()?;
+    socket.send_to(b"to itself", own)?;
+    assert_eq!(world.count(Reason::Reflected)?, 1);
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! Requests and frames that break HTTP/2, and clients that flood: each ends clearly for the client, and in one record.
 
+use std::collections::BTreeSet;
+
 use anyhow::Result;
 use harness::require;
 
@@ -19,7 +21,7 @@ const MALFORMED: End = (
     "call /malformed denied malformed_request 400 malformed_request",
 );
 
-const REQUESTS: [(&str, End); 25] = [
+const REQUESTS: [(&str, End); 26] = [
     ("no-path", RESET),
     ("empty-path", RESET),
     ("relative-path", RESET),
@@ -38,6 +40,7 @@ const REQUESTS: [(&str, End); 25] = [
         "connect",
         ("status 403", "call  denied forbidden_form 403 forbidden_form"),
     ),
+    ("extended-connect", RESET),
     (
         "trace",
         (
@@ -205,11 +208,55 @@ fn rapid_resets_are_cut_off_where_the_limit_says_and_other_clients_go_on() -> Re
 }
 
 #[test]
+fn a_client_that_makes_the_agent_reset_streams_is_cut_off_too() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let settings = "[limits]\nh2_resets = 10\n";
+    let (world, _server) = start("a_client_that_makes_the_agent_reset_streams", settings)?;
+    assert_eq!(
+        run(&world, &["made-resets"])?["made-resets"],
+        "goaway 11 after 11"
+    );
+    let records = records(&world, 12)?;
+    let shown: BTreeSet<_> = records.iter().map(shown).collect();
+    assert_eq!(
+        shown.into_iter().collect::<Vec<_>>(),
+        ["call /hang/made aborted - 200 closed", CALM.1]
+    );
+    Ok(())
+}
+
+#[test]
 fn resets_of_a_past_window_are_forgotten() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let settings = "[limits]\nh2_resets = 10\nh2_resets_window_seconds = 1\n";
     let (world, _server) = start("resets_of_a_past_window_are_forgotten", settings)?;
     assert_eq!(run(&world, &["patient"])?["patient"], "status 200");
     records(&world, 28)?;
+    Ok(())
+}
+
+#[test]
+fn a_client_that_takes_nothing_of_an_answer_loses_it_and_keeps_its_other_streams() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let (world, _server) = start(
+        "a_client_that_takes_nothing_of_an_answer_loses_it",
+        "[limits]\nwrite_seconds = 1\n",
+    )?;
+    assert_eq!(run(&world, &["stalled"])?["stalled"], "status 200, rst 8 None");
+    let records: Vec<_> = records(&world, 1)?.iter().map(shown).collect();
+    assert_eq!(records, ["call /big/stalled failed - 200 stalled"]);
+    Ok(())
+}
+
+#[test]
+fn a_head_that_does_not_end_in_time_ends_the_connection() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let (world, _server) = start(
+        "a_head_that_does_not_end_in_time_ends_the_connection",
+        "[limits]\nheaders_seconds = 1\n",
+    )?;
+    assert_eq!(run(&world, &["slow-head"])?["slow-head"], "goaway 11");
+    let records: Vec<_> = records(&world, 1)?.iter().map(shown).collect();
+    assert_eq!(records, ["connection - denied head_timeout - head_timeout"]);
     Ok(())
 }

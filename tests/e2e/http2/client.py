@@ -26,7 +26,7 @@ class Client:
         self.h2 = h2.connection.H2Connection(config)
         self.h2.initiate_connection()
         self.next, self.got, self.bodies, self.trailers, self.ended, self.closed = 1, {}, {}, {}, set(), None
-        self.heads, self.texts = {}, {}
+        self.heads, self.texts, self.held = {}, {}, None
         self.flush()
 
     def flush(self):
@@ -78,7 +78,8 @@ class Client:
         elif isinstance(event, h2.events.DataReceived):
             self.bodies[stream] = self.bodies.get(stream, 0) + len(event.data)
             self.texts[stream] = self.texts.get(stream, b"") + event.data
-            self.h2.acknowledge_received_data(event.flow_controlled_length, stream)
+            if stream != self.held:
+                self.h2.acknowledge_received_data(event.flow_controlled_length, stream)
         elif isinstance(event, h2.events.TrailersReceived):
             self.trailers[stream] = dict(event.headers)
         elif isinstance(event, h2.events.StreamEnded):
@@ -348,6 +349,75 @@ def events():
     return f"{end} {client.heads[stream]['content-type']} {client.texts[stream].decode().split()}"
 
 
+def goaway():
+    """The upstream goes away at the first of ten requests that are under way."""
+    client = Client()
+    client.settled()
+    client.answer(client.open(client.headers("/goaway-before")))
+    opened = []
+    for n in range(10):
+        opened.append(client.next)
+        client.h2.send_headers(client.next, client.headers("/goaway" if n == 0 else f"/behind/{n}"), end_stream=True)
+        client.next += 2
+    client.flush()
+    client.until(lambda: all(stream in client.ended for stream in opened))
+    first, others = client.got[opened[0]], {client.got[stream] for stream in opened[1:]}
+    return f"{first}, {sorted(others)}, {client.answer(client.open(client.headers('/goaway-after')))}"
+
+
+def dead():
+    """The upstream's connection is dead for all that can be seen; the next call has another one."""
+    client = Client()
+    client.settled()
+    first = client.answer(client.open(client.headers("/wait/dead")))
+    return f"{first}, {client.answer(client.open(client.headers('/dead-after')))}"
+
+
+def stalled():
+    """Takes nothing of one answer, and goes on with others all the while."""
+    client = Client()
+    client.settled()
+    stuck = client.open(client.headers("/big/stalled"))
+    client.held = stuck
+    while stuck not in client.ended and not client.closed:
+        other = client.answer(client.open(client.headers("/seen/big/stalled")))
+        if other != "status 200":
+            return other
+    return f"{client.got.get(stuck)} {client.closed}"
+
+
+def slow_head():
+    """Never comes to the end of a head, byte by byte."""
+    client = Client()
+    client.settled()
+    head = block(client.headers("/slow") + [("x", "y" * 200)])
+    data = HeadersFrame(1, head, flags=["END_HEADERS", "END_STREAM"]).serialize()
+    client.sock.settimeout(0.1)
+    for byte in data[:-1]:
+        client.write(bytes([byte]))
+        try:
+            if not client.read():
+                break
+        except TimeoutError:
+            pass
+    return client.closed
+
+
+def made_resets():
+    """Makes the agent reset one served stream after the other (CVE-2025-8671)."""
+    client, count = Client(), 0
+    client.settled()
+    while not client.closed and count < 40:
+        stream = client.open(client.headers("/hang/made"))
+        client.until(lambda: client.bodies.get(stream))
+        # A window beyond all bounds.
+        client.write(struct.pack(">I", 4)[1:] + struct.pack(">BBII", 8, 0, stream, 2**31 - 1))
+        client.until(lambda: stream in client.ended)
+        count += 1
+    client.until(lambda: False)
+    return f"{client.closed} after {count}"
+
+
 def patient():
     """Takes three times as much back as one window allows, and waits for the next window in between."""
     client = Client()
@@ -406,6 +476,13 @@ CASES = {
     "leave": leave,
     "beside": beside,
     "patient": patient,
+    "made-resets": made_resets,
+    "extended-connect": pseudo((":method", "CONNECT"), (":protocol", "websocket"), S, A, P),
+    "stalled": stalled,
+    "slow-head": slow_head,
+    "goaway": goaway,
+    "dead": dead,
+    "refuse": get("/refuse/1"),
     "grpc-denied": grpc_denied,
     "events": events,
     "denied-upload": upload("/denied/upload"),

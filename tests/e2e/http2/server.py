@@ -2,6 +2,7 @@
 the connection's own port, `reset` in front of a path a stream that the agent took back."""
 import json, socket, ssl, sys, threading
 import h2.config, h2.connection, h2.errors, h2.events, h2.exceptions
+from hyperframe.frame import GoAwayFrame
 
 lock, seen = threading.Lock(), set()
 
@@ -18,7 +19,7 @@ class Conn:
         self.sock, self.peer = sock, sock.getpeername()[1]
         config = h2.config.H2Configuration(client_side=False, header_encoding="utf-8", validate_inbound_headers=False)
         self.h2 = h2.connection.H2Connection(config)
-        self.streams, self.pending = {}, {}
+        self.streams, self.pending, self.last = {}, {}, 2**31
 
     def run(self):
         self.h2.initiate_connection()
@@ -30,6 +31,8 @@ class Conn:
             self.sock.sendall(self.h2.data_to_send())
 
     def take(self, event):
+        if getattr(event, "stream_id", 0) > self.last:
+            return
         if isinstance(event, h2.events.RequestReceived):
             self.streams[event.stream_id] = [event.headers, 0, ()]
             path = dict(event.headers)[":path"]
@@ -74,6 +77,13 @@ class Conn:
             self.h2.send_data(stream, event if number < 3 else b"", end_stream=number == 3)
             self.events = (stream, number + 1)
             return
+        if path == "/goaway":
+            # The streams behind this one are not looked at any more.
+            self.last = stream
+            self.sock.sendall(GoAwayFrame(0, last_stream_id=stream).serialize())
+        if path.startswith("/refuse"):
+            self.h2.reset_stream(stream, h2.errors.ErrorCodes.REFUSED_STREAM)
+            return
         if path.startswith("/reset"):
             self.h2.send_headers(stream, [(":status", "200")])
             self.h2.send_data(stream, b"part")
@@ -81,6 +91,7 @@ class Conn:
             return
         self.h2.send_headers(stream, [(":status", "200"), ("x-version", "h2")])
         ending = [("x-sum", str(body)), ("set-cookie", "a=b"), ("authorization", "none")]
+        body = 1 << 20 if path.startswith("/big") else body
         self.pending[stream] = [body, ending if path.startswith("/echo") else None]
 
     def pump(self):

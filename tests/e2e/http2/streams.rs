@@ -1,9 +1,10 @@
 //! Streams that share a connection, end early or are taken back: each is decided and recorded by itself.
 
 use std::collections::BTreeSet;
+use std::process::Stdio;
 
 use anyhow::Result;
-use harness::{Upstream, World, assert_record, require, wait};
+use harness::{Scripted, Upstream, World, assert_record, require, wait};
 
 use crate::identity::{API, status};
 
@@ -141,6 +142,70 @@ fn an_upstream_that_resets_its_stream_is_a_failed_call_and_no_more() -> Result<(
     assert!(got.ends_with("rst 2"), "{got}");
     let record = assert_record!(world, "path" = "/reset/1", "outcome" = "failed", "status" = 200);
     assert_eq!(record.text("error.source"), "upstream");
+    Ok(())
+}
+
+/// The upstream's connections that carried each path.
+fn peers(server: &Scripted, path: &str) -> Result<BTreeSet<String>> {
+    let arrived = server.arrived()?;
+    let of_path = arrived.iter().filter(|one| one.path == path);
+    Ok(of_path
+        .flat_map(|one| one.fields("peer"))
+        .map(ToOwned::to_owned)
+        .collect())
+}
+
+#[test]
+fn requests_that_the_upstream_did_not_read_may_be_sent_again_and_the_client_is_told_so() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let (world, server) = start("requests_that_the_upstream_did_not_read", "")?;
+    let got = run(&world, &["goaway", "refuse"])?;
+    assert_eq!(got["goaway"], "status 200, ['rst 7'], status 200");
+    assert_eq!(got["refuse"], "rst 7");
+    let records: Vec<_> = records(&world, 13)?.iter().map(shown).collect();
+    let unread = records
+        .iter()
+        .filter(|record| record.ends_with("failed - - upstream_unread"));
+    assert_eq!(unread.count(), 10, "{records:#?}");
+    let before = peers(&server, "/goaway-before")?;
+    assert_eq!(peers(&server, "/goaway")?, before);
+    assert_ne!(peers(&server, "/goaway-after")?, before);
+    Ok(())
+}
+
+#[test]
+fn a_connection_on_which_the_upstream_says_nothing_gets_no_further_calls() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let (world, server) = start(
+        "a_connection_on_which_the_upstream_says_nothing",
+        "[limits]\nanswer_seconds = 1\n",
+    )?;
+    assert_eq!(run(&world, &["dead"])?["dead"], "status 504, status 200");
+    assert_ne!(peers(&server, "/wait/dead")?, peers(&server, "/dead-after")?);
+    Ok(())
+}
+
+#[test]
+fn a_policy_that_takes_a_call_back_ends_its_stream_also_while_the_client_takes_nothing() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let (world, server) = start("a_policy_that_takes_a_call_back_ends_its_stream", "")?;
+    let words = ["/usr/bin/python3", "-c", super::CLIENT, API, "stalled"];
+    let client = world
+        .workload("billing")?
+        .command(words)
+        .stdout(Stdio::piped())
+        .spawn()?;
+    wait::until("the call is under way", wait::PATIENCE, || {
+        let arrived = server.arrived().ok()?;
+        arrived.iter().any(|one| one.path == "/big/stalled").then_some(())
+    })?;
+    let deny = "[[workload.deny]]\nname = \"big\"\nhost = \"api.example.test\"\npaths = \"/big/{rest..}\"\n";
+    world.policy("http2.toml", &(policy() + deny))?;
+    world.reload()?;
+    let output = String::from_utf8(client.wait_with_output()?.stdout)?;
+    assert!(output.contains("status 200, rst 8 None"), "{output}");
+    let record = assert_record!(world, "path" = "/big/stalled", "outcome" = "denied");
+    assert_eq!(record.text("reason"), "revoked");
     Ok(())
 }
 

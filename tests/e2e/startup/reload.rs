@@ -63,6 +63,13 @@ fn a_refused_reload_keeps_the_policy_and_is_told_until_one_is_taken() -> Result<
         assert_record!(world, "path" = path.as_str(), "policy.generation" = 1);
     }
     fs::remove_file(&bad)?;
+    let (policies, elsewhere) = (world.dir().join("policy.d"), world.dir().join("elsewhere"));
+    fs::rename(&policies, &elsewhere)?;
+    let gone = ["policy.d", "the policy directory can't be read"];
+    assert_says(&world.callgate("reload", &[])?, NO, &gone);
+    assert_says(&world.callgate("status", &[])?, NO, &gone);
+    assert_eq!(call(&world, "/without-directory")?, 200);
+    fs::rename(&elsewhere, &policies)?;
     assert_says(
         &world.callgate("reload", &[])?,
         Some(0),

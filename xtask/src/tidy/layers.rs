@@ -44,6 +44,8 @@ const LAYERS: &[(&str, u8)] = &[
     ("budget", 0),
     ("memory", 0),
     ("telemetry", 0),
+    // What unit tests of all layers share.
+    ("tests", 0),
     ("time", 0),
 ];
 

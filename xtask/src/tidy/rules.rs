@@ -31,6 +31,7 @@ const OWNED: &[(&str, &[&str])] = &[
             "agent/build.rs",
         ],
     ),
+    ("aya_log", &["agent/src/ebpf.rs", "agent/src/ebpf/"]),
     ("rustls", &["agent/src/tls.rs", "agent/src/tls/"]),
     ("tokio_rustls", &["agent/src/tls.rs", "agent/src/tls/"]),
 ];

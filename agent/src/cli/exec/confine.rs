@@ -3,7 +3,6 @@
 //! The cgroup's hooks see INET sockets alone. Packet, XDP and VM sockets pass them by, and so does a socket
 //! or connection that came in as a descriptor.
 
-use std::collections::BTreeMap;
 use std::ffi::CString;
 
 use anyhow::{Context, anyhow};
@@ -13,16 +12,9 @@ use landlock::{
     RulesetCreatedAttr as _, RulesetStatus, Scope,
 };
 use nix::unistd::{Gid, Uid};
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-};
-
-/// The socket families that a managed process may use: those that the hooks see, and two that stay on the
-/// host (netlink is how libc lists addresses).
-const FAMILIES: &[i32] = &[libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
 
 /// What a command that runs as root keeps. Everything else could undo its capture: other cgroups, namespaces,
-/// programs, raw sockets, other processes' memory, devices.
+/// programs, raw sockets, other processes' memory, limits and priorities, devices.
 const KEPT: &[Capability] = &[
     Capability::CAP_CHOWN,
     Capability::CAP_DAC_OVERRIDE,
@@ -34,37 +26,7 @@ const KEPT: &[Capability] = &[
     Capability::CAP_NET_BIND_SERVICE,
     Capability::CAP_SETGID,
     Capability::CAP_SETUID,
-    Capability::CAP_SYS_NICE,
-    Capability::CAP_SYS_RESOURCE,
 ];
-
-/// Calls that change mounts, enter namespaces, load programs or modules, or reach files by handle. They fail
-/// with EPERM, also in a user namespace that the command makes for itself.
-const REFUSED: &[i64] = &[
-    libc::SYS_bpf,
-    libc::SYS_delete_module,
-    libc::SYS_finit_module,
-    libc::SYS_fsconfig,
-    libc::SYS_fsmount,
-    libc::SYS_fsopen,
-    libc::SYS_fspick,
-    libc::SYS_init_module,
-    libc::SYS_kexec_file_load,
-    libc::SYS_kexec_load,
-    libc::SYS_mount,
-    libc::SYS_mount_setattr,
-    libc::SYS_move_mount,
-    libc::SYS_open_by_handle_at,
-    libc::SYS_open_tree,
-    libc::SYS_perf_event_open,
-    libc::SYS_pivot_root,
-    libc::SYS_setns,
-    libc::SYS_umount2,
-];
-
-/// x32 system calls have the same architecture word as x86-64's, and this bit (asm/unistd.h).
-#[cfg(target_arch = "x86_64")]
-const X32_BIT: i64 = 0x4000_0000;
 
 /// A user of the host, with all that a login would set.
 #[derive(Debug)]
@@ -143,11 +105,7 @@ pub(super) fn confine() -> anyhow::Result<()> {
     give_up_capabilities().context("can't give up capabilities")?;
     nix::sys::prctl::set_no_new_privs().context("can't set no_new_privs")?;
     enter_domain().context("the kernel has no usable Landlock (Linux 5.19, `landlock` in its lsm= list)")?;
-    for filter in filters().context("can't make the system call filter")? {
-        seccompiler::apply_filter(&filter)
-            .context("the kernel refuses the system call filter (CONFIG_SECCOMP_FILTER)")?;
-    }
-    Ok(())
+    super::calls::restrict(nix::unistd::geteuid().is_root())
 }
 
 fn give_up_capabilities() -> anyhow::Result<()> {
@@ -185,48 +143,4 @@ fn enter_domain() -> anyhow::Result<()> {
         return Err(anyhow!("the domain is not enforced"));
     }
     Ok(())
-}
-
-/// One filter for each error number; the kernel asks all and takes the strictest answer.
-///
-/// socket(2) of other families fails as if the kernel didn't have them; io_uring, which makes sockets out of
-/// a filter's sight, as if the kernel were older.
-fn filters() -> anyhow::Result<[BpfProgram; 3]> {
-    let strange = FAMILIES
-        .iter()
-        .map(|family| {
-            let family = u64::try_from(*family)?;
-            Ok(SeccompCondition::new(
-                0,
-                SeccompCmpArgLen::Dword,
-                SeccompCmpOp::Ne,
-                family,
-            )?)
-        })
-        .collect::<anyhow::Result<Vec<_>>>()?;
-    let families = BTreeMap::from([(libc::SYS_socket, vec![SeccompRule::new(strange)?])]);
-    let mut absent = BTreeMap::from([
-        (libc::SYS_io_uring_setup, Vec::new()),
-        (libc::SYS_io_uring_enter, Vec::new()),
-        (libc::SYS_io_uring_register, Vec::new()),
-    ]);
-    let mut refused: BTreeMap<_, _> = REFUSED.iter().map(|call| (*call, Vec::new())).collect();
-    #[cfg(target_arch = "x86_64")]
-    refused.extend(REFUSED.iter().map(|call| (X32_BIT | *call, Vec::new())));
-    #[cfg(target_arch = "x86_64")]
-    absent.extend([
-        (X32_BIT | libc::SYS_socket, Vec::new()),
-        (X32_BIT | libc::SYS_io_uring_setup, Vec::new()),
-    ]);
-    Ok([
-        compile(families, libc::EAFNOSUPPORT)?,
-        compile(absent, libc::ENOSYS)?,
-        compile(refused, libc::EPERM)?,
-    ])
-}
-
-fn compile(rules: BTreeMap<i64, Vec<SeccompRule>>, error: i32) -> anyhow::Result<BpfProgram> {
-    let refuse = SeccompAction::Errno(u32::try_from(error)?);
-    let architecture = std::env::consts::ARCH.try_into()?;
-    Ok(SeccompFilter::new(rules, SeccompAction::Allow, refuse, architecture)?.try_into()?)
 }

@@ -5,6 +5,7 @@
 //! mount namespace; `confine` takes away everything that could change or leave it. Making one needs
 //! CAP_SYS_ADMIN: a command that an ordinary user starts has none, and owns none of these.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
@@ -14,9 +15,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use caps::{CapSet, Capability};
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
+use nix::sys::stat::Mode;
+
+use super::temporary::{self, Temporary};
 
 /// File systems through which the kernel takes orders from whoever owns the files.
 const KERNELS_OWN: &[&str] = &[
@@ -33,24 +38,49 @@ const KERNELS_OWN: &[&str] = &[
 ];
 /// The same, below a proc mount. `core_pattern` alone would start any program outside.
 const PROC_ORDERS: &[&str] = &["bus", "fs", "irq", "sys", "sysrq-trigger"];
-/// Services that start processes or resolve names for whoever asks, outside of every workload.
+/// Services that start processes, type for others or reach the network for whoever asks, outside of every workload.
 const SERVICES: &[&str] = &[
     "/run/avahi-daemon/socket",
     "/run/containerd/containerd.sock",
     "/run/crio/crio.sock",
+    "/run/cups/cups.sock",
     "/run/dbus/system_bus_socket",
     "/run/docker.sock",
+    "/run/incus",
+    "/run/initctl",
+    "/run/libvirt",
     "/run/nscd/socket",
     "/run/podman/podman.sock",
+    "/run/screen",
+    "/run/snapd-snap.socket",
     "/run/snapd.socket",
+    "/run/systemd/io.systemd.Import",
+    "/run/systemd/io.systemd.Manager",
+    "/run/systemd/machine",
     "/run/systemd/private",
     "/run/systemd/resolve/io.systemd.Resolve",
+    "/run/udev/control",
     "/run/user",
+    "/var/lib/incus/unix.socket",
+    "/var/lib/lxd/unix.socket",
+    "/var/snap/lxd/common/lxd/unix.socket",
 ];
+/// Where systemd keeps the credentials of units, those of this host and those decrypted for one that runs.
+const CREDENTIAL_STORES: &[&str] = &[
+    "/etc/credstore",
+    "/etc/credstore.encrypted",
+    "/run/credstore",
+    "/run/credstore.encrypted",
+    "/usr/lib/credstore",
+    "/usr/lib/credstore.encrypted",
+];
+const UNIT_CREDENTIALS: &str = "/run/credentials";
+/// Options of a file system with nothing in it.
+const EMPTY: &str = "mode=0555,size=4k";
 
 /// Moves this process, which must have one thread, into a view of its own. `hidden` can't be read there,
-/// `fixed` can't be changed.
-pub(super) fn isolate(hidden: &[PathBuf], fixed: &[PathBuf]) -> anyhow::Result<()> {
+/// `fixed` can't be changed; neither can another directory be put in the place of one above them.
+pub(super) fn isolate(hidden: &[PathBuf], fixed: &[PathBuf], temporary: Temporary) -> anyhow::Result<()> {
     if !caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN)? {
         if nix::unistd::geteuid().is_root() {
             bail!("without CAP_SYS_ADMIN a command can't be kept from root's files; run it as another user");
@@ -62,22 +92,93 @@ pub(super) fn isolate(hidden: &[PathBuf], fixed: &[PathBuf]) -> anyhow::Result<(
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
         .context("can't make the mounts private")?;
+    // First, since what follows goes by path and has to meet what can be seen.
+    if temporary == Temporary::Private {
+        temporary::make_private(here.as_deref().ok())?;
+    }
+    pin_above(hidden.iter().chain(fixed))?;
     for entry in mounts()? {
         if KERNELS_OWN.contains(&entry.kind.as_str()) {
             read_only(&entry.place, entry.flags)?;
         } else if entry.kind == "proc" {
-            for name in PROC_ORDERS {
-                fix(&entry.place.join(name))?;
-            }
+            narrow_proc(&entry)?;
         }
     }
     fixed.iter().try_for_each(|path| fix(path))?;
     hidden.iter().try_for_each(|path| hide(path))?;
-    SERVICES.iter().try_for_each(|path| hide(Path::new(path)))?;
+    let others = SERVICES.iter().chain(CREDENTIAL_STORES);
+    others.map(Path::new).try_for_each(hide)?;
+    hide_unit_credentials()?;
     // Else a working directory below something hidden would still lead there.
     std::env::set_current_dir(here.unwrap_or_else(|_gone| "/".into()))
         .or_else(|_hidden| std::env::set_current_dir("/"))
         .context("can't change the working directory")
+}
+
+/// Binds each directory above these paths to itself: what is mounted on can't be renamed or removed, so nobody can
+/// put a tree of their own there, for the agent to read at its next start.
+fn pin_above<'a>(paths: impl Iterator<Item = &'a PathBuf>) -> anyhow::Result<()> {
+    let real = paths.filter_map(|path| fs::canonicalize(path).ok());
+    let root = Path::new("/");
+    // In order, so that none covers one below it.
+    let above: BTreeSet<PathBuf> = real
+        .flat_map(|path| {
+            let all: Vec<_> = path.ancestors().skip(1).map(Path::to_owned).collect();
+            all
+        })
+        .filter(|path| path != root)
+        .collect();
+    above.iter().try_for_each(|path| bind(path))
+}
+
+/// A proc of the command's own that shows it the processes that it may look into: those of its domain. Files such
+/// as `oom_score_adj` would be its own to write by the user alone.
+fn narrow_proc(entry: &Mounted) -> anyhow::Result<()> {
+    if entry.root != "/" {
+        return read_only(&entry.place, entry.flags);
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    match mount(
+        Some("proc"),
+        &entry.place,
+        Some("proc"),
+        flags,
+        Some("hidepid=ptraceable"),
+    ) {
+        Ok(()) => {}
+        // Covered by another mount, so out of reach.
+        Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
+        Err(errno) => return Err(errno).with_context(|| format!("can't mount {}", entry.place.display())),
+    }
+    PROC_ORDERS
+        .iter()
+        .try_for_each(|name| fix(&entry.place.join(name)))
+}
+
+/// Covers the credentials of all units but the one that this process was started with, if any.
+fn hide_unit_credentials() -> anyhow::Result<()> {
+    let all = Path::new(UNIT_CREDENTIALS);
+    let own = std::env::var_os("CREDENTIALS_DIRECTORY")
+        .and_then(|own| fs::canonicalize(own).ok())
+        .filter(|own| own.parent() == Some(all));
+    let Some(own) = own else {
+        return hide(all);
+    };
+    let kept =
+        open(&own, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).context("the unit's credentials")?;
+    let none: Option<&str> = None;
+    mount(Some("none"), all, Some("tmpfs"), MsFlags::empty(), Some(EMPTY))
+        .context("can't hide credentials")?;
+    fs::create_dir(&own).context("can't keep the unit's credentials")?;
+    temporary::bind_descriptor(&kept, &own)?;
+    mount(
+        none,
+        all,
+        none,
+        MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY,
+        none,
+    )
+    .context("can't hide credentials")
 }
 
 /// Refuses standard streams that are network sockets: made elsewhere, they are seen by no hook.
@@ -106,6 +207,7 @@ fn is_network(stream: &impl AsFd) -> bool {
 }
 
 struct Mounted {
+    root: String,
     place: PathBuf,
     kind: String,
     flags: MsFlags,
@@ -123,6 +225,7 @@ fn mounts() -> anyhow::Result<Vec<Mounted>> {
             flags.set(flag, entry.mount_options.contains_key(name));
         }
         Mounted {
+            root: entry.root,
             place: entry.mount_point,
             kind: entry.fs_type,
             flags,
@@ -146,11 +249,15 @@ fn fix(path: &Path) -> anyhow::Result<()> {
     let Ok(path) = fs::canonicalize(path) else {
         return Ok(());
     };
+    bind(&path)?;
+    read_only(&path, MsFlags::empty())
+}
+
+/// Makes a mount of its own of a path that may be a part of one.
+fn bind(path: &Path) -> anyhow::Result<()> {
     let none: Option<&str> = None;
     let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
-    mount(Some(path.as_path()), &path, none, flags, none)
-        .with_context(|| format!("can't bind {}", path.display()))?;
-    read_only(&path, MsFlags::empty())
+    mount(Some(path), path, none, flags, none).with_context(|| format!("can't bind {}", path.display()))
 }
 
 /// Covers a directory with an empty one and anything else with `/dev/null`; fine if it isn't there.
@@ -172,14 +279,7 @@ fn hide(path: &Path) -> anyhow::Result<()> {
     let none: Option<&str> = None;
     if path.is_dir() {
         let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-        return mount(
-            Some("none"),
-            &path,
-            Some("tmpfs"),
-            flags,
-            Some("mode=0555,size=4k"),
-        )
-        .with_context(failed);
+        return mount(Some("none"), &path, Some("tmpfs"), flags, Some(EMPTY)).with_context(failed);
     }
     File::open("/dev/null").context("there is no /dev/null")?;
     mount(Some("/dev/null"), &path, none, MsFlags::MS_BIND, none).with_context(failed)

@@ -34,6 +34,7 @@ fn stage() {
     let args = Args {
         workload: WorkloadName::parse("w").unwrap(),
         user: std::env::var(USER).ok(),
+        shared_tmp: false,
         command: std::env::var(COMMAND)
             .unwrap()
             .split(' ')
@@ -127,8 +128,7 @@ fn the_exit_code_is_the_commands_own() {
 
 #[test]
 fn root_can_run_the_command_as_another_user() {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: only root can change the user");
+    if crate::tests::lacks_root() {
         return;
     }
     let output = exec("id -u", Some("nobody"));

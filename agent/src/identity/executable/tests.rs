@@ -92,8 +92,7 @@ fn a_replaced_executable_does_not_lend_its_path() {
 
 #[test]
 fn a_program_bind_mounted_over_another_does_not_borrow_its_path() {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: bind mounts need root");
+    if crate::tests::lacks_root() {
         return;
     }
     let scratch = tempfile::tempdir().unwrap();

@@ -8,6 +8,7 @@ const LIMITS: FrameLimits = FrameLimits {
     resets: 3,
     idle_frames: 5,
     window: Duration::from_secs(10),
+    head: Duration::from_secs(15),
 };
 
 fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
@@ -20,7 +21,7 @@ fn reset(stream: u8) -> Vec<u8> {
 }
 
 /// What the server reads of these bytes, and what it says of them.
-async fn served(bytes: &[u8], piece: usize) -> (io::Result<Vec<u8>>, Option<Flood>) {
+async fn served(bytes: &[u8], piece: usize) -> (io::Result<Vec<u8>>, Option<Abuse>) {
     let (mut near, far) = duplex(64);
     let mut frames = Frames::new(far, LIMITS);
     let tally = frames.tally();
@@ -37,7 +38,7 @@ async fn served(bytes: &[u8], piece: usize) -> (io::Result<Vec<u8>>, Option<Floo
         near.shutdown().await.unwrap();
         drop(near.read_to_end(&mut Vec::new()).await);
     });
-    (read.map(|_| got), tally.flood())
+    (read.map(|_| got), tally.abuse())
 }
 
 #[tokio::test(start_paused = true)]
@@ -75,7 +76,7 @@ async fn one_reset_too_many_ends_the_connection_with_enhance_your_calm() {
         near.shutdown().await.unwrap();
     });
     read.unwrap_err();
-    assert_eq!(tally.flood(), Some(Flood::Resets));
+    assert_eq!(tally.abuse(), Some(Abuse::Resets));
     assert_eq!(
         said,
         [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, ENHANCE_YOUR_CALM]
@@ -88,7 +89,7 @@ async fn frames_without_a_call_are_a_flood_of_their_own_and_old_ones_are_forgott
     for kind in [2, 4, 6, DATA, 200] {
         let flood = vec![frame(kind, 0, 1, b""); 6].concat();
         let bytes = [vec![b'P'; PREFACE], flood].concat();
-        assert_eq!(served(&bytes, 64).await.1, Some(Flood::IdleFrames), "{kind}");
+        assert_eq!(served(&bytes, 64).await.1, Some(Abuse::IdleFrames), "{kind}");
     }
     let (mut near, far) = duplex(4096);
     let mut frames = Frames::new(far, LIMITS);
@@ -99,7 +100,7 @@ async fn frames_without_a_call_are_a_flood_of_their_own_and_old_ones_are_forgott
         assert_ne!(frames.read(&mut buffer).await.unwrap(), 0);
         tokio::time::advance(Duration::from_secs(4)).await;
     }
-    assert_eq!(frames.tally().flood(), None);
+    assert_eq!(frames.tally().abuse(), None);
 }
 
 /// What of `opened` requests was rejected when the library had sent `frames` and handed `served` of them over.
@@ -183,4 +184,38 @@ async fn a_side_that_can_not_send_says_nothing_of_rejections() {
     let written = tokio::time::timeout(Duration::from_secs(1), watched.write_all(&[0; 100])).await;
     written.unwrap_err();
     assert_eq!((tally.rejections(0).count(), tally.unserved(0)), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_has_its_time_however_it_drips_and_bodies_have_none() {
+    let drip = |bytes: Vec<u8>| async move {
+        let (mut near, far) = duplex(4096);
+        let mut watched = Frames::new(far, LIMITS);
+        near.write_all(&[b'P'; PREFACE]).await.unwrap();
+        let tally = watched.tally();
+        let start = Instant::now();
+        let dripping = async {
+            for byte in bytes {
+                drop(near.write_all(&[byte]).await);
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            drop(near);
+        };
+        let mut got = Vec::new();
+        let reading = async {
+            drop(watched.read_to_end(&mut got).await);
+            start.elapsed().as_secs()
+        };
+        let ((), after) = tokio::join!(dripping, reading);
+        (tally.abuse(), after)
+    };
+    let long = vec![0; 200];
+    let slow = drip([&[0, 0, 200, HEADERS, END_HEADERS, 0, 0, 0, 1], long.as_slice()].concat()).await;
+    // Nine bytes say what it is; then its time, and the moment for our last words.
+    assert_eq!(slow, (Some(Abuse::SlowHead), 8 + 15 + 1));
+    let continued = frame(HEADERS, 0, 1, b"");
+    let continued = drip([continued, frame(CONTINUATION, END_HEADERS, 1, &long)].concat()).await;
+    assert_eq!(continued, (Some(Abuse::SlowHead), 8 + 15 + 1));
+    let body = drip([frame(HEADERS, END_HEADERS, 1, b"four"), frame(DATA, 0, 1, &long)].concat()).await;
+    assert_eq!(body, (None, 13 + 209));
 }

@@ -7,6 +7,7 @@ use std::cell::Cell;
 use std::future::{Future as _, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
+use std::task::Poll;
 
 use http::StatusCode;
 use hyper::server::conn::http2;
@@ -20,15 +21,15 @@ use crate::net::deadline::Timed;
 use crate::net::frames::{Frames, Rejection};
 use crate::policy::DenialReason;
 
-use super::super::Local;
 use super::super::failure::{self, Failure};
 use super::super::limits::Limits;
 use super::super::request::Entry;
+use super::super::taking::Streams;
 
 /// Serves requests until the connection ends.
 ///
 /// # Errors
-/// Where the client broke the protocol or flooded: its connection then has a record of its own.
+/// Where the client broke the protocol, flooded or dripped: its connection then has a record of its own.
 pub(super) async fn serve<S>(entry: Rc<Entry>, stream: S) -> Result<(), Failure>
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
@@ -42,14 +43,19 @@ where
     let stream = Frames::new(stream, limits.frames());
     let tally = stream.tally();
     let handed_over = Cell::new(0);
+    let streams = Streams::new(limits.write_stall());
     let service = service_fn(|request| {
         handed_over.set(handed_over.get() + 1);
-        super::answer(&entry, request)
+        super::answer(&entry, request, Some(streams.begin()))
     });
-    let mut serving = pin!(builder(limits).serve_connection(TokioIo::new(stream), service));
+    let mut serving = pin!(builder(limits, streams.clone()).serve_connection(TokioIo::new(stream), service));
     let mut draining = pin!(entry.connection.thread.draining.cancelled());
+    let mut cut = pin!(entry.connection.cut.cancelled());
     let mut drained = false;
     let served = poll_fn(|cx| {
+        if cut.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
         if !drained && draining.as_mut().poll(cx).is_ready() {
             drained = true;
             serving.as_mut().graceful_shutdown();
@@ -61,9 +67,9 @@ where
         polled
     })
     .await;
-    let failure = tally.flood().map_or_else(
+    let failure = tally.abuse().map_or_else(
         || served.as_ref().err().and_then(failure::of_client_http2),
-        |flood| Some(failure::of_flood(flood)),
+        |abuse| Some(failure::of_abuse(abuse)),
     );
     if failure.is_none() {
         (0..tally.unserved(handed_over.get())).for_each(|_| record(&entry, None));
@@ -72,8 +78,8 @@ where
     failure.map_or(Ok(()), Err)
 }
 
-fn builder(limits: &Limits) -> http2::Builder<Local> {
-    let mut builder = http2::Builder::new(Local);
+fn builder(limits: &Limits, streams: Streams) -> http2::Builder<Streams> {
+    let mut builder = http2::Builder::new(streams);
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.h2_streams())

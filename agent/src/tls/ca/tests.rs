@@ -68,7 +68,7 @@ fn a_file_that_others_can_read_or_replace_is_refused() {
 
 #[test]
 fn another_owner_is_refused() {
-    if !nix::unistd::geteuid().is_root() {
+    if crate::tests::lacks_root() {
         return;
     }
     let dir = private_dir();

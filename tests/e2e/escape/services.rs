@@ -1,0 +1,138 @@
+//! Programs outside that act for whoever asks: a command that root starts as another user can't reach those that the
+//! user's session has, in `/tmp` above all.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixListener;
+use std::process::Child;
+
+use anyhow::{Context, Result};
+use harness::{Output, World, agent, require, wait};
+
+use super::start;
+use crate::identity::NOBODY;
+
+/// A directory of a session in `/tmp` and what else a test made there, gone afterwards.
+struct Session {
+    made: Vec<std::path::PathBuf>,
+    server: Option<Child>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let Some(server) = &mut self.server {
+            server.kill().ok();
+            server.wait().ok();
+        }
+        for path in &self.made {
+            fs::remove_dir_all(path).or_else(|_| fs::remove_file(path)).ok();
+        }
+    }
+}
+
+/// `callgate exec --user nobody OPTIONS -- sh -c SCRIPT`, started by root.
+fn exec(world: &World, options: &[&str], script: &str) -> Result<Output> {
+    let (binary, config) = (agent::binary()?, world.config());
+    let paths = [binary.to_str(), config.to_str()].map(Option::unwrap_or_default);
+    let head = [paths[0], "exec", "--config", paths[1], "--workload", "poor"];
+    let args = head
+        .into_iter()
+        .chain(["--user", "nobody"])
+        .chain(options.iter().copied());
+    let args: Vec<&str> = args.chain(["--", "sh", "-c", script]).collect();
+    world.unmanaged()?.run(args)
+}
+
+#[test]
+fn a_command_can_not_ask_the_users_terminal_to_run_something() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start("a_command_can_not_ask_the_users_terminal_to_run_something")?;
+    if world.unmanaged()?.run(["tmux", "-V"])?.code() != Some(0) {
+        eprintln!("skipped: there is no tmux");
+        return Ok(());
+    }
+    // A directory as tmux makes it, and one with a name that says nothing.
+    for name in ["tmux-session", "session"] {
+        let dir = tempfile::Builder::new().prefix(&format!("{name}-")).tempdir()?;
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777))?;
+        let place = dir.path().to_str().context("a path")?;
+        let socket = format!("{place}/default");
+        let server = world
+            .unmanaged()?
+            .user(NOBODY)
+            .env("HOME", "/nonexistent")
+            .command(["tmux", "-D", "-S", &socket, "-f", "/dev/null"])
+            .spawn()?;
+        let _session = Session {
+            made: Vec::new(),
+            server: Some(server),
+        };
+        wait::until("the terminal server", wait::PATIENCE, || {
+            fs::metadata(&socket).ok()
+        })?;
+        let ask =
+            |marker: &str| format!("tmux -N -S {socket} new-session -d 'touch {place}/{marker}; sleep 30'");
+        let inside = exec(&world, &[], &ask("inside"))?;
+        assert!(inside.code() != Some(0), "{name}: {inside:?}");
+        assert!(!fs::exists(format!("{place}/inside"))?);
+        // The same does run where the directory is shared.
+        let shared = exec(&world, &["--shared-tmp"], &ask("shared"))?;
+        assert_eq!(shared.code(), Some(0), "{name}: {shared:?}");
+        wait::until("the escaped command", wait::PATIENCE, || {
+            fs::exists(format!("{place}/shared")).ok()?.then_some(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn temporary_files_of_before_can_be_used_and_sockets_can_not() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start("temporary_files_of_before_can_be_used_and_sockets_can_not")?;
+    let dir = tempfile::Builder::new().prefix("project-").tempdir()?;
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777))?;
+    let project = dir.path().to_str().context("a path")?;
+    let name = dir
+        .path()
+        .file_name()
+        .and_then(|name| name.to_str())
+        .context("a name")?;
+    let (file, link, socket, late) = (
+        format!("/tmp/{name}.txt"),
+        format!("/tmp/{name}.link"),
+        format!("/tmp/{name}.sock"),
+        format!("/tmp/{name}.late"),
+    );
+    fs::write(&file, "before\n")?;
+    std::os::unix::fs::symlink(&file, &link)?;
+    let _listener = UnixListener::bind(&socket)?;
+    let made = [&file, &link, &socket, &late].map(Into::into).into();
+    let _made = Session { made, server: None };
+    let script = format!(
+        "cat {file} {link} && echo kept >{project}/result && test ! -e {socket} && cd {project} && \
+        echo new >{late} && chmod 700 {late} && cat {late} && stat -c %a /tmp /var/tmp"
+    );
+    let reply = exec(&world, &[], &script)?.ok()?;
+    assert_eq!(reply, "before\nbefore\nnew\n1777\n1777\n");
+    assert_eq!(fs::read_to_string(dir.path().join("result"))?, "kept\n");
+    assert!(!fs::exists(&late)?, "what it puts there is its own");
+    Ok(())
+}
+
+#[test]
+fn variables_of_the_session_do_not_reach_the_command() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start("variables_of_the_session_do_not_reach_the_command")?;
+    let client = world
+        .workload("poor")?
+        .env("TMUX", "/x,1,0")
+        .env("SSH_AUTH_SOCK", "/x");
+    let client = client
+        .env("DBUS_SESSION_BUS_ADDRESS", "unix:path=/x")
+        .env("KEPT", "yes");
+    for client in [client.clone(), client.user(NOBODY)] {
+        let script = "echo \"$TMUX|$SSH_AUTH_SOCK|$DBUS_SESSION_BUS_ADDRESS|$KEPT\"";
+        assert_eq!(client.run(["sh", "-c", script])?.ok()?, "|||yes\n");
+    }
+    Ok(())
+}
