@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Request, Response, Uri, header, request, response};
+use http::{HeaderMap, Request, Response, Uri, request, response};
 use http_body_util::Full;
 use hyper::body::{Body, Incoming};
 
@@ -86,7 +86,7 @@ pub(super) async fn serve(
             if let Some(taking) = &taking {
                 taking.linger(body);
             }
-            return Ok(last(&entry, own(answers::refuse(&refusal, "", client))));
+            return Ok(own(answers::refuse(&refusal, "", client)));
         }
     };
     let mut finish = Finish::new(&entry, recorder, taking);
@@ -96,24 +96,14 @@ pub(super) async fn serve(
         Err(failure) => Err(failure),
     };
     Ok(match answer {
-        Ok(Answer::Relay(head, body)) => last(&entry, relay(head, body, finish)),
+        Ok(Answer::Relay(head, body)) => relay(head, body, finish),
         Ok(Answer::Upgrade(switched)) => upgrade::relay(switched, finish),
         Err(failure) if entry.http2 && failure.is_unread() => {
             finish.fail(failure);
             return Err(h2::Reason::REFUSED_STREAM.into());
         }
-        Err(failure) => last(&entry, refuse(failure, finish, client)),
+        Err(failure) => refuse(failure, finish, client),
     })
-}
-
-/// When the worker drains, an HTTP/1 client is told that its connection carries no other request: it can't send one
-/// that meets a closed connection (RFC 9112 section 9.6). HTTP/2 has GOAWAY for that.
-fn last(entry: &Entry, mut response: Response<DownloadBody>) -> Response<DownloadBody> {
-    if !entry.http2 && entry.connection.thread.draining.is_cancelled() {
-        let close = HeaderValue::from_static("close");
-        response.headers_mut().insert(header::CONNECTION, close);
-    }
-    response
 }
 
 /// The phases of a call. Everything that can refuse comes before [`forward`].
