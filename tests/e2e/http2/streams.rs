@@ -277,7 +277,7 @@ fn http_2_and_http_1_are_translated_both_ways() -> Result<()> {
 #[test]
 fn a_refused_upload_is_a_refusal_to_clients_that_take_resets_for_failures() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let (world, _server) = start("a_refused_upload_is_a_refusal", "")?;
+    let (world, _server) = start("")?;
     let url = format!("https://{API}/denied/curl");
     for body in ["short", "@/usr/bin/openssl"] {
         let curl =
