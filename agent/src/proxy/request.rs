@@ -34,8 +34,6 @@ use super::tracker::StillAllowed;
 use super::{upgrade, upstream};
 use asked::Asked;
 
-use asked::Asked;
-
 /// How requests came in: the connection, and what TLS said of it.
 #[derive(Debug)]
 pub(super) struct Entry {
