@@ -191,7 +191,7 @@ impl Supervisor {
         let mut capture = Capture::start(&config)?;
         capture.arm_all(&policy)?;
         let headroom = Headroom::of_self(capture.mount(), config.limits.memory_percent);
-        let answers = Answers::new(&capture, Arc::new(root), &policy);
+        let answers = Answers::new(&capture, Arc::new(root));
         let (server, admin) = socket.serve(capture.parent());
         let mut supervisor = Self {
             config,
@@ -309,7 +309,7 @@ impl Supervisor {
         self.kernel_log.tell_faults(self.capture.faults(), Instant::now());
         let in_force = (self.policy.as_ref(), self.generation);
         self.records
-            .kernel(&reports, &self.capture, in_force, self.answers.resolver(), last);
+            .kernel(&reports, &self.capture, in_force, &self.answers, last);
     }
 
     async fn answer(&mut self, request: Request) {
@@ -340,6 +340,7 @@ impl Supervisor {
             tracing::error!("a worker does not end; its open calls are recorded by the next start");
         }
         self.read_events(true);
+        self.records.last_facts().await;
         Ok(())
     }
 }

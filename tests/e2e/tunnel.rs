@@ -5,7 +5,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 
 use anyhow::{Context, Result};
-use harness::{Output, Record, Upstream, World, assert_record, require};
+use harness::{Output, Record, Upstream, World, assert_record, require, wait};
 
 use crate::identity::{API, CODE, status};
 
@@ -129,11 +129,11 @@ fn a_tunnel_passes_tls_unread_to_the_named_host_and_puts_nothing_on() -> Result<
         .map(|one| (one.protocol.as_str(), one.authorization.as_str()))
         .collect();
     assert_eq!(seen, [("HTTP/1.1", "Bearer mine"), ("HTTP/2.0", "Bearer mine")]);
-    let records: Vec<_> = world
-        .records()?
-        .into_iter()
-        .filter(|one| one.text("kind") != "kernel_refusal")
-        .collect();
+    let records = wait::until("both records", wait::PATIENCE, || {
+        let mut records = world.records().ok()?;
+        records.retain(|record| record.text("kind") != "kernel_refusal");
+        (records.len() >= 2).then_some(records)
+    })?;
     assert_eq!(records.len(), 2, "{records:?}");
     for record in records {
         assert_eq!(

@@ -21,7 +21,7 @@ const MALFORMED: End = (
     "call /malformed denied malformed_request 400 malformed_request",
 );
 
-const REQUESTS: [(&str, End); 26] = [
+const REQUESTS: [(&str, End); 33] = [
     ("no-path", RESET),
     ("empty-path", RESET),
     ("relative-path", RESET),
@@ -41,6 +41,35 @@ const REQUESTS: [(&str, End); 26] = [
         ("status 403", "call  denied forbidden_form 403 forbidden_form"),
     ),
     ("extended-connect", RESET),
+    (
+        "star-path",
+        ("status 403", "call * denied ambiguous_path 403 ambiguous_path"),
+    ),
+    ("absolute-path", RESET),
+    (
+        "dotted-path",
+        (
+            "status 403",
+            "call /dotted/../path denied ambiguous_path 403 ambiguous_path",
+        ),
+    ),
+    (
+        "encoded-path",
+        (
+            "status 403",
+            "call /encoded%2fpath denied ambiguous_path 403 ambiguous_path",
+        ),
+    ),
+    (
+        "double-path",
+        (
+            "status 403",
+            "call //double denied ambiguous_path 403 ambiguous_path",
+        ),
+    ),
+    // A fragment is cut off before anything looks at the path: what is matched is what is sent.
+    ("fragment", ("status 200", "call /fragment completed - 200 -")),
+    ("blank", RESET),
     (
         "trace",
         (
@@ -128,7 +157,7 @@ fn check(settings: &str, cases: &[(&str, End)]) -> Result<()> {
     assert!(
         paths
             .iter()
-            .all(|path| ["/host-alone", "reset/echo/short"].contains(path)),
+            .all(|path| ["/fragment", "/host-alone", "reset/echo/short"].contains(path)),
         "{paths:?}"
     );
     Ok(())

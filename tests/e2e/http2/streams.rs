@@ -273,3 +273,18 @@ fn http_2_and_http_1_are_translated_both_ways() -> Result<()> {
     assert_eq!((arrived.len(), arrived[0].body), (1, 4), "{arrived:?}");
     Ok(())
 }
+
+#[test]
+fn a_refused_upload_is_a_refusal_to_clients_that_take_resets_for_failures() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let (world, _server) = start("")?;
+    let url = format!("https://{API}/denied/curl");
+    for body in ["short", "@/usr/bin/openssl"] {
+        let curl =
+            format!("curl -sS -o /dev/null -w %{{http_code}} -m 10 --http2 --data-binary {body} {url}");
+        let script = format!("for i in $(seq 15); do {curl}; echo; done");
+        let got = world.workload("billing")?.run(["sh", "-c", &script])?.ok()?;
+        assert_eq!(got, "403\n".repeat(15), "{body}");
+    }
+    Ok(())
+}

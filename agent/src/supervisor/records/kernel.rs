@@ -7,13 +7,16 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::audit::record::{self, Caller, Decision, PolicyVersion, Protocol};
+use tokio::sync::mpsc;
+
+use crate::audit::record::{self, Caller, Decision, PolicyVersion, Protocol, Record};
 use crate::audit::{Kind, Outcome};
 use crate::ebpf::{Origin, Reason, Report};
-use crate::identity::Cgroup;
 use crate::identity::resolve::{Claim, Resolver, Want};
+use crate::identity::{Cgroup, WorkloadName};
 use crate::policy::Policy;
 
+use super::super::answers::Answers;
 use super::super::capture::Capture;
 use super::{Records, blank, digest};
 
@@ -73,17 +76,75 @@ impl Floods {
     }
 }
 
+/// How long facts about a caller may take: what can't be seen by then is not in its record.
+const FACTS: Duration = Duration::from_secs(1);
+
+/// Records whose callers are being looked at.
+#[derive(Debug)]
+pub(super) struct Looking {
+    under_way: usize,
+    found: mpsc::UnboundedReceiver<Record>,
+    tell: mpsc::UnboundedSender<Record>,
+}
+
+impl Default for Looking {
+    fn default() -> Self {
+        let (tell, found) = mpsc::unbounded_channel();
+        Self {
+            under_way: 0,
+            found,
+            tell,
+        }
+    }
+}
+
+impl Looking {
+    /// Looks at who it was, beside everything else: a file system that hangs must hold up nobody.
+    fn look(&mut self, answers: &Arc<Answers>, origin: Origin, mut record: Record) {
+        self.under_way += 1;
+        let (answers, tell) = (Arc::clone(answers), self.tell.clone());
+        tokio::spawn(async move {
+            let look = answers.about(origin.workload(), move |resolver| proven(&origin, resolver));
+            if let Ok(Some(Some(caller))) = tokio::time::timeout(FACTS, look).await {
+                record.caller = Arc::new(caller);
+            }
+            // The receiver lives as long as the supervisor.
+            drop(tell.send(record));
+        });
+    }
+
+    fn take(&mut self) -> Vec<Record> {
+        let found: Vec<_> = std::iter::from_fn(|| self.found.try_recv().ok()).collect();
+        self.under_way = self.under_way.saturating_sub(found.len());
+        found
+    }
+}
+
 impl Records {
+    /// Waits for the facts of the last records.
+    pub(in super::super) async fn last_facts(&mut self) {
+        while self.looking.under_way > 0 {
+            let Some(record) = self.looking.found.recv().await else {
+                return;
+            };
+            self.looking.under_way -= 1;
+            self.append(&record);
+        }
+    }
+
     /// Records what the kernel reported since the last time. Call it also when that is nothing. After the `last` time
-    /// nothing is kept for later.
+    /// nothing is kept for later, but what [`Self::last_facts`] waits for.
     pub(in super::super) fn kernel(
         &mut self,
         reports: &[Report],
         capture: &Capture,
         (policy, generation): (&Policy, u64),
-        resolver: &Resolver,
+        answers: &Arc<Answers>,
         last: bool,
     ) {
+        for record in self.looking.take() {
+            self.append(&record);
+        }
         let now = Instant::now();
         let version = Arc::new(PolicyVersion {
             digest: digest(policy.digest()),
@@ -93,40 +154,46 @@ impl Records {
             if !self.floods.is_each(report, now) {
                 continue;
             }
-            let mut record = blank(kind(report.reason), caller(&report.origin, capture, resolver));
+            let workload = capture.name_of(report.origin.workload()).cloned();
+            let mut record = blank(kind(report.reason), reported(&report.origin, workload));
             let destination = report.origin.destination();
             record.original_destination =
                 Some(destination).filter(|to| to.port() != 0 || !to.ip().is_unspecified());
             record.protocol = protocol(report.origin.protocol());
-            self.decided(record, report.reason, u64::from(report.suppressed) + 1, &version);
+            decided(
+                &mut record,
+                report.reason,
+                u64::from(report.suppressed) + 1,
+                &version,
+            );
+            if report.origin.has_caller() {
+                self.looking.look(answers, report.origin, record);
+            } else {
+                self.append(&record);
+            }
         }
         for (workload, reason, count) in self.floods.over(if last { now + WINDOW } else { now }) {
             let caller = Caller {
                 workload: capture.name_of(workload).cloned(),
                 ..Caller::default()
             };
-            self.decided(blank(kind(reason), caller), reason, count, &version);
+            let mut record = blank(kind(reason), caller);
+            decided(&mut record, reason, count, &version);
+            self.append(&record);
         }
     }
+}
 
-    fn decided(
-        &mut self,
-        mut record: record::Record,
-        reason: Reason,
-        count: u64,
-        version: &Arc<PolicyVersion>,
-    ) {
-        record.policy = Some(Arc::clone(version));
-        record.count = Some(count);
-        if reason == Reason::Direct {
-            record.decision = Some(Decision::Allow);
-            record.outcome = Outcome::Completed;
-        } else {
-            record.decision = Some(Decision::Deny);
-            record.outcome = Outcome::Denied;
-            record.reason = Some(reason.as_str().into());
-        }
-        self.append(&record);
+fn decided(record: &mut Record, reason: Reason, count: u64, version: &Arc<PolicyVersion>) {
+    record.policy = Some(Arc::clone(version));
+    record.count = Some(count);
+    if reason == Reason::Direct {
+        record.decision = Some(Decision::Allow);
+        record.outcome = Outcome::Completed;
+    } else {
+        record.decision = Some(Decision::Deny);
+        record.outcome = Outcome::Denied;
+        record.reason = Some(reason.as_str().into());
     }
 }
 
@@ -146,22 +213,21 @@ fn protocol(number: u8) -> Option<Protocol> {
     }
 }
 
-/// Who it was, from what `/proc` and the cgroup tree still say of it; where they say nothing any more, from the
-/// kernel's own facts alone.
-fn caller(origin: &Origin, capture: &Capture, resolver: &Resolver) -> Caller {
+/// Who it was, from what `/proc` and the cgroup tree still say of it; `None` where they say nothing any more. Blocks.
+fn proven(origin: &Origin, resolver: &Resolver) -> Option<Caller> {
     let want = Want {
         exe: true,
         digest: false,
     };
-    if origin.has_caller()
-        && let Ok(identity) = resolver.resolve(&Claim::from(origin), want)
-    {
-        let mut caller = Caller::from(&identity);
-        // The kernel reported the file even where its path can't be proven.
-        caller.exe = caller.exe.or_else(|| exe(origin));
-        return caller;
-    }
-    let workload = capture.name_of(origin.workload()).cloned();
+    let identity = resolver.resolve(&Claim::from(origin), want).ok()?;
+    let mut caller = Caller::from(&identity);
+    // The kernel reported the file even where its path can't be proven.
+    caller.exe = caller.exe.or_else(|| exe(origin));
+    Some(caller)
+}
+
+/// Who it was, from the kernel's own facts alone.
+fn reported(origin: &Origin, workload: Option<WorkloadName>) -> Caller {
     if !origin.has_caller() {
         return Caller {
             workload,
