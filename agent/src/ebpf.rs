@@ -9,6 +9,7 @@
 mod addresses;
 mod btf;
 pub mod cgroup;
+mod earlier;
 pub mod events;
 mod faults;
 pub mod features;

@@ -36,6 +36,7 @@ worlds! {
     a_flood_of_refusals_is_cut_and_counted
     direct_connections_are_told_of_behind_a_flood
     what_is_withdrawn_stays_held_with_nothing_allowed
+    what_lies_on_another_level_than_before_stays_held
 }
 
 worlds! {

@@ -170,6 +170,36 @@ pub(super) fn take<K: aya::Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Opti
     }
 }
 
+/// Whether there is a cgroup of this id, by its file handle (fs/kernfs/mount.c, FILEID_KERNFS). Ids are not given twice
+/// while the host runs.
+pub(super) fn cgroup_exists(mount: BorrowedFd<'_>, id: u64) -> io::Result<bool> {
+    #[repr(C)]
+    struct Handle {
+        bytes: libc::c_uint,
+        kind: libc::c_int,
+        id: u64,
+    }
+    const KERNFS: libc::c_int = 0xfe;
+    let mut handle = Handle {
+        bytes: libc::c_uint::try_from(size_of::<u64>()).map_err(io::Error::other)?,
+        kind: KERNFS,
+        id,
+    };
+    let flags = libc::O_PATH | libc::O_CLOEXEC;
+    // SAFETY: a whole handle that says its own length.
+    let answer = unsafe { libc::open_by_handle_at(mount.as_raw_fd(), (&raw mut handle).cast(), flags) };
+    if answer >= 0 {
+        drop(owned(answer));
+        return Ok(true);
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() == Some(libc::ESTALE) {
+        Ok(false)
+    } else {
+        Err(error)
+    }
+}
+
 /// What a link is attached to.
 pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     let mut info = LinkInfo::default();

@@ -2,11 +2,12 @@
 
 use std::io::Write as _;
 use std::net::TcpListener;
+use std::os::unix::fs::MetadataExt as _;
 
 use anyhow::{Context as _, Result};
-use callgate::ebpf::{Direct, Programs, Reason, Transport};
+use callgate::ebpf::{Direct, LoadOptions, Programs, Reason, Transport};
 
-use super::cases::{ECONNREFUSED, EPROTONOSUPPORT};
+use super::cases::{ECONNREFUSED, EPERM, EPROTONOSUPPORT, until};
 use super::world::World;
 
 pub(super) fn a_direct_rule_passes_and_is_reported(world: &mut World) -> Result<()> {
@@ -117,6 +118,25 @@ pub(super) fn what_is_withdrawn_stays_held_with_nothing_allowed(world: &mut Worl
     let [(id, 1)] = next.armed() else {
         panic!("{:?}", next.armed())
     };
-    assert!(next.is_attached(*id));
+    assert!(next.exists(*id));
+    Ok(())
+}
+
+pub(super) fn what_lies_on_another_level_than_before_stays_held(world: &mut World) -> Result<()> {
+    world.serve(1, "one")?;
+    std::fs::create_dir_all(world.base.join("parent/deep/deeper"))?;
+    let options = LoadOptions {
+        parent: world.options.parent.join("deep/deeper"),
+        ..world.options.clone()
+    };
+    let next = Programs::load(&options)?;
+    assert_eq!(world.one(&["socket", "2", "3", "1"])?, EPROTONOSUPPORT);
+    assert_eq!(world.one(&["tcp", "192.0.2.1:25"])?, EPERM);
+    assert_eq!(world.count(Reason::UnmarkedSocket)?, 0);
+    let id = std::fs::metadata(world.cgroup("one"))?.ino();
+    assert!(next.exists(id));
+    let removed = || Ok(std::fs::remove_dir(world.cgroup("one")).is_ok());
+    until(removed)?;
+    assert!(!next.exists(id));
     Ok(())
 }
