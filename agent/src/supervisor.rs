@@ -5,6 +5,7 @@
 //! worker serves it. Stop: the worker drains; pins stay, so what is managed stays held.
 
 pub mod answers;
+mod callers;
 pub mod capture;
 mod crew;
 mod foreign;
@@ -15,6 +16,7 @@ mod reload;
 mod report;
 pub mod sandbox;
 mod succession;
+mod turns;
 pub mod worker_process;
 
 use std::path::{Path, PathBuf};
@@ -37,6 +39,7 @@ use crate::systemd;
 use crate::tls;
 
 use answers::Answers;
+use callers::{Callers, Heard};
 use capture::Capture;
 use crew::{Crew, Drain};
 use headroom::Headroom;
@@ -164,6 +167,7 @@ struct Supervisor {
     headroom: Headroom,
     records: Records,
     answers: Arc<Answers>,
+    callers: Callers,
     crew: Crew,
     worker_error: Option<String>,
     admin: mpsc::Receiver<Request>,
@@ -188,6 +192,7 @@ impl Supervisor {
         capture.arm_all(&policy)?;
         let headroom = Headroom::of_self(capture.mount(), config.limits.memory_percent);
         let answers = Answers::new(&capture, Arc::new(root), &policy);
+        let callers = Callers::start(answers.resolver()).map_err(io("start", Path::new("a thread")))?;
         let (server, admin) = socket.serve(capture.parent());
         let mut supervisor = Self {
             config,
@@ -203,6 +208,7 @@ impl Supervisor {
             headroom,
             records,
             answers: Arc::new(answers),
+            callers,
             crew: Crew::new(REPLACED),
             worker_error: None,
             admin,
@@ -300,9 +306,13 @@ impl Supervisor {
 
     fn read_events(&mut self) {
         let reports = self.capture.reports();
-        let in_force = (self.policy.as_ref(), self.generation);
-        self.records
-            .kernel(&reports, &self.capture, in_force, self.answers.resolver());
+        let heard = reports.into_iter().map(|report| Heard {
+            workload: self.capture.name_of(report.origin.workload()).cloned(),
+            report,
+        });
+        let in_force = records::version(&self.policy, self.generation);
+        self.callers.ask(heard.collect(), in_force);
+        self.records.kernel(self.callers.named());
     }
 
     async fn answer(&mut self, request: Request) {
@@ -333,6 +343,7 @@ impl Supervisor {
             tracing::error!("a worker does not end; its open calls are recorded by the next start");
         }
         self.read_events();
+        self.records.kernel(self.callers.rest());
         Ok(())
     }
 }

@@ -37,5 +37,7 @@ mod replace;
 mod sandbox;
 /// What an operator can get wrong at start and reload: said clearly, nothing left behind, nothing lost.
 mod startup;
+/// What never answers holds up its own workload alone.
+mod stuck;
 /// TLS between client and agent: what is served, what is refused, and how.
 mod tls;

@@ -3,31 +3,34 @@
 //! What comes up is checked again here: the worker reads what the network sends.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use tokio::sync::Semaphore;
 
+use crate::addr::HostName;
 use crate::channel::supervisor::Sender;
 use crate::channel::{Refusal, ToSupervisor, ToWorker};
 use crate::ebpf::Origin;
 use crate::identity::executable::DEFAULT_MAX_DIGEST_BYTES;
-use crate::identity::resolve::{Claim, Resolver, Want};
+use crate::identity::resolve::{Claim, ResolveError, Resolver, Want};
 use crate::policy::Policy;
 use crate::tls::ca::Root;
 
 use super::capture::Capture;
+use super::turns::{Late, Turns};
 use super::worker_process::Answering;
 
-/// Questions worked on at once; the others wait their turn.
-const AT_ONCE: usize = 16;
+/// How long an answer may take; the worker gives up after ten seconds.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Signing has turns of its own, under a number that no workload has.
+const SIGNING: u32 = u32::MAX;
 
 /// What answers need.
 pub(super) struct Answers {
     resolver: Arc<Resolver>,
     root: Arc<Root>,
     policy: Arc<ArcSwap<Policy>>,
-    turns: Arc<Semaphore>,
+    turns: Arc<Turns>,
 }
 
 impl Answers {
@@ -44,7 +47,7 @@ impl Answers {
             resolver: Arc::new(resolver),
             root,
             policy: Arc::new(ArcSwap::new(Arc::clone(policy))),
-            turns: Arc::new(Semaphore::new(AT_ONCE)),
+            turns: Arc::new(Turns::new(PATIENCE)),
         }
     }
 
@@ -57,8 +60,8 @@ impl Answers {
     }
 
     /// What finds out who a caller is.
-    pub(super) fn resolver(&self) -> &Resolver {
-        &self.resolver
+    pub(super) fn resolver(&self) -> Arc<Resolver> {
+        Arc::clone(&self.resolver)
     }
 
     pub(super) fn set_policy(&self, policy: &Arc<Policy>) {
@@ -68,47 +71,18 @@ impl Answers {
 
 impl Answering for Answers {
     fn take(&self, said: ToSupervisor, sender: &Sender) -> Option<ToSupervisor> {
-        let work: Box<dyn FnOnce() -> ToWorker + Send> = match said {
+        let question = match said {
             ToSupervisor::Identify {
                 request,
                 origin,
                 digest,
-            } => {
-                let resolver = Arc::clone(&self.resolver);
-                Box::new(move || ToWorker::Identity {
-                    request,
-                    result: claim(&origin).and_then(|claim| {
-                        resolver
-                            .resolve(&claim, Want { exe: true, digest })
-                            .map(Box::new)
-                            .map_err(Refusal::new)
-                    }),
-                })
-            }
+            } => self.identify(request, &origin, digest),
             ToSupervisor::Executable {
                 request,
                 origin,
                 digest,
-            } => {
-                let resolver = Arc::clone(&self.resolver);
-                Box::new(move || ToWorker::Executable {
-                    request,
-                    result: claim(&origin).and_then(|claim| {
-                        resolver
-                            .recheck(&claim, Want { exe: true, digest })
-                            .map_err(Refusal::new)
-                    }),
-                })
-            }
-            ToSupervisor::Intermediate { host } => {
-                let root = Arc::clone(&self.root);
-                Box::new(move || {
-                    let result = root
-                        .issue_intermediate(&host, SystemTime::now())
-                        .map_err(Refusal::new);
-                    ToWorker::Intermediate { host, result }
-                })
-            }
+            } => self.executable(request, &origin, digest),
+            ToSupervisor::Intermediate { host } => Ok(self.intermediate(host)),
             said @ (ToSupervisor::Ready
             | ToSupervisor::PolicyApplied { .. }
             | ToSupervisor::Status { .. }
@@ -117,10 +91,9 @@ impl Answering for Answers {
         };
         let (turns, sender) = (Arc::clone(&self.turns), sender.clone());
         tokio::spawn(async move {
-            let Ok(_turn) = turns.acquire().await else { return };
-            let Ok(answer) = tokio::task::spawn_blocking(work).await else {
-                tracing::error!("a question of the worker could not be worked on");
-                return;
+            let answer = match question {
+                Ok(question) => question.settle(&turns).await,
+                Err(refused) => refused,
             };
             if sender.send(answer).is_err() {
                 tracing::debug!("the worker that asked is gone");
@@ -130,8 +103,75 @@ impl Answering for Answers {
     }
 }
 
-fn claim(origin: &[u8]) -> Result<Claim, Refusal> {
-    let origin =
-        Origin::from_bytes(origin).ok_or_else(|| Refusal::new("the kernel's record is cut short"))?;
-    Ok(Claim::from(&origin))
+type Work = Box<dyn FnOnce() -> ToWorker + Send>;
+
+/// What to do, in whose turn, and what is said when that takes too long.
+struct Question {
+    workload: u32,
+    work: Work,
+    late: Work,
+}
+
+impl Question {
+    async fn settle(self, turns: &Turns) -> ToWorker {
+        turns.run(self.workload, self.work).await.unwrap_or_else(|Late| {
+            tracing::warn!("a question of the worker was not answered in time");
+            (self.late)()
+        })
+    }
+}
+
+impl Answers {
+    fn identify(&self, request: u64, origin: &[u8], digest: bool) -> Result<Question, ToWorker> {
+        let answer = move |result| ToWorker::Identity { request, result };
+        let claim = self.claim(origin).map_err(|refusal| answer(Err(refusal)))?;
+        let (resolver, bare) = (Arc::clone(&self.resolver), Arc::clone(&self.resolver));
+        let known = claim.clone();
+        let boxed = |found: Result<_, ResolveError>| found.map(Box::new).map_err(Refusal::new);
+        Ok(Question {
+            workload: claim.workload,
+            work: Box::new(move || answer(boxed(resolver.resolve(&claim, Want { exe: true, digest })))),
+            late: Box::new(move || answer(boxed(bare.of_kernel(&known)))),
+        })
+    }
+
+    fn executable(&self, request: u64, origin: &[u8], digest: bool) -> Result<Question, ToWorker> {
+        let answer = move |result| ToWorker::Executable { request, result };
+        let claim = self.claim(origin).map_err(|refusal| answer(Err(refusal)))?;
+        let resolver = Arc::clone(&self.resolver);
+        Ok(Question {
+            workload: claim.workload,
+            work: Box::new(move || {
+                let found = resolver.recheck(&claim, Want { exe: true, digest });
+                answer(found.map_err(Refusal::new))
+            }),
+            late: Box::new(move || answer(Err(Refusal::new("the executable could not be examined in time")))),
+        })
+    }
+
+    fn intermediate(&self, host: HostName) -> Question {
+        let (root, late) = (Arc::clone(&self.root), host.clone());
+        Question {
+            workload: SIGNING,
+            work: Box::new(move || {
+                let result = root
+                    .issue_intermediate(&host, SystemTime::now())
+                    .map_err(Refusal::new);
+                ToWorker::Intermediate { host, result }
+            }),
+            late: Box::new(move || ToWorker::Intermediate {
+                host: late,
+                result: Err(Refusal::new("signing took too long")),
+            }),
+        }
+    }
+
+    /// The kernel's record, of a workload that there is: the worker can't name others to take their turns.
+    fn claim(&self, origin: &[u8]) -> Result<Claim, Refusal> {
+        let origin =
+            Origin::from_bytes(origin).ok_or_else(|| Refusal::new("the kernel's record is cut short"))?;
+        let claim = Claim::from(&origin);
+        self.resolver.of_kernel(&claim).map_err(Refusal::new)?;
+        Ok(claim)
+    }
 }

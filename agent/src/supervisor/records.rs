@@ -13,12 +13,10 @@ use crate::audit::record::{self, Caller, Decision, PolicyVersion, Protocol, Reco
 use crate::audit::{Kind, Outcome, RequestId, Sink as _, file, inflight};
 use crate::channel::worker::StartDescriptors;
 use crate::config::Config;
-use crate::ebpf::{Origin, Reason, Report, WorkerFds};
-use crate::identity::resolve::{Claim, Resolver, Want};
-use crate::identity::{Cgroup, Sha256};
+use crate::ebpf::{Reason, WorkerFds};
 use crate::policy::Policy;
 
-use super::capture::Capture;
+use super::callers::Named;
 
 /// Calls of all workloads together.
 const SLOTS: u32 = 8192;
@@ -238,20 +236,15 @@ impl Records {
     }
 
     /// Records what the kernel refused, or let pass by a direct rule.
-    pub(super) fn kernel(
-        &mut self,
-        reports: &[Report],
-        capture: &Capture,
-        (policy, generation): (&Policy, u64),
-        resolver: &Resolver,
-    ) {
-        let version = Arc::new(PolicyVersion {
-            digest: digest(policy.digest()),
-            generation,
-        });
-        for report in reports {
-            let mut record = blank(kind(report.reason), caller(&report.origin, capture, resolver));
-            record.policy = Some(Arc::clone(&version));
+    pub(super) fn kernel(&mut self, named: Vec<Named>) {
+        for Named {
+            report,
+            caller,
+            policy,
+        } in named
+        {
+            let mut record = blank(kind(report.reason), caller);
+            record.policy = Some(policy);
             record.original_destination = Some(report.origin.destination());
             record.protocol = protocol(report.origin.protocol());
             record.count = Some(u64::from(report.suppressed) + 1);
@@ -346,8 +339,12 @@ fn blank(kind: Kind, caller: Caller) -> Record {
     )
 }
 
-fn digest(digest: Sha256) -> Arc<str> {
-    digest.to_string().into()
+/// How records name a policy.
+pub(super) fn version(policy: &Policy, generation: u64) -> Arc<PolicyVersion> {
+    Arc::new(PolicyVersion {
+        digest: policy.digest().to_string().into(),
+        generation,
+    })
 }
 
 fn kind(reason: Reason) -> Kind {
@@ -364,51 +361,4 @@ fn protocol(number: u8) -> Option<Protocol> {
         17 => Some(Protocol::Udp),
         _ => None,
     }
-}
-
-/// Who it was, from what `/proc` and the cgroup tree still say of it; where they say nothing any more, from the
-/// kernel's own facts alone.
-fn caller(origin: &Origin, capture: &Capture, resolver: &Resolver) -> Caller {
-    let want = Want {
-        exe: true,
-        digest: false,
-    };
-    if origin.has_caller()
-        && let Ok(identity) = resolver.resolve(&Claim::from(origin), want)
-    {
-        let mut caller = Caller::from(&identity);
-        // The kernel reported the file even where its path can't be proven.
-        caller.exe = caller.exe.or_else(|| exe(origin));
-        return caller;
-    }
-    let workload = capture.name_of(origin.workload()).cloned();
-    if !origin.has_caller() {
-        return Caller {
-            workload,
-            ..Caller::default()
-        };
-    }
-    Caller {
-        workload,
-        cgroup: Some(Cgroup {
-            id: origin.cgroup_id(),
-            path: None,
-        }),
-        pid: origin.tgid(),
-        start_time: origin.start_time(),
-        uid: Some(origin.uid()),
-        gid: Some(origin.gid()),
-        comm: Some(String::from_utf8_lossy(origin.comm()).into()),
-        exe: exe(origin),
-        ..Caller::default()
-    }
-}
-
-fn exe(origin: &Origin) -> Option<record::Exe> {
-    origin.exe().map(|(device, inode)| record::Exe {
-        path: None,
-        device,
-        inode,
-        sha256: None,
-    })
 }
