@@ -120,8 +120,7 @@ async fn go(
     finish.has_room()?;
     let permit = decide(entry, finish, &parts, &target).await?;
     let credential = inject(entry, finish, &permit, &mut parts)?;
-    let thread = &entry.connection.thread;
-    let address = upstream::address(thread, &permit, entry.connection.original()).await?;
+    let address = upstream::address(&entry.connection, &permit).await?;
     forward(
         entry,
         finish,
@@ -372,6 +371,7 @@ impl Outgoing {
                 .as_ref()
                 .map(|put| (put.name.clone(), Arc::clone(&put.version))),
             versions,
+            public: upstream::is_public(self.address.0.ip()),
         }
     }
 }
@@ -393,7 +393,8 @@ async fn forward(entry: &Rc<Entry>, finish: &mut Finish, outgoing: Outgoing) -> 
     let thread = &entry.connection.thread;
     let dial = async || upstream::dial(thread, &permit, address, key.versions).await;
 
-    let mut lease = thread.pool.lease(&key, dial).await?;
+    let mut lease = thread.pool.lease(&key, address, dial).await?;
+    finish.recorder().upstream(lease.peer().0);
     finish.recorder().reached(Phase::Connected);
     let mut request = Request::from_parts(parts, body);
     let response = loop {
@@ -411,7 +412,8 @@ async fn forward(entry: &Rc<Entry>, finish: &mut Finish, outgoing: Outgoing) -> 
             // The kept connection was closed meanwhile, before a byte of this request left.
             Err(SendError::Unsent(unsent)) if lease.reused() => {
                 request = *unsent;
-                lease = thread.pool.lease(&key, dial).await?;
+                lease = thread.pool.lease(&key, address, dial).await?;
+                finish.recorder().upstream(lease.peer().0);
             }
             Err(SendError::Unsent(_)) => {
                 return Err(Failure::upstream(
