@@ -70,19 +70,21 @@ pub struct Shared {
     pub origins: ebpf::maps::Origins,
     /// The supervisor, for what only it may look at.
     pub supervisor: channel::worker::Client,
-    /// Where names are looked up, for plain HTTP and tunnels.
+    /// Where names are looked up.
     pub names: dns::resolver::Settings,
+    /// What addresses names were given.
+    pub given: dns::given::Given,
     /// What each workload has asked about names.
     pub questions: questions::Questions,
     /// How much of everything.
     pub limits: Limits,
+    /// How many data threads there are.
+    pub threads: usize,
     /// The agent's memory is short: no new connections.
     pub memory_short: AtomicBool,
     /// Connections refused before it is known who makes them, at [`REFUSALS`] for each workload's listeners: each of
     /// those has a record, the rest is counted. Anybody on the host can make such connections.
     pub refusals: Budgets<WorkloadName>,
-    /// Data threads.
-    pub threads: usize,
 }
 
 /// One core's share of the work.
@@ -119,10 +121,10 @@ impl DataThread {
     pub fn new(shared: Arc<Shared>, figures: Arc<Figures>) -> Result<Rc<Self>, dns::Error> {
         let limits = PoolLimits {
             idle_per_key: 64,
-            idle_per_workload: (shared.limits.connections() / shared.threads).max(8),
             idle: Duration::from_secs(50),
+            kept_per_workload: (shared.limits.connections() / shared.threads.max(1)).clamp(8, 256),
         };
-        let resolver = dns::resolver::Resolver::new(&shared.names)?;
+        let resolver = dns::resolver::Resolver::new(&shared.names, shared.given.clone())?;
         Ok(Rc::new(Self {
             shared,
             resolver,

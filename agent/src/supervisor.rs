@@ -16,6 +16,7 @@ mod reload;
 mod report;
 pub mod sandbox;
 mod succession;
+mod turns;
 mod view;
 pub mod worker_process;
 

@@ -184,14 +184,15 @@ impl Worker {
                 resolvers: start.resolvers.clone(),
                 hosts: start.hosts.clone(),
             },
+            given: dns::given::Given::default(),
             questions: questions::Questions::default(),
             limits: Limits::from(start.limits.clone()),
+            threads: usize::from(start.threads.max(1)),
             memory_short: AtomicBool::new(false),
             refusals: Budgets::new(proxy::REFUSALS),
-            threads: usize::from(start.threads.max(1)),
         });
-        let resolver = dns::resolver::Resolver::new(&shared.names)?;
-        let threads = DataThreads::start(usize::from(start.threads.max(1)), &shared)?;
+        let resolver = dns::resolver::Resolver::new(&shared.names, shared.given.clone())?;
+        let threads = DataThreads::start(shared.threads, &shared)?;
         let worker = Self {
             shared,
             client,

@@ -1,6 +1,7 @@
 //! What policy answers: who may start commands and ask the agent, the same to a real call as to `callgate explain`,
 //! and what goes out in `observe` mode.
 
+use std::fs;
 use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result};
@@ -300,7 +301,7 @@ fn status_and_doctor_speak_json_and_their_exit_codes() -> Result<()> {
             .run([binary, "status", "--json", "--config", config])
     };
     assert_eq!(status(config)?.code(), Some(3));
-    std::fs::write(config, "nonsense = 1\n")?;
+    fs::write(config, "nonsense = 1\n")?;
     assert_eq!(status(config)?.code(), Some(2));
     Ok(())
 }
@@ -366,17 +367,21 @@ fn observe_lets_out_without_the_credential_and_says_so() -> Result<()> {
         "[credential.api]\nhosts = [\"{API}:443\"]\nscheme = \"bearer\"\nsource = {{ file = {file:?} }}\n"
     );
     world.policy("policy.toml", &(rules + &credential))?;
+    let inside = format!("{API}:443:{}", world.server(API)?.v4().ip());
+    let public = format!("{API}:443:{PUBLIC}");
+    // The agent knows the name at both.
+    let hosts = world.dir().join("hosts");
+    fs::write(&hosts, fs::read_to_string(&hosts)? + &format!("{PUBLIC} {API}\n"))?;
     world.start_agent()?;
     let mut relay = relay(&world)?;
-    let public = format!("{API}:443:{PUBLIC}");
     let call = |path: &str, more: &[&str]| {
         let url = format!("https://{API}{path}");
         curl(&world, &[more, &[url.as_str()]].concat()).map(|reply| status(&reply))
     };
     let own = "Authorization: Bearer own";
-    assert_eq!(call("/v1/charges", &["-H", own])?, 200);
+    assert_eq!(call("/v1/charges", &["--resolve", &inside, "-H", own])?, 200);
     assert_eq!(call("/v1/refunds", &["--resolve", &public, "-H", own])?, 401);
-    assert_eq!(call("/v1/private", &[])?, 403);
+    assert_eq!(call("/v1/private", &["--resolve", &inside])?, 403);
     let allowed = assert_record!(
         world,
         "path" = "/v1/charges",

@@ -56,6 +56,7 @@ impl Outgoing {
                 .as_ref()
                 .map(|put| (put.name.clone(), Arc::clone(&put.version))),
             versions,
+            public: upstream::is_public(self.address.0.ip()),
         }
     }
 }
@@ -81,8 +82,11 @@ pub(super) async fn forward(
     // Boxed: few calls dial, and all would carry the room for it.
     let dial = async || Box::pin(upstream::dial(thread, &permit, address, key.versions)).await;
 
-    let leased = finish.registration().unless_ended(thread.pool.lease(&key, dial));
+    let leased = finish
+        .registration()
+        .unless_ended(thread.pool.lease(&key, address, dial));
     let mut lease = leased.await??;
+    finish.recorder().upstream(lease.peer().0);
     finish.recorder().reached(Phase::Connected);
     let mut request = Request::from_parts(parts, body);
     let response = loop {
@@ -102,8 +106,11 @@ pub(super) async fn forward(
             // The kept connection was closed meanwhile, before a byte of this request left.
             Err(SendError::Unsent(unsent)) if lease.reused() => {
                 request = *unsent;
-                let leased = finish.registration().unless_ended(thread.pool.lease(&key, dial));
+                let leased = finish
+                    .registration()
+                    .unless_ended(thread.pool.lease(&key, address, dial));
                 lease = leased.await??;
+                finish.recorder().upstream(lease.peer().0);
             }
             Err(SendError::Unsent(_)) => {
                 return Err(Failure::upstream(

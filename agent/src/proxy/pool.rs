@@ -15,7 +15,7 @@ use hyper::client::conn::{http1, http2};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::addr::Authority;
+use crate::addr::{Authority, UpstreamAddr};
 use crate::identity::WorkloadName;
 use crate::policy::{CredentialName, Scheme};
 
@@ -36,6 +36,8 @@ pub(super) struct Key {
     pub credential: Option<(CredentialName, Arc<str>)>,
     /// What may be spoken to the upstream.
     pub versions: Versions,
+    /// Whether it leads to a public address: a rule without `private` must not use what another rule opened.
+    pub public: bool,
 }
 
 /// What may be spoken to an upstream.
@@ -54,11 +56,10 @@ pub(super) enum Versions {
 pub(super) struct PoolLimits {
     /// Idle HTTP/1.1 connections per key.
     pub idle_per_key: usize,
-    /// Connections of one workload that are kept beyond their first request, whatever they are to. A rule may allow
-    /// ever new hosts.
-    pub idle_per_workload: usize,
     /// How long a connection may wait for its next request.
     pub idle: Duration,
+    /// Kept connections of one workload: one that calls ever new hosts must not use up the descriptors of all.
+    pub kept_per_workload: usize,
 }
 
 /// Streams on one shared connection. Servers allow 100 or more (RFC 9113 section 6.5.2 asks them to); where one
@@ -75,45 +76,44 @@ pub(super) struct Pool {
 
 #[derive(Debug)]
 struct Entry {
+    workload: WorkloadName,
+    /// What is kept for the workload, in all its entries.
+    kept: Rc<Cell<usize>>,
     exclusive: RefCell<Vec<Idle>>,
     shared: RefCell<Vec<SharedConnection>>,
     /// One dial at a time where the result can be shared.
     dialling: Semaphore,
-    /// What the key's workload keeps, and may keep.
-    kept: Rc<Cell<usize>>,
-    most: usize,
 }
 
 impl Entry {
-    fn new(kept: Rc<Cell<usize>>, most: usize) -> Self {
+    fn new(workload: WorkloadName, kept: Rc<Cell<usize>>) -> Self {
         Self {
+            workload,
+            kept,
             exclusive: RefCell::default(),
             shared: RefCell::default(),
             dialling: Semaphore::new(1),
-            kept,
-            most,
         }
-    }
-
-    /// A place for one more, if the workload has one.
-    fn keep(&self) -> Option<Counted> {
-        (self.kept.get() < self.most).then(|| Counted::new(&self.kept))
     }
 }
 
 #[derive(Debug)]
 struct Idle {
     sender: http1::SendRequest<UploadBody>,
+    peer: UpstreamAddr,
     since: Instant,
-    _kept: Counted,
+    #[expect(dead_code, reason = "counts the connection until it is dropped")]
+    kept: Counted,
 }
 
 #[derive(Debug)]
 struct SharedConnection {
     sender: http2::SendRequest<UploadBody>,
+    peer: UpstreamAddr,
     streams: Rc<Cell<usize>>,
     used: Cell<Instant>,
-    _kept: Counted,
+    #[expect(dead_code, reason = "counts the connection until it is dropped")]
+    kept: Counted,
 }
 
 /// A connection that has just been made.
@@ -134,13 +134,14 @@ impl Pool {
         }
     }
 
-    /// A connection for one request: a kept one, or what `dial` makes.
+    /// A connection for one request: a kept one, or what `dial` makes to `peer`.
     ///
     /// # Errors
     /// Whatever `dial` answers.
     pub(super) async fn lease<E>(
         &self,
         key: &Key,
+        peer: UpstreamAddr,
         dial: impl AsyncFnOnce() -> Result<Dialled, E>,
     ) -> Result<Lease, E> {
         let entry = self.entry(key);
@@ -148,7 +149,7 @@ impl Pool {
             return Ok(lease);
         }
         if key.versions != Versions::Http2First {
-            return Ok(Lease::fresh(&entry, dial().await?));
+            return Ok(self.fresh(&entry, peer, dial().await?));
         }
         let turn = entry.dialling.acquire().await;
         if let Some(lease) = self.kept(&entry).await {
@@ -156,24 +157,25 @@ impl Pool {
         }
         let dialled = dial().await?;
         drop(turn);
-        Ok(Lease::fresh(&entry, dialled))
+        Ok(self.fresh(&entry, peer, dialled))
     }
 
     /// Keeps a connection for another request.
     pub(super) fn give_back(&self, lease: Lease) {
-        if let Sender::Http1(sender) = lease.sender {
-            let mut idle = lease.entry.exclusive.borrow_mut();
-            if !sender.is_closed()
-                && idle.len() < self.limits.idle_per_key
-                && let Some(kept) = lease.entry.keep()
-            {
-                idle.push(Idle {
-                    sender,
-                    since: Instant::now(),
-                    _kept: kept,
-                });
-            }
+        let Sender::Http1(sender) = lease.sender else {
+            return;
+        };
+        let entry = lease.entry;
+        if sender.is_closed() || entry.exclusive.borrow().len() >= self.limits.idle_per_key {
+            return;
         }
+        entry.exclusive.borrow_mut().push(Idle {
+            sender,
+            peer: lease.peer,
+            since: Instant::now(),
+            kept: Counted::new(&entry.kept),
+        });
+        self.bound(&entry);
     }
 
     /// Lets go of connections that have waited too long, and of keys without any.
@@ -192,6 +194,28 @@ impl Pool {
                 || !entry.exclusive.borrow().is_empty()
                 || !entry.shared.borrow().is_empty()
         });
+        self.kept
+            .borrow_mut()
+            .retain(|_, count| Rc::strong_count(count) > 1);
+    }
+
+    fn fresh(&self, entry: &Rc<Entry>, peer: UpstreamAddr, dialled: Dialled) -> Lease {
+        let lease = Lease::fresh(entry, peer, dialled);
+        self.bound(entry);
+        lease
+    }
+
+    /// If the workload keeps too many, the connection that has been idle for the longest goes.
+    fn bound(&self, entry: &Entry) {
+        if entry.kept.get() <= self.limits.kept_per_workload {
+            return;
+        }
+        let entries = self.entries.borrow();
+        let own = entries.values().filter(|other| other.workload == entry.workload);
+        let oldest = own.filter_map(|other| Some((other.idle_since()?, other)));
+        if let Some((_, oldest)) = oldest.min_by_key(|(since, _)| *since) {
+            oldest.drop_oldest();
+        }
     }
 
     fn entry(&self, key: &Key) -> Rc<Entry> {
@@ -200,8 +224,8 @@ impl Pool {
             return Rc::clone(entry);
         }
         let mut kept = self.kept.borrow_mut();
-        let kept = kept.entry(key.workload.clone()).or_default();
-        let entry = Rc::new(Entry::new(Rc::clone(kept), self.limits.idle_per_workload));
+        let kept = Rc::clone(kept.entry(key.workload.clone()).or_default());
+        let entry = Rc::new(Entry::new(key.workload.clone(), kept));
         entries.insert(key.clone(), Rc::clone(&entry));
         entry
     }
@@ -218,6 +242,7 @@ impl Pool {
                 return Some(Lease {
                     entry: Rc::clone(entry),
                     sender: Sender::Http1(idle.sender),
+                    peer: idle.peer,
                     reused: true,
                 });
             }
@@ -234,8 +259,29 @@ impl Entry {
         Some(Lease {
             entry: Rc::clone(self),
             sender: Sender::Http2(kept.sender.clone(), Counted::new(&kept.streams)),
+            peer: kept.peer,
             reused: true,
         })
+    }
+
+    /// Since when the connection without a request that was used the longest ago has had none.
+    fn idle_since(&self) -> Option<Instant> {
+        let exclusive = self.exclusive.borrow().first().map(|idle| idle.since);
+        let shared = self.shared.borrow();
+        let shared = shared
+            .iter()
+            .filter(|kept| kept.streams.get() == 0)
+            .map(|kept| kept.used.get());
+        shared.chain(exclusive).min()
+    }
+
+    /// Lets go of that connection.
+    fn drop_oldest(&self) {
+        let Some(oldest) = self.idle_since() else { return };
+        self.exclusive.borrow_mut().retain(|idle| idle.since != oldest);
+        self.shared
+            .borrow_mut()
+            .retain(|kept| kept.streams.get() > 0 || kept.used.get() != oldest);
     }
 }
 
@@ -245,6 +291,7 @@ impl Entry {
 pub(super) struct Lease {
     entry: Rc<Entry>,
     sender: Sender,
+    peer: UpstreamAddr,
     reused: bool,
 }
 
@@ -254,7 +301,7 @@ enum Sender {
     Http2(http2::SendRequest<UploadBody>, Counted),
 }
 
-/// One stream under way on a shared connection, or one connection that is kept.
+/// One stream under way on a shared connection, or one connection kept for a workload; counted until this is dropped.
 #[derive(Debug)]
 struct Counted(Rc<Cell<usize>>);
 
@@ -267,7 +314,7 @@ impl Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.set(self.0.get().saturating_sub(1));
+        self.0.set(self.0.get() - 1);
     }
 }
 
@@ -281,26 +328,26 @@ pub(super) enum SendError {
 }
 
 impl Lease {
-    fn fresh(entry: &Rc<Entry>, dialled: Dialled) -> Self {
+    fn fresh(entry: &Rc<Entry>, peer: UpstreamAddr, dialled: Dialled) -> Self {
         let sender = match dialled {
             Dialled::Http1(sender) => Sender::Http1(sender),
             Dialled::Http2(sender) => {
                 let streams = Rc::new(Cell::new(0));
                 let stream = Counted::new(&streams);
-                if let Some(kept) = entry.keep() {
-                    entry.shared.borrow_mut().push(SharedConnection {
-                        sender: sender.clone(),
-                        streams,
-                        used: Cell::new(Instant::now()),
-                        _kept: kept,
-                    });
-                }
+                entry.shared.borrow_mut().push(SharedConnection {
+                    sender: sender.clone(),
+                    peer,
+                    streams,
+                    used: Cell::new(Instant::now()),
+                    kept: Counted::new(&entry.kept),
+                });
                 Sender::Http2(sender, stream)
             }
         };
         Self {
             entry: Rc::clone(entry),
             sender,
+            peer,
             reused: false,
         }
     }
@@ -308,6 +355,11 @@ impl Lease {
     /// Whether the request is spoken in HTTP/2.
     pub(super) fn is_http2(&self) -> bool {
         matches!(self.sender, Sender::Http2(..))
+    }
+
+    /// Where it leads.
+    pub(super) fn peer(&self) -> UpstreamAddr {
+        self.peer
     }
 
     /// Takes the connection away from the calls to come: nothing was heard on it for too long, and a peer that is gone
@@ -344,17 +396,4 @@ impl Lease {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_workload_keeps_no_more_connections_than_it_may_whatever_they_are_to() {
-        let kept = Rc::default();
-        let (one_host, another) = (Entry::new(Rc::clone(&kept), 3), Entry::new(kept, 3));
-        let held = [one_host.keep(), another.keep(), another.keep()];
-        assert!(held.iter().all(Option::is_some));
-        assert!(one_host.keep().is_none() && another.keep().is_none());
-        drop(held);
-        assert!(one_host.keep().is_some());
-    }
-}
+mod tests;

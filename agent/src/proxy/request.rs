@@ -117,8 +117,7 @@ async fn go(
     finish.has_room()?;
     let permit = decide(entry, finish, &parts, &target).await?;
     let credential = inject(entry, finish, &permit, &mut parts)?;
-    let thread = &entry.connection.thread;
-    let address = upstream::address(thread, &permit, entry.connection.original());
+    let address = upstream::address(&entry.connection, &permit);
     let address = finish.registration().unless_ended(address).await??;
     forward(
         entry,

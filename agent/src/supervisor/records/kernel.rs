@@ -105,7 +105,7 @@ impl Looking {
         let (answers, tell) = (Arc::clone(answers), self.tell.clone());
         tokio::spawn(async move {
             let look = answers.about(origin.workload(), move |resolver| proven(&origin, resolver));
-            if let Ok(Some(Some(caller))) = tokio::time::timeout(FACTS, look).await {
+            if let Ok(Ok(Some(caller))) = tokio::time::timeout(FACTS, look).await {
                 record.caller = Arc::new(caller);
             }
             // The receiver lives as long as the supervisor.
