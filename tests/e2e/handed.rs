@@ -21,6 +21,9 @@ const SINK: (Ipv4Addr, Ipv6Addr) = (
 const HANDED: u64 = 8;
 const LEADING: usize = 3;
 
+/// Else a command sees no socket in `/tmp`, where the lender's is.
+const SHARED: &str = "--shared-tmp";
+
 /// A script with its arguments after the addresses.
 fn script(text: &str, first: &str, rest: &[&str]) -> Vec<String> {
     let fixed = ["python3", "-c", text, first].map(ToOwned::to_owned);
@@ -54,9 +57,11 @@ fn a_socket_made_outside_and_handed_in_is_cut_off_and_recorded() -> Result<()> {
     let mut line = String::new();
     BufReader::new(lender.stdout.take().context("no stdout")?).read_line(&mut line)?;
     ensure!(line == "ready\n", "the lender: {line}");
-    let reply = world
-        .workload("billing")?
-        .run(script(include_str!("handed/borrower.py"), lent, &[]))?;
+    let reply = world.workload("billing")?.exec_option(SHARED).run(script(
+        include_str!("handed/borrower.py"),
+        lent,
+        &[],
+    ))?;
     assert_eq!(
         reply.clone().ok()?,
         "led out: []; own: answered asked\n",
@@ -125,6 +130,7 @@ fn a_handed_socket_that_can_not_be_cut_off_is_named_in_the_log() -> Result<()> {
     BufReader::new(lender.stdout.take().context("no stdout")?).read_line(&mut line)?;
     let mut borrower = world
         .workload("billing")?
+        .exec_option(SHARED)
         .command(["python3", "-c", HOLD, lent])
         .stdin(Stdio::piped())
         .spawn()?;
