@@ -29,8 +29,8 @@ const LIVENESS: Duration = Duration::from_secs(2);
 const STREAM: usize = 96 * 1024;
 
 /// A world with the API, which wants a token, and an agent that has it.
-fn start(name: &str) -> Result<World> {
-    let mut world = World::new(name)?;
+fn start() -> Result<World> {
+    let mut world = World::new()?;
     let (big, stream) = (
         world.dir().join("upstream/big"),
         world.dir().join("upstream/stream"),
@@ -202,7 +202,7 @@ fn length(file: &Path) -> u64 {
 #[test]
 fn workers_that_are_replaced_under_load_lose_no_call_and_their_streams_end_well() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("workers_that_are_replaced_under_load_lose_no_call_and_their_streams_end_well")?;
+    let world = start()?;
     let load = Load::start(&world, 4, 4)?;
     let mut multiplexed = many_by_http2(&world)?;
     let mut streams =
@@ -269,7 +269,7 @@ fn workers_that_are_replaced_under_load_lose_no_call_and_their_streams_end_well(
 #[test]
 fn a_worker_that_is_killed_twenty_times_under_load_opens_nothing() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_worker_that_is_killed_twenty_times_under_load_opens_nothing")?;
+    let world = start()?;
     let load = Load::start(&world, 4, 4)?;
     let mut serving = worker(&world)?;
     for _ in 0..20 {
@@ -299,7 +299,7 @@ fn a_worker_that_is_killed_twenty_times_under_load_opens_nothing() -> Result<()>
 #[test]
 fn a_stopped_worker_refuses_connections_until_it_goes_on() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_stopped_worker_refuses_connections_until_it_goes_on")?;
+    let world = start()?;
     assert_eq!(call(&world, "/before")?, 200);
     let stopped = worker(&world)?;
     signal(stopped, Signal::SIGSTOP)?;
@@ -337,7 +337,7 @@ fn no_tables(world: &World, numbers: std::ops::RangeInclusive<u32>) -> Result<Ve
 #[test]
 fn a_worker_that_can_not_take_over_leaves_the_old_one_serving_and_status_says_so() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_worker_that_can_not_take_over_leaves_the_old_one_serving_and_status_says_so")?;
+    let world = start()?;
     let first = worker(&world)?;
     let obstacles = no_tables(&world, 2..=2)?;
     world.agent()?.signal(Signal::SIGUSR2)?;
@@ -366,7 +366,7 @@ fn a_worker_that_can_not_take_over_leaves_the_old_one_serving_and_status_says_so
 #[test]
 fn an_agent_whose_worker_died_refuses_until_another_can_be_started() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("an_agent_whose_worker_died_refuses_until_another_can_be_started")?;
+    let world = start()?;
     let first = worker(&world)?;
     let obstacles = no_tables(&world, 2..=60)?;
     signal(first, Signal::SIGKILL)?;
@@ -438,7 +438,7 @@ impl Held {
 #[test]
 fn a_connection_that_the_old_worker_took_is_served_whatever_its_phase() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_connection_that_the_old_worker_took_is_served_whatever_its_phase")?;
+    let world = start()?;
     let points = ["tcp", "tls", "request"];
     let mut held = points.map(|point| Held::start(&world, point));
     replace(&world)?;
@@ -462,7 +462,7 @@ fn a_connection_that_the_old_worker_took_is_served_whatever_its_phase() -> Resul
 #[test]
 fn while_an_old_worker_drains_callers_are_served_and_a_new_policy_reaches_its_calls() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("while_an_old_worker_drains_callers_are_served_and_a_new_policy_reaches_its_calls")?;
+    let world = start()?;
     let mut client = download(&world)?;
     replace(&world)?;
     assert_eq!(call(&world, "/beside")?, 200);

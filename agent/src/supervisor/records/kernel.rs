@@ -38,19 +38,18 @@ struct Flood {
 impl Floods {
     /// Whether this one has a record of its own; what has none is counted.
     fn is_each(&mut self, report: &Report, now: Instant) -> bool {
-        let workload = report.origin.workload();
-        if report.suppressed > 0 {
-            // The kernel counts what it leaves out, but not which kinds.
-            let unknown = self.flood(workload, Reason::EventSuppressed, now);
-            unknown.left_out += u64::from(report.suppressed);
+        // A connection that passed is not a try: each that the kernel tells of has its record, and each destination of
+        // those that it only counted.
+        if report.reason == Reason::Direct {
+            return true;
         }
-        let flood = self.flood(workload, report.reason, now);
-        // A connection that passed is not a try: each that the kernel tells of has its record.
-        let each = flood.recorded < EACH || report.reason == Reason::Direct;
+        let flood = self.flood(report.origin.workload(), report.reason, now);
+        // Of a sum nothing else is known that a record could say.
+        let each = flood.recorded < EACH && report.suppressed == 0;
         if each {
             flood.recorded += 1;
         } else {
-            flood.left_out += 1;
+            flood.left_out += u64::from(report.suppressed) + 1;
         }
         each
     }
@@ -133,13 +132,15 @@ impl Records {
         }
     }
 
-    /// Records what the kernel reported since the last time. Call it also when that is nothing.
+    /// Records what the kernel reported since the last time. Call it also when that is nothing. After the `last` time
+    /// nothing is kept for later but what [`Records::last_facts`] waits for.
     pub(in super::super) fn kernel(
         &mut self,
         reports: &[Report],
         capture: &Capture,
         (policy, generation): (&Policy, u64),
         answers: &Arc<Answers>,
+        last: bool,
     ) {
         for record in self.looking.take() {
             self.append(&record);
@@ -155,16 +156,19 @@ impl Records {
             }
             let workload = capture.name_of(report.origin.workload()).cloned();
             let mut record = blank(kind(report.reason), reported(&report.origin, workload));
-            record.original_destination = Some(report.origin.destination());
+            let destination = report.origin.destination();
+            record.original_destination =
+                Some(destination).filter(|to| to.port() != 0 || !to.ip().is_unspecified());
             record.protocol = protocol(report.origin.protocol());
-            decided(&mut record, report.reason, 1, &version);
+            let count = u64::from(report.suppressed) + 1;
+            decided(&mut record, report.reason, count, &version);
             if report.origin.has_caller() {
                 self.looking.look(answers, report.origin, record);
             } else {
                 self.append(&record);
             }
         }
-        for (workload, reason, count) in self.floods.over(now) {
+        for (workload, reason, count) in self.floods.over(if last { now + WINDOW } else { now }) {
             let caller = Caller {
                 workload: capture.name_of(workload).cloned(),
                 ..Caller::default()
@@ -268,22 +272,33 @@ mod tests {
         let mut floods = Floods::default();
         let start = Instant::now();
         let each = (0..1000)
-            .filter(|_| floods.is_each(&report(Reason::PortNotNamed, 2), start))
+            .filter(|_| floods.is_each(&report(Reason::PortNotNamed, 0), start))
             .count();
         assert_eq!(each, EACH as usize);
         assert!(
             floods.is_each(&report(Reason::UdpNotAllowed, 0), start),
             "another kind"
         );
+        // What the kernel counted is of a known kind too.
+        assert!(!floods.is_each(&report(Reason::PortNotNamed, 499), start));
+        assert!(!floods.is_each(&report(Reason::Egress, 6), start));
         assert!(floods.over(start).is_empty());
         let mut over = floods.over(start + WINDOW);
         over.sort_by_key(|(_, reason, _)| *reason as u32);
         let expected = [
-            (0, Reason::PortNotNamed, 1000 - u64::from(EACH)),
-            (0, Reason::EventSuppressed, 2000),
+            (0, Reason::PortNotNamed, 1500 - u64::from(EACH)),
+            (0, Reason::Egress, 7),
         ];
         assert_eq!(over, expected);
         assert!(floods.over(start + WINDOW).is_empty());
         assert!(floods.is_each(&report(Reason::PortNotNamed, 0), start + WINDOW));
+    }
+
+    #[test]
+    fn a_connection_that_passed_is_never_left_out() {
+        let mut floods = Floods::default();
+        let start = Instant::now();
+        assert!((0..1000).all(|_| floods.is_each(&report(Reason::Direct, 3), start)));
+        assert!(floods.over(start + WINDOW).is_empty());
     }
 }
