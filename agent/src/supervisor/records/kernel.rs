@@ -133,7 +133,7 @@ impl Records {
     }
 
     /// Records what the kernel reported since the last time. Call it also when that is nothing. After the `last` time
-    /// nothing is kept for later, but what [`Self::last_facts`] waits for.
+    /// nothing is kept for later but what [`Records::last_facts`] waits for.
     pub(in super::super) fn kernel(
         &mut self,
         reports: &[Report],
@@ -160,12 +160,8 @@ impl Records {
             record.original_destination =
                 Some(destination).filter(|to| to.port() != 0 || !to.ip().is_unspecified());
             record.protocol = protocol(report.origin.protocol());
-            decided(
-                &mut record,
-                report.reason,
-                u64::from(report.suppressed) + 1,
-                &version,
-            );
+            let count = u64::from(report.suppressed) + 1;
+            decided(&mut record, report.reason, count, &version);
             if report.origin.has_caller() {
                 self.looking.look(answers, report.origin, record);
             } else {
