@@ -3,10 +3,12 @@
 //! HTTP/1.1 with JSON: `GET /v1/status`, `POST /v1/reload`, `POST /v1/enroll`.
 
 pub mod client;
+mod guests;
 pub mod server;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +18,7 @@ use crate::identity::process::HeldProcess;
 #[derive(Debug)]
 pub struct Peer {
     /// The process, held: its number can't come to mean another.
-    pub process: HeldProcess,
+    pub process: Arc<HeldProcess>,
     /// Its user when it connected.
     pub uid: u32,
     /// Its group when it connected.

@@ -18,6 +18,7 @@ pub mod maps;
 mod object;
 mod perimeter;
 mod pins;
+mod suppressed;
 mod sys;
 pub mod workload;
 

@@ -37,6 +37,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::audit;
+use crate::budget::{Budgets, Rate};
 use crate::channel;
 use crate::credential;
 use crate::dns;
@@ -77,6 +78,11 @@ pub struct Shared {
     pub limits: Limits,
     /// The agent's memory is short: no new connections.
     pub memory_short: AtomicBool,
+    /// Connections refused before it is known who makes them, at [`REFUSALS`] for each workload's listeners: each of
+    /// those has a record, the rest is counted. Anybody on the host can make such connections.
+    pub refusals: Budgets<WorkloadName>,
+    /// Data threads.
+    pub threads: usize,
 }
 
 /// One core's share of the work.
@@ -93,6 +99,12 @@ pub struct DataThread {
     connectors: RefCell<HashMap<WorkloadName, tls::upstream::Connector>>,
 }
 
+/// See [`Shared::refusals`].
+pub const REFUSALS: Rate = Rate {
+    burst: 200,
+    per_second: 20,
+};
+
 /// How long a revoked call's client has to notice it.
 const REVOKED: Duration = Duration::from_secs(2);
 
@@ -107,6 +119,7 @@ impl DataThread {
     pub fn new(shared: Arc<Shared>, figures: Arc<Figures>) -> Result<Rc<Self>, dns::Error> {
         let limits = PoolLimits {
             idle_per_key: 64,
+            idle_per_workload: (shared.limits.connections() / shared.threads).max(8),
             idle: Duration::from_secs(50),
         };
         let resolver = dns::resolver::Resolver::new(&shared.names)?;

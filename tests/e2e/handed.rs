@@ -32,10 +32,7 @@ fn script(text: &str, first: &str, rest: &[&str]) -> Vec<String> {
 #[test]
 fn a_socket_made_outside_and_handed_in_is_cut_off_and_recorded() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start(
-        "a_socket_made_outside_and_handed_in_is_cut_off_and_recorded",
-        &workload("billing", "listen = [8080]", ""),
-    )?;
+    let world = start(&workload("billing", "listen = [8080]", ""))?;
     let arrived = world.dir().join("arrived");
     let log = arrived.to_str().context("a path")?;
     let sink = script(include_str!("handed/sink.py"), log, &[&HOST_V4.to_string()]);
@@ -119,11 +116,8 @@ sys.stdin.read()";
 #[test]
 fn a_handed_socket_that_can_not_be_cut_off_is_named_in_the_log() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start(
-        "a_handed_socket_that_can_not_be_cut_off_is_named_in_the_log",
-        &workload("billing", "", ""),
-    )?;
-    let lent = world.dir().join("lent.sock");
+    let world = start(&workload("billing", "", ""))?;
+    let lent = world.dir().join("run/lent.sock");
     let lent = lent.to_str().context("a path")?;
     let lend = ["python3", "-c", LEND_PACKETS, lent];
     let mut lender = world.unmanaged()?.command(lend).stdout(Stdio::piped()).spawn()?;

@@ -3,6 +3,8 @@
 //! Run them with `cargo xtask test`, which builds the agent and says where it is. Each test makes a
 //! [`harness::World`] and is named as a sentence; what it expects of a call, it asks the audit records.
 
+/// The admin socket, to which anybody may connect.
+mod admin;
 /// One record for each call, whatever ends it, and who writes it.
 mod audit;
 /// The kernel side alone: each way to connect is caught and attributed, or refused.

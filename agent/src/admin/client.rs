@@ -27,9 +27,21 @@ pub enum Error {
     /// The agent said no.
     #[error("the agent refuses: {0}")]
     Refused(String),
+    /// It closed the connection.
+    #[error("the agent closes the connection without an answer: too many are open, or it is stopping")]
+    TurnedAway,
     /// The answer made no sense.
     #[error("the agent's answer can't be read: {0}")]
     Broken(String),
+}
+
+/// A connection that ends without an answer was turned away.
+fn unanswered(error: hyper::Error) -> Error {
+    if error.is_incomplete_message() || error.is_canceled() || error.is_closed() {
+        Error::TurnedAway
+    } else {
+        broken(error)
+    }
 }
 
 fn broken(error: impl std::fmt::Display) -> Error {
@@ -61,7 +73,7 @@ pub fn ask<T: DeserializeOwned>(socket: &Path, method: &str, path: &str, body: V
             .header("host", "callgate")
             .body(Full::new(Bytes::from(body)))
             .map_err(broken)?;
-        let response = sender.send_request(request).await.map_err(broken)?;
+        let response = sender.send_request(request).await.map_err(unanswered)?;
         let ok = response.status().is_success();
         let body = Limited::new(response.into_body(), MAX_ANSWER)
             .collect()

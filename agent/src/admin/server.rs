@@ -1,4 +1,4 @@
-//! The admin socket: peer credentials checked, requests handed to the supervisor's loop one by one.
+//! The admin socket: peers known and counted, requests handed to the supervisor's loop one by one.
 
 use std::convert::Infallible;
 use std::io;
@@ -18,16 +18,16 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
+use super::guests::{Guest, Guests};
 use super::{Enroll, Enrolled, Peer, Refused, Reloaded, Status};
 use crate::identity::WorkloadName;
-use crate::identity::process::HeldProcess;
 
 /// Longest request body, in bytes.
 const MAX_BODY: usize = 64 * 1024;
 /// Connections that may wait for the supervisor.
 const QUEUE: usize = 64;
-/// Time for a request's head.
-const HEAD: Duration = Duration::from_secs(5);
+/// Time for a request's head, and for its body.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a peer asks of the supervisor. It is allowed to ask; for `Enroll` the supervisor looks at `exec_by`.
 #[derive(Debug)]
@@ -129,8 +129,8 @@ impl Socket {
     #[must_use]
     pub fn serve(self, workloads: &str) -> (Server, mpsc::Receiver<Request>) {
         let (requests, queue) = mpsc::channel(QUEUE);
-        let workloads: Arc<str> = format!("{}/", workloads.trim_end_matches('/')).into();
-        let task = tokio::spawn(accept(self.listener, requests, workloads));
+        let guests = Arc::new(Guests::new(workloads));
+        let task = tokio::spawn(accept(self.listener, requests, guests));
         let server = Server {
             task: task.abort_handle(),
             _file: self.file,
@@ -177,12 +177,15 @@ impl Drop for Server {
     }
 }
 
-async fn accept(listener: UnixListener, requests: mpsc::Sender<Request>, workloads: Arc<str>) {
+async fn accept(listener: UnixListener, requests: mpsc::Sender<Request>, guests: Arc<Guests>) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => {
-                tokio::spawn(serve(stream, requests.clone(), Arc::clone(&workloads)));
-            }
+            Ok((stream, _)) => match guests.admit(&stream) {
+                Ok(guest) => {
+                    tokio::spawn(serve(stream, guest, requests.clone()));
+                }
+                Err(reason) => tracing::debug!(%reason, "the admin socket turns a connection away"),
+            },
             Err(error) => {
                 tracing::error!(%error, "the admin socket can't accept; trying again");
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -191,20 +194,13 @@ async fn accept(listener: UnixListener, requests: mpsc::Sender<Request>, workloa
     }
 }
 
-async fn serve(stream: UnixStream, requests: mpsc::Sender<Request>, workloads: Arc<str>) {
-    // Looked at for each request: the peer may have been moved into a workload by the one before.
-    let credentials = stream.peer_cred().ok();
+/// One request: the peer of a second one might be another by then.
+async fn serve(stream: UnixStream, guest: Guest, requests: mpsc::Sender<Request>) {
+    let guest = Arc::new(guest);
     let service = service_fn(move |request| {
-        let (requests, workloads) = (requests.clone(), Arc::clone(&workloads));
+        let (requests, guest) = (requests.clone(), Arc::clone(&guest));
         async move {
-            let peer = credentials.ok_or("the peer is unknown").and_then(|cred| {
-                let pid = cred
-                    .pid()
-                    .and_then(|pid| u32::try_from(pid).ok())
-                    .ok_or("the peer is unknown")?;
-                peer(pid, cred.uid(), cred.gid(), &workloads)
-            });
-            let answer = match peer {
+            let answer = match guest.peer() {
                 Ok(peer) => answer(peer, request, &requests).await,
                 Err(why) => refused(StatusCode::FORBIDDEN, why),
             };
@@ -213,20 +209,12 @@ async fn serve(stream: UnixStream, requests: mpsc::Sender<Request>, workloads: A
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD)
+        .header_read_timeout(PATIENCE)
+        .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service)
         .await;
     if let Err(error) = served {
         tracing::debug!(%error, "an admin connection broke off");
-    }
-}
-
-fn peer(pid: u32, uid: u32, gid: u32, workloads: &str) -> Result<Peer, &'static str> {
-    let process = HeldProcess::open(pid).map_err(|_gone| "the peer is gone")?;
-    match process.cgroup() {
-        Ok(Some(cgroup)) if !cgroup.starts_with(workloads) => Ok(Peer { process, uid, gid }),
-        Ok(Some(_)) => Err("managed processes may not use the admin socket"),
-        Ok(None) | Err(_) => Err("the peer's cgroup is unknown"),
     }
 }
 
@@ -257,10 +245,11 @@ async fn answer(peer: Peer, request: hyper::Request<Incoming>, requests: &mpsc::
 }
 
 async fn enroll(peer: Peer, body: Incoming, requests: &mpsc::Sender<Request>) -> Answer {
-    let Ok(body) = Limited::new(body, MAX_BODY).collect().await else {
+    let body = tokio::time::timeout(PATIENCE, Limited::new(body, MAX_BODY).collect()).await;
+    let Ok(Ok(body)) = body else {
         return refused(
             StatusCode::BAD_REQUEST,
-            "the request's body is too long or broke off",
+            "the request's body is too long or too slow, or broke off",
         );
     };
     let workload = serde_json::from_slice::<Enroll>(&body.to_bytes())

@@ -29,6 +29,9 @@ use super::{Error, Events, Marks, addresses, btf, cgroup, object, sys};
 /// Inode of the initial pid namespace (include/linux/proc_ns.h, PROC_PID_INIT_INO).
 const INITIAL_PIDS: u64 = 0xEFFF_FFFC;
 
+/// Stands for no workload.
+const UNATTRIBUTED: u32 = 0;
+
 /// Where and how to load.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
@@ -118,6 +121,7 @@ impl Programs {
         let mut ebpf = load_object(object, options, &pins)?;
         write_version(&mut ebpf)?;
         addresses::write(&mut ebpf)?;
+        workload::add_budgets(&mut ebpf, UNATTRIBUTED)?;
         pins.hold_maps()?;
         pins.take_over(|name| program(&ebpf, name))?;
         let (guard, guard_dir) = open_cgroup(&mount.join(&options.guard))?;

@@ -62,8 +62,21 @@ pub async fn serve(thread: Rc<DataThread>, listener: WorkloadName, accepted: Acc
                 record(&thread, &connection.log(), failure);
             }
         }
-        Err(failure) => record(&thread, &log, failure),
+        Err(failure) => unidentified_end(&thread, &listener, &log, failure),
     }
+}
+
+/// Who is refused before it is known who it is may be anybody, and may come again and again.
+fn unidentified_end(thread: &DataThread, listener: &WorkloadName, log: &audit::Connection, failure: Failure) {
+    let Failure::Denied(denial) = &failure else {
+        return record(thread, log, failure);
+    };
+    if thread.shared.refusals.spend(listener, 1) {
+        return record(thread, log, failure);
+    }
+    let audit = &thread.shared.audit;
+    audit.count_refused(&Some(listener.clone()), denial.reason);
+    thread.figures.ended(audit::Outcome::Denied);
 }
 
 fn blank(thread: &DataThread, caller: Caller) -> audit::Connection {

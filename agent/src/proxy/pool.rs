@@ -54,6 +54,9 @@ pub(super) enum Versions {
 pub(super) struct PoolLimits {
     /// Idle HTTP/1.1 connections per key.
     pub idle_per_key: usize,
+    /// Connections of one workload that are kept beyond their first request, whatever they are to. A rule may allow
+    /// ever new hosts.
+    pub idle_per_workload: usize,
     /// How long a connection may wait for its next request.
     pub idle: Duration,
 }
@@ -66,6 +69,7 @@ const STREAMS: usize = 100;
 #[derive(Debug)]
 pub(super) struct Pool {
     entries: RefCell<HashMap<Key, Rc<Entry>>>,
+    kept: RefCell<HashMap<WorkloadName, Rc<Cell<usize>>>>,
     limits: PoolLimits,
 }
 
@@ -75,15 +79,25 @@ struct Entry {
     shared: RefCell<Vec<SharedConnection>>,
     /// One dial at a time where the result can be shared.
     dialling: Semaphore,
+    /// What the key's workload keeps, and may keep.
+    kept: Rc<Cell<usize>>,
+    most: usize,
 }
 
-impl Default for Entry {
-    fn default() -> Self {
+impl Entry {
+    fn new(kept: Rc<Cell<usize>>, most: usize) -> Self {
         Self {
             exclusive: RefCell::default(),
             shared: RefCell::default(),
             dialling: Semaphore::new(1),
+            kept,
+            most,
         }
+    }
+
+    /// A place for one more, if the workload has one.
+    fn keep(&self) -> Option<Counted> {
+        (self.kept.get() < self.most).then(|| Counted::new(&self.kept))
     }
 }
 
@@ -91,6 +105,7 @@ impl Default for Entry {
 struct Idle {
     sender: http1::SendRequest<UploadBody>,
     since: Instant,
+    _kept: Counted,
 }
 
 #[derive(Debug)]
@@ -98,6 +113,7 @@ struct SharedConnection {
     sender: http2::SendRequest<UploadBody>,
     streams: Rc<Cell<usize>>,
     used: Cell<Instant>,
+    _kept: Counted,
 }
 
 /// A connection that has just been made.
@@ -113,6 +129,7 @@ impl Pool {
     pub(super) fn new(limits: PoolLimits) -> Self {
         Self {
             entries: RefCell::default(),
+            kept: RefCell::default(),
             limits,
         }
     }
@@ -146,10 +163,14 @@ impl Pool {
     pub(super) fn give_back(&self, lease: Lease) {
         if let Sender::Http1(sender) = lease.sender {
             let mut idle = lease.entry.exclusive.borrow_mut();
-            if !sender.is_closed() && idle.len() < self.limits.idle_per_key {
+            if !sender.is_closed()
+                && idle.len() < self.limits.idle_per_key
+                && let Some(kept) = lease.entry.keep()
+            {
                 idle.push(Idle {
                     sender,
                     since: Instant::now(),
+                    _kept: kept,
                 });
             }
         }
@@ -178,7 +199,11 @@ impl Pool {
         if let Some(entry) = entries.get(key) {
             return Rc::clone(entry);
         }
-        Rc::clone(entries.entry(key.clone()).or_default())
+        let mut kept = self.kept.borrow_mut();
+        let kept = kept.entry(key.workload.clone()).or_default();
+        let entry = Rc::new(Entry::new(Rc::clone(kept), self.limits.idle_per_workload));
+        entries.insert(key.clone(), Rc::clone(&entry));
+        entry
     }
 
     async fn kept(&self, entry: &Rc<Entry>) -> Option<Lease> {
@@ -208,7 +233,7 @@ impl Entry {
         kept.used.set(Instant::now());
         Some(Lease {
             entry: Rc::clone(self),
-            sender: Sender::Http2(kept.sender.clone(), Stream::new(&kept.streams)),
+            sender: Sender::Http2(kept.sender.clone(), Counted::new(&kept.streams)),
             reused: true,
         })
     }
@@ -226,23 +251,23 @@ pub(super) struct Lease {
 #[derive(Debug)]
 enum Sender {
     Http1(http1::SendRequest<UploadBody>),
-    Http2(http2::SendRequest<UploadBody>, Stream),
+    Http2(http2::SendRequest<UploadBody>, Counted),
 }
 
-/// One stream under way on a shared connection.
+/// One stream under way on a shared connection, or one connection that is kept.
 #[derive(Debug)]
-struct Stream(Rc<Cell<usize>>);
+struct Counted(Rc<Cell<usize>>);
 
-impl Stream {
+impl Counted {
     fn new(count: &Rc<Cell<usize>>) -> Self {
         count.set(count.get() + 1);
         Self(Rc::clone(count))
     }
 }
 
-impl Drop for Stream {
+impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        self.0.set(self.0.get().saturating_sub(1));
     }
 }
 
@@ -261,12 +286,15 @@ impl Lease {
             Dialled::Http1(sender) => Sender::Http1(sender),
             Dialled::Http2(sender) => {
                 let streams = Rc::new(Cell::new(0));
-                let stream = Stream::new(&streams);
-                entry.shared.borrow_mut().push(SharedConnection {
-                    sender: sender.clone(),
-                    streams,
-                    used: Cell::new(Instant::now()),
-                });
+                let stream = Counted::new(&streams);
+                if let Some(kept) = entry.keep() {
+                    entry.shared.borrow_mut().push(SharedConnection {
+                        sender: sender.clone(),
+                        streams,
+                        used: Cell::new(Instant::now()),
+                        _kept: kept,
+                    });
+                }
                 Sender::Http2(sender, stream)
             }
         };
@@ -312,5 +340,21 @@ impl Lease {
             Some(request) => SendError::Unsent(Box::new(request)),
             None => SendError::Failed(error.into_error()),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_workload_keeps_no_more_connections_than_it_may_whatever_they_are_to() {
+        let kept = Rc::default();
+        let (one_host, another) = (Entry::new(Rc::clone(&kept), 3), Entry::new(kept, 3));
+        let held = [one_host.keep(), another.keep(), another.keep()];
+        assert!(held.iter().all(Option::is_some));
+        assert!(one_host.keep().is_none() && another.keep().is_none());
+        drop(held);
+        assert!(one_host.keep().is_some());
     }
 }

@@ -1,16 +1,17 @@
 //! One request: decide, inject, forward, record.
 
+mod asked;
+
 use std::rc::Rc;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Request, Response, Uri, header, request, response};
+use http::{HeaderMap, Request, Response, Uri, request, response};
 use http_body_util::Full;
 use hyper::body::{Body, Incoming};
 
 use crate::addr::{Authority, HostName};
-use crate::audit::record::Protocol;
-use crate::audit::{Kind, Opening, Phase, Recorder};
+use crate::audit::Phase;
 use crate::credential;
 use crate::http::headers::{self, Form};
 use crate::http::response::{Client, Refusal, Unavailable};
@@ -28,6 +29,7 @@ use super::in_force::Enforced;
 use super::taking::Taking;
 use super::tracker::StillAllowed;
 use super::{upgrade, upstream};
+use asked::Asked;
 
 /// How requests came in: the connection, and what TLS said of it.
 #[derive(Debug)]
@@ -70,7 +72,7 @@ pub(super) async fn serve(
         None => Asked::new(&parts, &as_came, target.as_ref().ok(), client),
         Some(refused) => Asked::unread(refused),
     };
-    let recorder = match open(&entry, &asked) {
+    let recorder = match asked.open(&entry) {
         Ok(recorder) => recorder,
         Err(unavailable) => {
             // The log has said once that it fails, and the count of such calls becomes a record.
@@ -84,7 +86,7 @@ pub(super) async fn serve(
             if let Some(taking) = &taking {
                 taking.linger(body);
             }
-            return Ok(last(&entry, own(answers::refuse(&refusal, "", client))));
+            return Ok(own(answers::refuse(&refusal, "", client)));
         }
     };
     let mut finish = Finish::new(&entry, recorder, taking);
@@ -94,24 +96,14 @@ pub(super) async fn serve(
         Err(failure) => Err(failure),
     };
     Ok(match answer {
-        Ok(Answer::Relay(head, body)) => last(&entry, relay(head, body, finish)),
+        Ok(Answer::Relay(head, body)) => relay(head, body, finish),
         Ok(Answer::Upgrade(switched)) => upgrade::relay(switched, finish),
         Err(failure) if entry.http2 && failure.is_unread() => {
             finish.fail(failure);
             return Err(h2::Reason::REFUSED_STREAM.into());
         }
-        Err(failure) => last(&entry, refuse(failure, finish, client)),
+        Err(failure) => refuse(failure, finish, client),
     })
-}
-
-/// When the worker drains, an HTTP/1 client is told that its connection carries no other request: it can't send one
-/// that meets a closed connection (RFC 9112 section 9.6). HTTP/2 has GOAWAY for that.
-fn last(entry: &Entry, mut response: Response<DownloadBody>) -> Response<DownloadBody> {
-    if !entry.http2 && entry.connection.thread.draining.is_cancelled() {
-        let close = HeaderValue::from_static("close");
-        response.headers_mut().insert(header::CONNECTION, close);
-    }
-    response
 }
 
 /// The phases of a call. Everything that can refuse comes before [`forward`].
@@ -172,64 +164,6 @@ fn origin_form(path: &NormalPath, query: Option<&str>) -> Result<Uri, DenialReas
     };
     let target = PathAndQuery::try_from(text).map_err(|_invalid| DenialReason::AmbiguousPath)?;
     Ok(Uri::from(target))
-}
-
-/// What a request asks for, as its record tells it.
-struct Asked<'a> {
-    grpc: bool,
-    authority: Option<&'a Authority>,
-    method: &'a str,
-    path: &'a str,
-    query: Option<&'a str>,
-}
-
-impl<'a> Asked<'a> {
-    fn new(parts: &'a request::Parts, as_came: &'a Uri, target: Option<&'a Target>, client: Client) -> Self {
-        Self {
-            grpc: client.grpc,
-            authority: target.map(|target| &target.authority),
-            method: parts.method.as_str(),
-            path: target.map_or(as_came.path(), |target| target.path.as_str()),
-            query: as_came.query(),
-        }
-    }
-
-    fn unread(refused: &'a Refused) -> Self {
-        let (path, query) = match refused.target.split_once('?') {
-            Some((path, query)) => (path, Some(query)),
-            None => (refused.target.as_str(), None),
-        };
-        Self {
-            grpc: false,
-            authority: None,
-            method: &refused.method,
-            path,
-            query,
-        }
-    }
-}
-
-fn open(entry: &Entry, asked: &Asked<'_>) -> Result<Recorder, crate::audit::Unavailable> {
-    let protocol = match (entry.http2, asked.grpc) {
-        (true, true) => Protocol::Grpc,
-        (true, false) => Protocol::H2,
-        (false, _) => Protocol::H1,
-    };
-    let shared = &entry.connection.thread.shared;
-    let begun = shared.audit.begin(Opening {
-        connection: &entry.connection.log(),
-        kind: Kind::Call,
-        scheme: Some(entry.scheme),
-        protocol: Some(protocol),
-        authority: asked.authority,
-        method: Some(asked.method),
-        path: Some(asked.path),
-        query: asked.query,
-    });
-    entry.connection.begun();
-    let mut recorder = begun?;
-    recorder.policy(&shared.policy.current().version);
-    Ok(recorder)
 }
 
 /// Puts the call to the policy, and registers it for the policies to come.

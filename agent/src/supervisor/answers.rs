@@ -6,7 +6,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 
 use crate::channel::supervisor::Sender;
@@ -14,14 +13,13 @@ use crate::channel::{Refusal, ToSupervisor, ToWorker};
 use crate::ebpf::Origin;
 use crate::identity::executable::DEFAULT_MAX_DIGEST_BYTES;
 use crate::identity::resolve::{Claim, Resolver, Want};
-use crate::policy::Policy;
 use crate::tls::ca::Root;
 
 use super::capture::Capture;
 use super::worker_process::Answering;
 
 /// Questions worked on at once; the others wait their turn.
-const AT_ONCE: usize = 16;
+const AT_ONCE: usize = 32;
 /// Those on behalf of one workload: another's question waits for none of its flood.
 const OF_ONE: usize = 4;
 /// Signatures are asked for on behalf of all workloads; no workload has this number.
@@ -33,7 +31,6 @@ const MANY: usize = 4096;
 pub(super) struct Answers {
     resolver: Arc<Resolver>,
     root: Arc<Root>,
-    policy: Arc<ArcSwap<Policy>>,
     turns: Turns,
 }
 
@@ -52,6 +49,23 @@ impl Turns {
         }
     }
 
+    /// Does work that blocks when it is this workload's turn. The turn lasts as long as the work does, whoever has
+    /// stopped waiting for it. `None` if it panicked.
+    async fn take<T: Send + 'static>(
+        &self,
+        workload: u32,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        let own = self.of(workload).acquire_owned().await.ok()?;
+        let turn = Arc::clone(&self.all).acquire_owned().await.ok()?;
+        let done = tokio::task::spawn_blocking(move || {
+            let result = work();
+            drop((own, turn));
+            result
+        });
+        done.await.ok()
+    }
+
     fn of(&self, workload: u32) -> Arc<Semaphore> {
         let mut each = self.each.lock().unwrap_or_else(PoisonError::into_inner);
         if each.len() >= MANY {
@@ -65,7 +79,7 @@ impl Turns {
 }
 
 impl Answers {
-    pub(super) fn new(capture: &Capture, root: Arc<Root>, policy: &Arc<Policy>) -> Self {
+    pub(super) fn new(capture: &Capture, root: Arc<Root>) -> Self {
         let resolver = Resolver::new(
             capture.mount(),
             capture.parent(),
@@ -77,7 +91,6 @@ impl Answers {
         Self {
             resolver: Arc::new(resolver),
             root,
-            policy: Arc::new(ArcSwap::new(Arc::clone(policy))),
             turns: Turns::new(),
         }
     }
@@ -90,13 +103,15 @@ impl Answers {
         );
     }
 
-    /// What finds out who a caller is.
-    pub(super) fn resolver(&self) -> &Resolver {
-        &self.resolver
-    }
-
-    pub(super) fn set_policy(&self, policy: &Arc<Policy>) {
-        self.policy.store(Arc::clone(policy));
+    /// What `look` finds out for a workload, in the workload's turn: looking may block, and only its own workload waits.
+    /// `None` if it could not look.
+    pub(super) async fn about<T: Send + 'static>(
+        self: Arc<Self>,
+        workload: u32,
+        look: impl FnOnce(&Resolver) -> T + Send + 'static,
+    ) -> Option<T> {
+        let resolver = Arc::clone(&self.resolver);
+        self.turns.take(workload, move || look(&resolver)).await
     }
 }
 
@@ -150,12 +165,9 @@ impl Answering for Answers {
             | ToSupervisor::Drained
             | ToSupervisor::Fault { .. }) => return Some(said),
         };
-        let (own, all) = (self.turns.of(workload), Arc::clone(&self.turns.all));
-        let sender = sender.clone();
+        let (turns, sender) = (self.turns.clone(), sender.clone());
         tokio::spawn(async move {
-            let Ok(_own) = own.acquire().await else { return };
-            let Ok(_turn) = all.acquire().await else { return };
-            let Ok(answer) = tokio::task::spawn_blocking(work).await else {
+            let Some(answer) = turns.take(workload, work).await else {
                 tracing::error!("a question of the worker could not be worked on");
                 return;
             };
