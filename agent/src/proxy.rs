@@ -13,6 +13,7 @@ pub mod connection;
 mod failure;
 mod figures;
 mod finish;
+pub mod flood;
 mod in_force;
 mod intercept;
 mod limits;
@@ -73,6 +74,8 @@ pub struct Shared {
     pub given: dns::given::Given,
     /// What each workload has asked about names.
     pub questions: questions::Questions,
+    /// Connections that no workload made, and their records.
+    pub strangers: flood::Strangers,
     /// How much of everything.
     pub limits: Limits,
     /// How many data threads there are.
@@ -139,9 +142,10 @@ impl DataThread {
         self.tracker.len()
     }
 
-    /// Lets go of upstream connections that have been idle for too long.
+    /// Lets go of upstream connections that have been idle for too long, and records what a flood left out.
     pub fn sweep(&self) {
         self.pool.sweep();
+        connection::record_strangers(self);
     }
 
     /// Lets client connections end: each answer says that it is the last, streams that come after are turned away.

@@ -27,7 +27,7 @@ use crate::identity::WorkloadName;
 use crate::memory;
 use crate::net::listener::{self, Quota};
 use crate::policy::{CredentialName, Policy, Source};
-use crate::proxy::{InForce, Limits, Shared, questions};
+use crate::proxy::{InForce, Limits, Shared, flood, questions};
 use crate::tls;
 
 use data::DataThreads;
@@ -185,6 +185,7 @@ impl Worker {
             },
             given: dns::given::Given::default(),
             questions: questions::Questions::default(),
+            strangers: flood::Strangers::default(),
             limits: Limits::from(start.limits.clone()),
             threads: usize::from(start.threads.max(1)),
             memory_short: AtomicBool::new(false),

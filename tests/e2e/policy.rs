@@ -310,7 +310,7 @@ fn status_and_doctor_speak_json_and_their_exit_codes() -> Result<()> {
             .run([binary, "status", "--json", "--config", config])
     };
     assert_eq!(status(config)?.code(), Some(3));
-    std::fs::write(config, "nonsense = 1\n")?;
+    fs::write(config, "nonsense = 1\n")?;
     assert_eq!(status(config)?.code(), Some(2));
     Ok(())
 }

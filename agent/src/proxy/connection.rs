@@ -13,8 +13,8 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::addr::{ClientAddr, HostName, OrigDst};
-use crate::audit::record::Caller;
-use crate::audit::{self, Kind, Opening};
+use crate::audit::record::{Caller, Decision};
+use crate::audit::{self, Kind, Opening, Outcome};
 use crate::ebpf::Origin;
 use crate::identity::{Identity, WorkloadName};
 use crate::net::deadline::Activity;
@@ -57,10 +57,32 @@ pub async fn serve(thread: Rc<DataThread>, listener: WorkloadName, accepted: Acc
     match identify(&thread, &listener, accepted, &mut log).await {
         Ok((connection, stream)) => {
             if let Err(failure) = run(&connection, stream).await {
-                record(&thread, &connection.log(), failure);
+                record(&thread, &connection.log(), failure, 1);
             }
         }
-        Err(failure) => record(&thread, &log, failure),
+        Err(failure) if failure.is_of_stranger() => match thread.shared.strangers.of(&listener).count() {
+            Some(count) => record(&thread, &log, failure, count),
+            // One that comes later stands for it too.
+            None => thread.figures.ended(Outcome::Denied),
+        },
+        Err(failure) => record(&thread, &log, failure, 1),
+    }
+}
+
+/// The connections of strangers that no record stands for yet.
+pub(super) fn record_strangers(thread: &DataThread) {
+    for (listener, count) in thread.shared.strangers.left_out() {
+        let caller = Caller {
+            workload: Some(listener),
+            ..Caller::default()
+        };
+        let mut record = thread.shared.audit.record(Kind::Connection, Arc::new(caller));
+        record.policy = Some(Arc::clone(&thread.shared.policy.current().version));
+        record.decision = Some(Decision::Deny);
+        record.reason = Some(DenialReason::NoOrigin.code().into());
+        record.outcome = Outcome::Denied;
+        record.count = Some(count);
+        thread.shared.audit.append(&record);
     }
 }
 
@@ -76,8 +98,8 @@ fn blank(thread: &DataThread, caller: Caller) -> audit::Connection {
     }
 }
 
-/// A connection that carried no call ends in a record of its own.
-fn record(thread: &DataThread, log: &audit::Connection, failure: Failure) {
+/// A connection that carried no call ends in a record of its own; of strangers' it may stand for several.
+fn record(thread: &DataThread, log: &audit::Connection, failure: Failure, count: u64) {
     let opening = Opening {
         connection: log,
         kind: Kind::Connection,
@@ -91,6 +113,9 @@ fn record(thread: &DataThread, log: &audit::Connection, failure: Failure) {
     match thread.shared.audit.begin(opening) {
         Ok(mut recorder) => {
             recorder.policy(&thread.shared.policy.current().version);
+            if count > 1 {
+                recorder.stands_for(count);
+            }
             thread.figures.ended(failure.finish(recorder));
         }
         Err(unavailable) => tracing::error!(%unavailable, "a refused connection could not be recorded"),

@@ -70,6 +70,11 @@ impl Failure {
         }
     }
 
+    /// Whether it is about a connection that no workload made.
+    pub(super) fn is_of_stranger(&self) -> bool {
+        matches!(self, Self::Denied(denial) if denial.reason == DenialReason::NoOrigin)
+    }
+
     /// Ends a record with this failure.
     pub(super) fn finish(self, mut recorder: Recorder) -> Outcome {
         let outcome = match self {

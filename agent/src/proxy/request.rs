@@ -17,7 +17,7 @@ use crate::audit::{Kind, Opening, Phase, Recorder};
 use crate::credential;
 use crate::http::headers::{self, Form};
 use crate::http::response::{Client, Refusal, Unavailable, UpstreamFault};
-use crate::http::{authority, response as answers};
+use crate::http::{authority, query, response as answers};
 use crate::identity::Identity;
 use crate::net::requests::{Notice, Refused};
 use crate::policy::{self, Call, Decision, DenialReason, NormalPath, Permit, Scheme};
@@ -147,7 +147,11 @@ fn target(entry: &Entry, parts: &mut request::Parts) -> Result<Target, DenialRea
     let authority = authority::settle(parts, entry.scheme, entry.sni.as_ref(), dialled)?;
     headers::clean_request(&mut parts.headers, &form);
     let path = NormalPath::parse(parts.uri.path()).map_err(|_ambiguous| DenialReason::AmbiguousPath)?;
-    let query = parts.uri.query().map(Box::from);
+    let query = parts.uri.query();
+    let query = query.map(|query| query::without_overrides(query).unwrap_or_else(|| query.to_owned()));
+    let query = query
+        .filter(|query| !query.is_empty())
+        .map(String::into_boxed_str);
     parts.uri = origin_form(&path, query.as_deref())?;
     Ok(Target {
         form,

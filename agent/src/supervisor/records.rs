@@ -1,8 +1,9 @@
 //! The supervisor's part of the audit log: opening and rotating the file, the in-flight tables, and records of
 //! what the kernel decided.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,9 @@ const SLOTS: u32 = 8192;
 const TAIL: u64 = 64 << 20;
 /// Records of the supervisor that wait for room on the disk, in bytes.
 const MAX_WAITING: usize = 1 << 20;
+
+/// Tables under one process id and number.
+const MAX_TABLES: u32 = 10_000;
 
 /// Why records can't be kept.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +61,8 @@ pub(super) struct Records {
     state_dir: PathBuf,
     /// Tables that are still to become records: their worker is not gone yet, or the disk is full.
     owed: Vec<PathBuf>,
+    /// The tables of living workers, by their numbers.
+    tables: HashMap<u64, PathBuf>,
     /// Lines that could not be written yet, [`MAX_WAITING`] bytes at most.
     waiting: Vec<u8>,
     /// Records that there was no room for even there.
@@ -76,6 +82,7 @@ impl Records {
             sink: sink(opened),
             state_dir: config.state_dir.clone(),
             owed: Vec::new(),
+            tables: HashMap::new(),
             waiting: Vec::new(),
             lost: 0,
             failure: None,
@@ -102,10 +109,8 @@ impl Records {
     /// Turns what the worker of this number had under way when it ended into records; later
     /// ([`Records::settle`]) what can't be now.
     pub(super) fn recover(&mut self, worker: u64) {
-        let path = self.table_path(worker);
-        if path.exists() {
-            self.owed.push(path);
-        }
+        let table = self.tables.remove(&worker);
+        self.owed.extend(table.filter(|path| path.exists()));
         if let Err(error) = self.settle() {
             tracing::error!(%error, "calls of a worker that ended can't be recorded now; tried again until they can");
         }
@@ -138,9 +143,13 @@ impl Records {
         self.failure.as_deref()
     }
 
-    fn table_path(&self, worker: u64) -> PathBuf {
-        self.state_dir
-            .join(format!("inflight-{}-{worker}", std::process::id()))
+    /// A table of its own for the worker of this number. One that is there already, of an agent that had the same
+    /// process id, is still owed: it is left alone.
+    fn new_table(&mut self, worker: u64) -> Result<(File, PathBuf), Error> {
+        let base = format!("inflight-{}-{worker}", std::process::id());
+        let (table, path) = new_file(&self.state_dir, &base)?;
+        self.tables.insert(worker, path.clone());
+        Ok((table, path))
     }
 
     /// Says whether it is done.
@@ -196,16 +205,8 @@ impl Records {
     }
 
     /// What the worker of this number works with: a table of its own.
-    pub(super) fn descriptors(&self, worker: u64, kernel: WorkerFds) -> Result<StartDescriptors, Error> {
-        let path = self.table_path(worker);
-        let table = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(at("make", &path))?;
+    pub(super) fn descriptors(&mut self, worker: u64, kernel: WorkerFds) -> Result<StartDescriptors, Error> {
+        let (table, path) = self.new_table(worker)?;
         table
             .try_lock()
             .map_err(|error| at("lock", &path)(error.into()))?;
@@ -311,6 +312,26 @@ impl Records {
     }
 }
 
+/// A file that was not there: `base`, or that with the first number that is free.
+fn new_file(dir: &Path, base: &str) -> Result<(File, PathBuf), Error> {
+    let mut path = dir.join(base);
+    for number in 1..=MAX_TABLES {
+        let made = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path);
+        match made {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                path = dir.join(format!("{base}.{number}"));
+            }
+            made => return Ok((made.map_err(at("make", &path))?, path)),
+        }
+    }
+    Err(at("make", &path)(ErrorKind::AlreadyExists.into()))
+}
+
 fn sink(file: File) -> file::FileSink {
     file::FileSink::new(file, file::Writes::Supervisor, file::Sync::default())
 }
@@ -360,5 +381,20 @@ fn protocol(number: u8) -> Option<Protocol> {
         6 => Some(Protocol::Tcp),
         17 => Some(Protocol::Udp),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_that_is_still_owed_is_not_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("inflight-1-1"), "calls").unwrap();
+        std::fs::write(dir.path().join("inflight-1-1.1"), "calls").unwrap();
+        let (_, path) = new_file(dir.path(), "inflight-1-1").unwrap();
+        assert_eq!(path, dir.path().join("inflight-1-1.2"));
+        assert_eq!(std::fs::read(dir.path().join("inflight-1-1")).unwrap(), b"calls");
     }
 }
