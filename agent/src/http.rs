@@ -4,4 +4,5 @@ pub mod authority;
 pub mod detect;
 pub mod framing;
 pub mod headers;
+pub mod query;
 pub mod response;

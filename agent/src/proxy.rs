@@ -13,6 +13,7 @@ pub mod connection;
 mod failure;
 mod figures;
 mod finish;
+mod flood;
 mod forward;
 mod in_force;
 mod intercept;

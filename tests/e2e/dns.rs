@@ -177,3 +177,24 @@ fn many_questions_on_one_connection_are_answered_and_what_is_no_dns_is_recorded(
     world.agent().context("it runs")?;
     Ok(())
 }
+
+#[test]
+fn a_deny_does_not_open_the_names_that_it_denies() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let mut world = World::new()?;
+    world.upstream(Upstream::new(API))?;
+    // Known to the agent's resolver, so that only the rules keep it back.
+    world.absent("secret.a.evil.test")?;
+    let deny = "\n  [[workload.deny]]\n  host = \"*.evil.test\"\n";
+    world.policy("billing.toml", &(workload("billing", "", "") + deny))?;
+    world.start_agent()?;
+    let denied = dig(&world, &["secret.a.evil.test"])?;
+    assert!(denied.contains("status: NXDOMAIN"), "{denied}");
+    assert_record!(
+        world,
+        "kind" = "dns",
+        "authority" = "secret.a.evil.test.",
+        "outcome" = "denied"
+    );
+    Ok(())
+}

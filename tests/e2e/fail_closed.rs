@@ -178,6 +178,33 @@ fn an_unmanaged_process_gets_nothing_from_a_listener() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn strangers_who_flood_a_listener_are_counted_in_few_records() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    const CONNECTIONS: u64 = 300;
+    let world = start()?;
+    let all = listeners()?;
+    let listener = all.first().context("no listener")?;
+    for _ in 0..CONNECTIONS {
+        let mut stream = TcpStream::connect_timeout(listener, wait::PATIENCE)?;
+        stream.set_read_timeout(Some(wait::PATIENCE))?;
+        // Reset or closed: refused in either case.
+        drop(stream.read(&mut [0]));
+    }
+    let mut written = 0;
+    wait::until("every connection on record", wait::PATIENCE, || {
+        let records = world.records().ok()?;
+        let strangers = records.iter().filter(|one| one.text("reason") == "no_origin");
+        let counts: Vec<u64> = strangers
+            .map(|one| one.field("count").as_u64().unwrap_or(1))
+            .collect();
+        written = counts.len();
+        (counts.iter().sum::<u64>() == CONNECTIONS).then_some(())
+    })?;
+    assert!(written < 150, "{written} records");
+    Ok(())
+}
+
 fn bracketed(address: &SocketAddr) -> String {
     if address.is_ipv6() {
         format!("[{}]", address.ip())

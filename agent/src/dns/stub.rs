@@ -1,10 +1,10 @@
-//! What a workload may ask, and the answers: names that its rules mention, and nothing else. By UDP here, by TCP in
+//! What a workload may ask, and the answers: names that its rules let it reach, and nothing else. By UDP here, by TCP in
 //! [`super::stream`].
 //!
 //! The kernel turns a workload's port 53 round to a socket of its own here, so whose question it is needs no
 //! guessing. Answers come from the agent's own resolver; only addresses are told (A, AAAA): HTTPS and SVCB
 //! records would lead clients to HTTP/3 and encrypted ClientHellos (RFC 9460), and TXT would be a way in and
-//! out. A name that no rule mentions does not exist, and asking for it is on record: a label can carry data.
+//! out. A name that no allow or tunnel names does not exist, and asking for it is on record: a label can carry data.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -30,9 +30,9 @@ const MAX_DATAGRAM: u16 = 1232;
 
 /// What is asked of policy and told to the log.
 pub trait Rules: Send + Sync + 'static {
-    /// Whether a rule of the workload mentions this name.
-    fn mentions(&self, host: &HostName) -> bool;
-    /// A name was asked for that no rule mentions.
+    /// Whether a rule of the workload lets something through to this name.
+    fn may_ask(&self, host: &HostName) -> bool;
+    /// A name was asked for that may not be.
     fn refused(&self, name: &str);
 }
 
@@ -122,7 +122,7 @@ pub(super) async fn answer(question: &Message, resolver: &Resolver, rules: &dyn 
 
 async fn records(query: &Query, resolver: &Resolver, rules: &dyn Rules) -> Result<Vec<Record>, ResponseCode> {
     let name = query.name().to_ascii();
-    let host = HostName::parse(&name).ok().filter(|host| rules.mentions(host));
+    let host = HostName::parse(&name).ok().filter(|host| rules.may_ask(host));
     let Some(host) = host else {
         rules.refused(&name);
         return Err(ResponseCode::NXDomain);
@@ -164,7 +164,7 @@ pub(super) mod tests {
     pub(in crate::dns) struct Only(Mutex<Vec<String>>);
 
     impl Rules for Only {
-        fn mentions(&self, host: &HostName) -> bool {
+        fn may_ask(&self, host: &HostName) -> bool {
             host.as_str() == "api.example.com"
         }
         fn refused(&self, name: &str) {
@@ -208,7 +208,7 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_that_no_rule_mentions_does_not_exist_and_is_told_to_the_log() {
+    async fn a_name_that_may_not_be_asked_for_does_not_exist_and_is_told_to_the_log() {
         let (resolver, rules) = (resolver(), Only::default());
         let reply = answer(&ask("other.example.com.", RecordType::A), &resolver, &rules).await;
         assert_eq!(reply.metadata.response_code, ResponseCode::NXDomain);

@@ -161,10 +161,11 @@ impl HeadReader {
     }
 }
 
-/// What the `http` crate takes whole; a `#` it would cut off.
+/// What the `http` crate takes whole; a `#` it would cut off. What it does not take, hyper would answer by itself,
+/// without a record.
 fn is_target(target: &[u8]) -> bool {
     let graphic = |byte: &u8| byte.is_ascii_graphic() && !b"#<>`".contains(byte);
-    target.iter().all(graphic) && (target.starts_with(b"/") || http::Uri::try_from(target).is_ok())
+    target.iter().all(graphic) && http::Uri::try_from(target).is_ok()
 }
 
 /// `token` of RFC 9110 section 5.6.2.

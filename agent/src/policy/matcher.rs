@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use http::HeaderMap;
-use http::header::HeaderName;
+use http::header::{HeaderName, HeaderValue};
 
 use crate::addr::{HostName, HostNameError};
 use crate::identity::{Identity, Sha256};
@@ -208,15 +208,28 @@ impl ValueMatcher<HeaderName> {
     /// There, and every value of it is one that is named.
     #[must_use]
     pub fn matches(&self, headers: &HeaderMap) -> bool {
-        let mut values = headers.get_all(&self.name).iter().peekable();
+        let mut values = self.values_in(headers).peekable();
         values.peek().is_some() && values.all(|value| value.to_str().is_ok_and(|value| self.allows(value)))
     }
 
     /// Any value of it is one that is named, or can't be read.
     #[must_use]
     pub fn matches_wider(&self, headers: &HeaderMap) -> bool {
-        let mut values = headers.get_all(&self.name).iter();
-        values.any(|value| value.to_str().map_or(true, |value| self.denies(value)))
+        self.values_in(headers)
+            .any(|value| value.to_str().map_or(true, |value| self.denies(value)))
+    }
+
+    /// The values under every spelling of the name: CGI and WSGI read `x_role` as `X-Role`.
+    fn values_in<'h>(&self, headers: &'h HeaderMap) -> impl Iterator<Item = &'h HeaderValue> {
+        let fold = |byte: u8| if byte == b'_' { b'-' } else { byte };
+        let is_one = move |name: &HeaderName| {
+            let (own, other) = (self.name.as_str().bytes(), name.as_str().bytes());
+            own.map(fold).eq(other.map(fold))
+        };
+        headers
+            .iter()
+            .filter(move |(name, _)| is_one(name))
+            .map(|(_, value)| value)
     }
 }
 

@@ -158,14 +158,15 @@ impl Workload {
         ports
     }
 
-    /// Whether a rule mentions this name, so that the DNS stub may answer it.
+    /// Whether a rule lets something through to this name, so that the DNS stub may ask for it. A deny opens nothing:
+    /// the question alone carries what its labels say to the name's own servers.
     #[must_use]
-    pub fn mentions(&self, host: &crate::addr::HostName) -> bool {
-        self.rules.iter().any(|rule| {
-            rule.host.as_ref().is_some_and(|pattern| match rule.kind {
-                RuleKind::Deny => pattern.matches_wider(host),
-                RuleKind::Allow | RuleKind::Tunnel => pattern.matches(host),
-            })
+    pub fn may_ask(&self, host: &crate::addr::HostName) -> bool {
+        self.rules.iter().any(|rule| match rule.kind {
+            RuleKind::Deny => false,
+            RuleKind::Allow | RuleKind::Tunnel => {
+                rule.host.as_ref().is_some_and(|pattern| pattern.matches(host))
+            }
         })
     }
 

@@ -159,7 +159,7 @@ fn bare_segment(segment: &str) -> &str {
     plain.split("%3B").next().unwrap_or(plain)
 }
 
-/// The form in which a deny compares a segment: decoded, without `;parameters`, in lower case. It equals
+/// The form in which a deny compares a segment: decoded as often as it can be, without `;parameters`, in lower case. It equals
 /// itself for the usual segment, so this allocates only for unusual ones.
 #[must_use]
 pub(crate) fn folded_segment(segment: &str) -> Cow<'_, str> {
@@ -170,8 +170,22 @@ pub(crate) fn folded_segment(segment: &str) -> Cow<'_, str> {
     {
         return Cow::Borrowed(plain);
     }
-    let decoded = percent_encoding::percent_decode_str(plain).decode_utf8_lossy();
-    Cow::Owned(decoded.to_lowercase())
+    let decoded = decoded_wholly(plain);
+    let decoded = String::from_utf8_lossy(&decoded);
+    Cow::Owned(bare_segment(&decoded).to_lowercase())
+}
+
+/// Servers behind others decode again what those decoded: `%2561` is an `a` to the second.
+fn decoded_wholly(segment: &str) -> Vec<u8> {
+    let mut bytes = segment.as_bytes().to_vec();
+    // Each round makes it shorter, or is the last.
+    loop {
+        let decoded: Vec<u8> = percent_encoding::percent_decode(&bytes).collect();
+        if decoded.len() == bytes.len() {
+            return decoded;
+        }
+        bytes = decoded;
+    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
@@ -20,14 +19,12 @@ use crate::policy::DenialReason;
 use super::Shared;
 use super::connection::Connection;
 use super::failure::Failure;
+use super::flood::Flood;
 
 /// Where names are asked for.
 pub(super) const PORT: u16 = 53;
 /// Questions of one workload that are worked on at once.
 const AT_ONCE: usize = 64;
-/// Records of refused names that one workload may cause within [`WINDOW`]; the rest is counted in the next.
-const RECORDS: u32 = 20;
-const WINDOW: Duration = Duration::from_secs(1);
 
 /// What each workload has under way and has on record, whichever way it asks.
 #[derive(Debug, Default)]
@@ -36,47 +33,19 @@ pub struct Questions(Mutex<HashMap<WorkloadName, Arc<Quota>>>);
 #[derive(Debug)]
 struct Quota {
     turns: Arc<Semaphore>,
-    window: Mutex<Window>,
-}
-
-#[derive(Debug)]
-struct Window {
-    since: Instant,
-    written: u32,
-    left_out: u64,
+    flood: Flood,
 }
 
 impl Questions {
     fn of(&self, workload: &WorkloadName) -> Arc<Quota> {
         let mut quotas = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let quota = quotas.entry(workload.clone()).or_insert_with(|| {
-            let window = Window {
-                since: Instant::now(),
-                written: 0,
-                left_out: 0,
-            };
             Arc::new(Quota {
                 turns: Arc::new(Semaphore::new(AT_ONCE)),
-                window: Mutex::new(window),
+                flood: Flood::default(),
             })
         });
         Arc::clone(quota)
-    }
-}
-
-impl Quota {
-    /// How many refusals the next record stands for; `None` if it has to wait.
-    fn count(&self) -> Option<u64> {
-        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
-        if window.since.elapsed() >= WINDOW {
-            (window.since, window.written) = (Instant::now(), 0);
-        }
-        if window.written >= RECORDS {
-            window.left_out += 1;
-            return None;
-        }
-        window.written += 1;
-        Some(std::mem::take(&mut window.left_out) + 1)
     }
 }
 
@@ -130,16 +99,18 @@ struct Asking {
 }
 
 impl Rules for Asking {
-    fn mentions(&self, host: &HostName) -> bool {
+    fn may_ask(&self, host: &HostName) -> bool {
         let enforced = self.shared.policy.current();
         enforced
             .policy
             .workload(&self.workload)
-            .is_some_and(|workload| workload.mentions(host))
+            .is_some_and(|workload| workload.may_ask(host))
     }
 
     fn refused(&self, name: &str) {
-        let Some(count) = self.quota.count() else { return };
+        let Some(count) = self.quota.flood.count() else {
+            return;
+        };
         let mut record = self.shared.audit.record(Kind::Dns, Arc::clone(&self.caller));
         record.policy = Some(Arc::clone(&self.shared.policy.current().version));
         record.protocol = Some(self.protocol);

@@ -15,7 +15,7 @@ use crate::audit::Phase;
 use crate::credential;
 use crate::http::headers::{self, Form};
 use crate::http::response::{Client, Refusal, Unavailable};
-use crate::http::{authority, response as answers};
+use crate::http::{authority, query, response as answers};
 use crate::identity::Identity;
 use crate::net::requests::{Notice, Refused};
 use crate::policy::{self, Call, Decision, DenialReason, NormalPath, Permit, Scheme};
@@ -145,7 +145,11 @@ fn target(entry: &Entry, parts: &mut request::Parts) -> Result<Target, DenialRea
     let authority = authority::settle(parts, entry.scheme, entry.sni.as_ref(), dialled)?;
     headers::clean_request(&mut parts.headers, &form);
     let path = NormalPath::parse(parts.uri.path()).map_err(|_ambiguous| DenialReason::AmbiguousPath)?;
-    let query = parts.uri.query().map(Box::from);
+    let query = parts.uri.query();
+    let query = query.map(|query| query::without_overrides(query).unwrap_or_else(|| query.to_owned()));
+    let query = query
+        .filter(|query| !query.is_empty())
+        .map(String::into_boxed_str);
     parts.uri = origin_form(&path, query.as_deref())?;
     Ok(Target {
         form,

@@ -3,8 +3,9 @@
 
 mod kernel;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,9 @@ const SLOTS: u32 = 8192;
 const TAIL: u64 = 64 << 20;
 /// Records of the supervisor that wait for room on the disk, in bytes.
 const MAX_WAITING: usize = 1 << 20;
+
+/// Tables under one process id and number.
+const MAX_TABLES: u32 = 10_000;
 
 /// Why records can't be kept.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +63,8 @@ pub(super) struct Records {
     owed: Vec<PathBuf>,
     /// Somebody died, perhaps in the middle of a line.
     torn: bool,
+    /// The tables of living workers, by their numbers.
+    tables: HashMap<u64, PathBuf>,
     /// Lines that could not be written yet, [`MAX_WAITING`] bytes at most.
     waiting: Vec<u8>,
     /// Records that there was no room for even there.
@@ -81,6 +87,7 @@ impl Records {
             state_dir: config.state_dir.clone(),
             owed: Vec::new(),
             torn: true,
+            tables: HashMap::new(),
             waiting: Vec::new(),
             lost: 0,
             failure: None,
@@ -110,10 +117,8 @@ impl Records {
     /// ([`Records::settle`]) what can't be now.
     pub(super) fn recover(&mut self, worker: u64, ended_well: bool) {
         self.torn |= !ended_well;
-        let path = self.table_path(worker);
-        if path.exists() {
-            self.owed.push(path);
-        }
+        let table = self.tables.remove(&worker);
+        self.owed.extend(table.filter(|path| path.exists()));
         if let Err(error) = self.settle() {
             tracing::error!(%error, "calls of a worker that ended can't be recorded now; tried again until they can");
         }
@@ -148,9 +153,13 @@ impl Records {
         self.failure.as_deref()
     }
 
-    fn table_path(&self, worker: u64) -> PathBuf {
-        self.state_dir
-            .join(format!("inflight-{}-{worker}", std::process::id()))
+    /// A table of its own for the worker of this number. One that is there already, of an agent that had the same
+    /// process id, is still owed: it is left alone.
+    fn new_table(&mut self, worker: u64) -> Result<(File, PathBuf), Error> {
+        let base = format!("inflight-{}-{worker}", std::process::id());
+        let (table, path) = new_file(&self.state_dir, &base)?;
+        self.tables.insert(worker, path.clone());
+        Ok((table, path))
     }
 
     /// Says whether it is done.
@@ -206,17 +215,8 @@ impl Records {
     }
 
     /// What the worker of this number works with: a table of its own.
-    pub(super) fn descriptors(&self, worker: u64, kernel: WorkerFds) -> Result<StartDescriptors, Error> {
-        let path = self.table_path(worker);
-        let table = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            // Only under the lock: another process may still use it.
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(at("make", &path))?;
+    pub(super) fn descriptors(&mut self, worker: u64, kernel: WorkerFds) -> Result<StartDescriptors, Error> {
+        let (table, path) = self.new_table(worker)?;
         table
             .try_lock()
             .map_err(|error| at("lock", &path)(error.into()))?;
@@ -297,6 +297,26 @@ impl Records {
     }
 }
 
+/// A file that was not there: `base`, or that with the first number that is free.
+fn new_file(dir: &Path, base: &str) -> Result<(File, PathBuf), Error> {
+    let mut path = dir.join(base);
+    for number in 1..=MAX_TABLES {
+        let made = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path);
+        match made {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                path = dir.join(format!("{base}.{number}"));
+            }
+            made => return Ok((made.map_err(at("make", &path))?, path)),
+        }
+    }
+    Err(at("make", &path)(ErrorKind::AlreadyExists.into()))
+}
+
 fn sink(file: File) -> file::FileSink {
     file::FileSink::new(file, file::Writes::Supervisor, file::Sync::default())
 }
@@ -327,4 +347,19 @@ fn blank(kind: Kind, caller: Caller) -> Record {
 
 fn digest(digest: Sha256) -> Arc<str> {
     digest.to_string().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_that_is_still_owed_is_not_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("inflight-1-1"), "calls").unwrap();
+        std::fs::write(dir.path().join("inflight-1-1.1"), "calls").unwrap();
+        let (_, path) = new_file(dir.path(), "inflight-1-1").unwrap();
+        assert_eq!(path, dir.path().join("inflight-1-1.2"));
+        assert_eq!(std::fs::read(dir.path().join("inflight-1-1")).unwrap(), b"calls");
+    }
 }

@@ -126,7 +126,7 @@ impl Supervisor {
         given
     }
 
-    fn hand_over(&self, number: u64, worker: &Sender) -> Result<(), Error> {
+    fn hand_over(&mut self, number: u64, worker: &Sender) -> Result<(), Error> {
         let descriptors = self.records.descriptors(number, self.capture.worker_fds()?)?;
         worker.start(self.start_message()?, descriptors)?;
         let short = self.headroom.is_short();

@@ -8,7 +8,13 @@ use super::{ALLOW, calls, python, shown, start};
 /// Name, the request's bytes as a Python expression, status, and outcome and reason of the record.
 type Case = (&'static str, &'static str, u64, &'static str);
 
-const MALFORMED: [Case; 20] = [
+const MALFORMED: [Case; 21] = [
+    (
+        "a quote in the query",
+        r#"get("/x/quote?a\"b")"#,
+        400,
+        "malformed_request",
+    ),
     (
         "cl-te",
         r#"get("/x/cl-te", "Content-Length: 5", "Transfer-Encoding: chunked", method="POST", body="0\r\n\r\n")"#,

@@ -38,6 +38,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("http::authority", PURE),
     ("http::detect", PURE),
     ("http::headers", PURE),
+    ("http::query", PURE),
     ("identity", PURE),
     ("policy", PURE),
     ("tls::client_hello", PURE),

@@ -3,12 +3,11 @@
 //! The names are those that the services' own API documentation gives. A credential under a name of its own, in
 //! the path or in the body, is not seen: the rule's allowed host and paths are what bounds it.
 
-use http::{HeaderMap, HeaderName, Uri};
-use percent_encoding::percent_decode_str;
-
 use super::{Error, retarget};
+use crate::http::query;
+use http::{HeaderMap, HeaderName, Uri};
 
-/// Lower case, sorted. RFC 9110 and 6265, then by service: AWS, Azure, Google, GitLab, HashiCorp, Shopify, Datadog,
+/// Lower case, `-` for `_`, sorted. RFC 9110 and 6265, then by service: AWS, Azure, Google, GitLab, HashiCorp, Shopify, Datadog,
 /// New Relic, Honeycomb, Cloudflare, Postmark, RapidAPI, Algolia and others.
 const HEADERS: &[&str] = &[
     "api-key",
@@ -49,7 +48,7 @@ const HEADERS: &[&str] = &[
     "x-authorization",
     "x-aws-ec2-metadata-token",
     "x-client-secret",
-    "x-cmc_pro_api_key",
+    "x-cmc-pro-api-key",
     "x-consul-token",
     "x-figma-token",
     "x-finnhub-token",
@@ -130,10 +129,14 @@ const PARAMETERS: &[&str] = &[
 /// Presigned parameters: AWS signature 4 and Google's.
 const PARAMETER_PREFIXES: &[&str] = &["x-amz-", "x-goog-"];
 
-/// Whether a header (or trailer) is a client's own credential.
+/// Whether a header (or trailer) is a client's own credential. CGI and WSGI read `x_api_key` as `X-API-Key`.
 #[must_use]
 pub fn is_client_credential(name: &HeaderName) -> bool {
-    HEADERS.binary_search(&name.as_str()).is_ok()
+    let name = name.as_str();
+    if name.contains('_') {
+        return HEADERS.binary_search(&name.replace('_', "-").as_str()).is_ok();
+    }
+    HEADERS.binary_search(&name).is_ok()
 }
 
 pub(super) fn headers(headers: &mut HeaderMap) {
@@ -172,43 +175,14 @@ pub(super) fn parameter(uri: &mut Uri, name: &str) -> Result<(), Error> {
     without(uri, |key| key == name)
 }
 
-/// Takes off the parameters whose key, decoded and in lower case, `is_one`. Servers differ on whether `;` separates
-/// as `&` does (WHATWG URL against HTML 4.01 appendix B.2.2): here both do. The others' bytes stay as they are.
 fn without(uri: &mut Uri, is_one: impl Fn(&str) -> bool) -> Result<(), Error> {
-    let Some(query) = uri.query() else {
+    let Some(kept) = uri.query().and_then(|query| query::without(query, is_one)) else {
         return Ok(());
-    };
-    let goes = |piece: &str| {
-        let key = piece
-            .trim_end_matches(['&', ';'])
-            .split('=')
-            .next()
-            .unwrap_or_default();
-        let key = key.replace('+', " ");
-        let key = percent_decode_str(&key)
-            .decode_utf8_lossy()
-            .trim()
-            .to_ascii_lowercase();
-        // PHP and Rack read `key[]` and `key[a]` as `key` too.
-        is_one(&key) || key.split_once('[').is_some_and(|(key, _)| is_one(key))
-    };
-    if !query.split_inclusive(['&', ';']).any(goes) {
-        return Ok(());
-    }
-    let kept: String = query
-        .split_inclusive(['&', ';'])
-        .filter(|piece| !goes(piece))
-        .collect();
-    // A piece carries the separator after it: one left at the end belonged to a piece that is gone.
-    let kept = if query.ends_with(['&', ';']) {
-        kept.as_str()
-    } else {
-        kept.trim_end_matches(['&', ';'])
     };
     let mut target = uri.path().to_owned();
     if !kept.is_empty() {
         target.push('?');
-        target.push_str(kept);
+        target.push_str(&kept);
     }
     retarget(uri, target.as_bytes())
 }

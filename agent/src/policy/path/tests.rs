@@ -104,6 +104,8 @@ fn a_deny_also_matches_wider_forms_of_the_path() {
         "/v1/charges/1/refund%3Bx",
         "/v1/%43harges/1/refund",
         "/v1/charges/a%20b/refund",
+        "/v1/%2563harges/1/refund",
+        "/v1/charges/1/refund%25253bx",
     ] {
         assert!(refund.matches_wider(&path(raw)), "{raw}");
     }

@@ -55,6 +55,7 @@ fn the_kernel_is_told_the_ports_that_rules_name() {
     let policy = policy(
         "[[workload]]\nname='w'\nlisten=[8080]\n[[workload.allow]]\nhost='a.b'\n\
          [[workload.allow]]\nhost='a.b'\nscheme='http'\n[[workload.tunnel]]\nhost='c.d'\nport=5671\n\
+         [[workload.deny]]\nhost='*.e.f'\n\
          [[workload.direct]]\ncidr='10.0.5.0/24'\nport=[5432, 6432]\n[[workload.direct]]\ncidr='fd00::1'\nport=443\nforce=true",
     );
     let workload = policy.workload(&caller().workload).unwrap();
@@ -69,8 +70,10 @@ fn the_kernel_is_told_the_ports_that_rules_name() {
         direct,
         ["10.0.5.0/24 5432", "10.0.5.0/24 6432", "fd00::1/128 443"]
     );
-    assert!(workload.mentions(&HostName::parse("c.d").unwrap()));
-    assert!(!workload.mentions(&HostName::parse("x.c.d").unwrap()));
+    assert!(workload.may_ask(&HostName::parse("c.d").unwrap()));
+    assert!(!workload.may_ask(&HostName::parse("x.c.d").unwrap()));
+    // Asking would hand the label to the very domain that is denied.
+    assert!(!workload.may_ask(&HostName::parse("secret.e.f").unwrap()));
     assert!(!workload.needs_exe() && !workload.needs_digest());
 }
 
