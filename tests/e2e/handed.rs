@@ -123,7 +123,7 @@ fn a_handed_socket_that_can_not_be_cut_off_is_named_in_the_log() -> Result<()> {
         "a_handed_socket_that_can_not_be_cut_off_is_named_in_the_log",
         &workload("billing", "", ""),
     )?;
-    let lent = world.dir().join("lent.sock");
+    let lent = world.dir().join("run/lent.sock");
     let lent = lent.to_str().context("a path")?;
     let lend = ["python3", "-c", LEND_PACKETS, lent];
     let mut lender = world.unmanaged()?.command(lend).stdout(Stdio::piped()).spawn()?;
