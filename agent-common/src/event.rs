@@ -10,8 +10,8 @@ pub struct Event {
     pub origin: Origin,
     /// A [`crate::Reason`] as its number.
     pub reason: u32,
-    /// Events of this workload that were suppressed since the last one sent.
-    pub suppressed: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 impl Event {
@@ -22,11 +22,11 @@ impl Event {
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let (reason, rest) = bytes.get(Origin::SIZE..)?.split_first_chunk()?;
-        let (suppressed, _) = rest.split_first_chunk()?;
+        let (pad, _) = rest.split_first_chunk()?;
         Some(Self {
             origin: Origin::from_bytes(bytes)?,
             reason: u32::from_ne_bytes(*reason),
-            suppressed: u32::from_ne_bytes(*suppressed),
+            pad: u32::from_ne_bytes(*pad),
         })
     }
 }

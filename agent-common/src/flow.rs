@@ -82,7 +82,35 @@ impl DirectKey {
     pub const BITS: u32 = Self::FIXED_BITS + 128;
 }
 
-/// How many events a workload has sent in the current second.
+/// What an [`EventBudget`] is for.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct BudgetKey {
+    /// Workload number; 0 for what can't be attributed.
+    pub workload: u32,
+    /// A [`crate::Reason::class`].
+    pub class: u32,
+}
+
+/// What had no event of its own, and is counted under this.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct SuppressedKey {
+    /// Workload number.
+    pub workload: u32,
+    /// A [`crate::Reason`] as its number.
+    pub reason: u32,
+    /// Where a connection that passed went; zeros elsewhere.
+    pub addr: [u8; 16],
+    /// Its port.
+    pub port: u16,
+    /// Its protocol.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: u8,
+}
+
+/// How many events of a class a workload has sent in the current second.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct EventBudget {
@@ -90,8 +118,8 @@ pub struct EventBudget {
     pub window: u64,
     /// Sent in it.
     pub sent: u32,
-    /// Suppressed since the last one sent.
-    pub suppressed: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 /// A workload's entries in `FLOWS`, counted by the kernel side alone: what the agent takes out of the table stands

@@ -1,6 +1,6 @@
 //! Sizes on both sides of the kernel boundary, checked when either is compiled.
 
-use crate::flow::{EventBudget, FlowShare, FlowUse};
+use crate::flow::{BudgetKey, EventBudget, FlowShare, FlowUse, SuppressedKey};
 use crate::{
     DialKey, DirectKey, Event, FlowKey, KernelConfig, Listener, ListenerKey, ListenerMark, Origin,
     SocketMark, TaskOffsets,
@@ -17,6 +17,8 @@ const _: () = assert!(size_of::<Listener>() == 8);
 const _: () = assert!(size_of::<DialKey>() == 8);
 const _: () = assert!(size_of::<DirectKey>() == 24);
 const _: () = assert!(size_of::<EventBudget>() == 16);
+const _: () = assert!(size_of::<BudgetKey>() == 8);
+const _: () = assert!(size_of::<SuppressedKey>() == 28);
 const _: () = assert!(size_of::<FlowUse>() == 16);
 const _: () = assert!(size_of::<FlowShare>() == 16);
 const _: () = assert!(size_of::<TaskOffsets>() == 40);

@@ -1,7 +1,7 @@
 //! Names and sizes of maps and programs, as both sides use them.
 
 /// Pinned maps, each at `BPFFS_DIR/maps/NAME`.
-pub const MAPS: [&str; 14] = [
+pub const MAPS: [&str; 16] = [
     WORKLOADS,
     LISTENERS,
     DIAL_PORTS,
@@ -15,6 +15,8 @@ pub const MAPS: [&str; 14] = [
     FLOW_USE,
     FLOW_SHARES,
     EVENTS,
+    SUPPRESSED,
+    SUPPRESSED_DIRECT,
     COUNTERS,
 ];
 
@@ -45,9 +47,13 @@ pub const FLOW_USE: &str = "FLOW_USE";
 pub const FLOW_SHARES: &str = "FLOW_SHARES";
 /// Ring buffer of [`crate::Event`]; the kernel writes.
 pub const EVENTS: &str = "EVENTS";
+/// How often something had no event of its own, by workload and reason; the kernel counts, the agent takes out.
+pub const SUPPRESSED: &str = "SUPPRESSED";
+/// The same for connections that passed by a direct rule, by destination, as far as there is room.
+pub const SUPPRESSED_DIRECT: &str = "SUPPRESSED_DIRECT";
 /// Per CPU, one counter for each [`crate::Reason`]; the kernel writes.
 pub const COUNTERS: &str = "COUNTERS";
-/// Event budget of each workload; the agent creates, the kernel counts. Not pinned: it holds one second.
+/// Event budgets of each workload; the agent creates, the kernel counts. Not pinned: it holds one second.
 pub const EVENT_BUDGETS: &str = "EVENT_BUDGETS";
 /// The agent's host's own IPv6 addresses; the agent writes. Not pinned: each start reads them anew.
 pub const OWN_ADDRESSES: &str = "OWN_ADDRESSES";
@@ -70,7 +76,13 @@ pub const MAX_FLOW_SHARE: u32 = 4096;
 pub const MAX_OWN_ADDRESSES: usize = 4096;
 /// Bytes of the ring buffer.
 pub const EVENT_BYTES: usize = 1 << 20;
-/// Events that one workload gets through in one second.
+/// Entries of the event budgets: those of each workload, and of what can't be attributed.
+pub const MAX_BUDGETS: usize = (MAX_WORKLOADS + 1) * crate::verdict::CLASSES as usize;
+/// Pairs of workload and reason.
+pub const MAX_SUPPRESSED: usize = (MAX_WORKLOADS + 1) * crate::verdict::COUNTERS;
+/// Destinations of direct connections that had no event of their own, between two looks of the agent.
+pub const MAX_SUPPRESSED_DIRECT: usize = 4096;
+/// Events of one class that one workload gets through in one second.
 pub const EVENTS_PER_SECOND: u32 = 64;
 
 /// Index of the sign of life in [`LIVENESS`].

@@ -4,7 +4,7 @@
     reason = "aya::Pod is an unsafe trait; this is the one place that implements it"
 )]
 
-use crate::flow::{EventBudget, FlowShare, FlowUse};
+use crate::flow::{BudgetKey, EventBudget, FlowShare, FlowUse, SuppressedKey};
 use crate::{
     DialKey, DirectKey, Event, FlowKey, KernelConfig, Listener, ListenerKey, ListenerMark, Origin, SocketMark,
 };
@@ -16,6 +16,7 @@ macro_rules! pod {
     )+};
 }
 pod!(
+    BudgetKey,
     DialKey,
     DirectKey,
     Event,
@@ -28,5 +29,6 @@ pod!(
     ListenerKey,
     ListenerMark,
     Origin,
-    SocketMark
+    SocketMark,
+    SuppressedKey
 );

@@ -28,6 +28,42 @@ macro_rules! reasons {
     };
 }
 
+/// Event budgets of each workload: nothing that floods one class keeps another's events out.
+pub const CLASSES: u32 = 3;
+/// Connections that passed.
+const PASSED: u32 = 0;
+/// Calls of a process that were refused.
+const CALLS: u32 = 1;
+/// Packets that were dropped.
+const PACKETS: u32 = 2;
+
+impl Reason {
+    /// Whose budget its events are taken from.
+    #[must_use]
+    pub const fn class(self) -> u32 {
+        match self {
+            Self::Direct | Self::Redirected => PASSED,
+            Self::Egress | Self::Ingress | Self::FlowLost | Self::OriginLost | Self::Reflected => PACKETS,
+            Self::UnmarkedSocket
+            | Self::ForeignSocket
+            | Self::AgentSilent
+            | Self::PortNotNamed
+            | Self::NoListener
+            | Self::ListenerNotOurs
+            | Self::DeviceBound
+            | Self::MapFull
+            | Self::UdpNotAllowed
+            | Self::SocketType
+            | Self::EventLost
+            | Self::EventSuppressed
+            | Self::HandedSocket
+            | Self::FlowShare
+            | Self::SourceAddress
+            | Self::SocketOption => CALLS,
+        }
+    }
+}
+
 /// Slots in `COUNTERS`.
 pub const COUNTERS: usize = 32;
 
@@ -62,9 +98,9 @@ reasons! {
     Ingress = 13, "ingress";
     /// The established connection could not be handed to the listener's side: the agent will refuse it.
     FlowLost = 14, "flow_lost";
-    /// The ring buffer was full (counted, no event).
+    /// The ring buffer was full (counted; `SUPPRESSED` says of what).
     EventLost = 15, "event_lost";
-    /// The workload sent more events than its budget (counted; the next event says how many).
+    /// The workload sent more events than its budget for that class (counted; `SUPPRESSED` says of what).
     EventSuppressed = 16, "event_suppressed";
     /// The accepted socket had no room for its origin.
     OriginLost = 17, "origin_lost";

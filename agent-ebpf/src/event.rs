@@ -5,6 +5,7 @@
     reason = "the address of a sample's field and the write to it are one operation"
 )]
 
+use callgate_common::flow::SuppressedKey;
 use callgate_common::names::EVENTS_PER_SECOND;
 use callgate_common::{Event, Origin, Reason};
 
@@ -17,20 +18,26 @@ const SECOND_NS: u64 = 1_000_000_000;
 /// Counts and reports a refused call.
 #[inline(always)]
 pub(crate) fn refused<const V6: bool>(ctx: &SockAddr<V6>, workload: u32, reason: Reason) -> Verdict {
-    send(workload, reason, |to| origin::fill(to, ctx, workload));
+    send(nowhere(workload, reason), reason, |to| {
+        origin::fill(to, ctx, workload)
+    });
     Verdict::Refuse(reason)
 }
 
 /// Counts and reports a connection that passes in the kernel.
 #[inline(always)]
 pub(crate) fn direct<const V6: bool>(ctx: &SockAddr<V6>, workload: u32) {
-    send(workload, Reason::Direct, |to| origin::fill(to, ctx, workload));
+    let mut passed = nowhere(workload, Reason::Direct);
+    passed.addr = ctx.addr();
+    passed.port = ctx.port();
+    passed.protocol = ctx.protocol() as u8;
+    send(passed, Reason::Direct, |to| origin::fill(to, ctx, workload));
 }
 
 /// Counts and reports a socket that was not made.
 #[inline(always)]
 pub(crate) fn refused_socket(workload: u32, protocol: u8) {
-    send(workload, Reason::SocketType, |to| {
+    send(nowhere(workload, Reason::SocketType), Reason::SocketType, |to| {
         // SAFETY: a whole sample.
         unsafe { to.write(Origin::EMPTY) };
         // SAFETY: just written, and no other reference to it.
@@ -44,21 +51,25 @@ pub(crate) fn refused_socket(workload: u32, protocol: u8) {
 /// Counts and reports a socket option that was not set.
 #[inline(always)]
 pub(crate) fn refused_option(workload: u32) {
-    send(workload, Reason::SocketOption, |to| {
-        // SAFETY: a whole sample.
-        unsafe { to.write(Origin::EMPTY) };
-        // SAFETY: just written, and no other reference to it.
-        let to = unsafe { &mut *to };
-        to.workload = workload;
-        origin::caller(to);
-    });
+    send(
+        nowhere(workload, Reason::SocketOption),
+        Reason::SocketOption,
+        |to| {
+            // SAFETY: a whole sample.
+            unsafe { to.write(Origin::EMPTY) };
+            // SAFETY: just written, and no other reference to it.
+            let to = unsafe { &mut *to };
+            to.workload = workload;
+            origin::caller(to);
+        },
+    );
 }
 
 /// Counts and reports a dropped packet. Its caller is unknown: the kernel may be sending on its own.
 #[inline(always)]
 pub(crate) fn dropped(packet: &Packet, workload: u32, to_whom: ([u8; 16], u16, u8), reason: Reason) {
     let cgroup = packet.cgroup();
-    send(workload, reason, |to| {
+    send(nowhere(workload, reason), reason, |to| {
         // SAFETY: a whole sample.
         unsafe { to.write(Origin::EMPTY) };
         // SAFETY: just written, and no other reference to it.
@@ -71,32 +82,49 @@ pub(crate) fn dropped(packet: &Packet, workload: u32, to_whom: ([u8; 16], u16, u
     });
 }
 
+/// What an event is counted under if it is not sent, for all but connections that pass.
 #[inline(always)]
-fn send(workload: u32, reason: Reason, fill: impl FnOnce(*mut Origin)) {
-    maps::count(reason);
-    let Some(suppressed) = spend(workload) else {
-        maps::count(Reason::EventSuppressed);
-        return;
-    };
-    let Some(mut entry) = maps::reserve_event() else {
-        maps::count(Reason::EventLost);
-        return;
-    };
-    let sample: *mut Event = entry.as_mut_ptr();
-    // SAFETY: a reserved sample of a whole Event.
-    fill(unsafe { &raw mut (*sample).origin });
-    // SAFETY: as above.
-    unsafe { (&raw mut (*sample).reason).write(reason as u32) };
-    // SAFETY: as above.
-    unsafe { (&raw mut (*sample).suppressed).write(suppressed) };
-    entry.submit(0);
+fn nowhere(workload: u32, reason: Reason) -> SuppressedKey {
+    SuppressedKey {
+        workload,
+        reason: reason as u32,
+        addr: [0; 16],
+        port: 0,
+        protocol: 0,
+        pad: 0,
+    }
 }
 
-/// Takes one event from the workload's budget; says how many were suppressed before it.
 #[inline(always)]
-fn spend(workload: u32) -> Option<u32> {
-    let Some(budget) = maps::budget(workload) else {
-        return Some(0);
+fn send(mut otherwise: SuppressedKey, reason: Reason, fill: impl FnOnce(*mut Origin)) {
+    maps::count(reason);
+    if spend(otherwise.workload, reason.class()) {
+        if let Some(mut entry) = maps::reserve_event() {
+            let sample: *mut Event = entry.as_mut_ptr();
+            // SAFETY: a reserved sample of a whole Event.
+            fill(unsafe { &raw mut (*sample).origin });
+            // SAFETY: as above.
+            unsafe { (&raw mut (*sample).reason).write(reason as u32) };
+            // SAFETY: as above.
+            unsafe { (&raw mut (*sample).pad).write(0) };
+            entry.submit(0);
+            return;
+        }
+        maps::count(Reason::EventLost);
+    } else {
+        maps::count(Reason::EventSuppressed);
+    }
+    if !maps::suppress(&mut otherwise) {
+        maps::count(Reason::MapFull);
+    }
+}
+
+/// Takes one event from the workload's budget for the class, if there is one left. Who has no budget has no events:
+/// they are counted.
+#[inline(always)]
+fn spend(workload: u32, class: u32) -> bool {
+    let Some(budget) = maps::budget(workload, class) else {
+        return false;
     };
     let now = ctx::monotonic();
     if now.saturating_sub(budget.window) > SECOND_NS {
@@ -104,9 +132,8 @@ fn spend(workload: u32) -> Option<u32> {
         budget.sent = 0;
     }
     if budget.sent >= EVENTS_PER_SECOND {
-        budget.suppressed = budget.suppressed.saturating_add(1);
-        return None;
+        return false;
     }
     budget.sent += 1;
-    Some(core::mem::take(&mut budget.suppressed))
+    true
 }

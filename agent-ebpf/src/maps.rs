@@ -9,9 +9,10 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage, lpm_trie::Key};
 use aya_ebpf::macros::btf_map;
-use callgate_common::flow::{EventBudget, FlowShare, FlowUse};
+use callgate_common::flow::{BudgetKey, EventBudget, FlowShare, FlowUse, SuppressedKey};
 use callgate_common::names::{
-    EVENT_BYTES, MAX_DIRECT, MAX_FLOWS, MAX_LISTENERS, MAX_OWN_ADDRESSES, MAX_PORTS, MAX_WORKLOADS,
+    EVENT_BYTES, MAX_BUDGETS, MAX_DIRECT, MAX_FLOWS, MAX_LISTENERS, MAX_OWN_ADDRESSES, MAX_PORTS,
+    MAX_SUPPRESSED, MAX_SUPPRESSED_DIRECT, MAX_WORKLOADS,
 };
 use callgate_common::verdict::COUNTERS as SLOTS;
 use callgate_common::{
@@ -70,7 +71,13 @@ static FLOW_SHARES: HashMap<u32, FlowShare, MAX_WORKLOADS> = HashMap::new();
 static EVENTS: RingBuf<Event, EVENT_BYTES> = RingBuf::new();
 /// Event budgets. Made by the agent, counted here.
 #[btf_map]
-static EVENT_BUDGETS: HashMap<u32, EventBudget, MAX_WORKLOADS> = HashMap::new();
+static EVENT_BUDGETS: HashMap<BudgetKey, EventBudget, MAX_BUDGETS> = HashMap::new();
+/// What had no event. Counted here, taken out by the agent.
+#[btf_map]
+static SUPPRESSED: HashMap<SuppressedKey, u64, MAX_SUPPRESSED, NO_PREALLOC> = HashMap::new();
+/// Direct connections that had none, by destination. Counted here, taken out by the agent.
+#[btf_map]
+static SUPPRESSED_DIRECT: HashMap<SuppressedKey, u64, MAX_SUPPRESSED_DIRECT, NO_PREALLOC> = HashMap::new();
 /// One count for each reason. Written here.
 #[btf_map]
 static COUNTERS: PerCpuArray<u64, SLOTS> = PerCpuArray::new();
@@ -163,12 +170,45 @@ pub(crate) fn count(reason: Reason) {
     }
 }
 
-/// The workload's event budget.
+/// The workload's event budget for a class of reasons.
 #[inline(always)]
-pub(crate) fn budget(workload: u32) -> Option<&'static mut EventBudget> {
-    let budget = EVENT_BUDGETS.get_ptr_mut(workload)?;
+pub(crate) fn budget(workload: u32, class: u32) -> Option<&'static mut EventBudget> {
+    let budget = EVENT_BUDGETS.get_ptr_mut(BudgetKey { workload, class })?;
     // SAFETY: a live map value; racing CPUs can only miscount by a few.
     Some(unsafe { &mut *budget })
+}
+
+/// Counts what has no event of its own; false if there is no room for that either.
+#[inline(always)]
+pub(crate) fn suppress(key: &mut SuppressedKey) -> bool {
+    if key.reason == Reason::Direct as u32 && add_one(&SUPPRESSED_DIRECT, key) {
+        return true;
+    }
+    key.addr = [0; 16];
+    key.port = 0;
+    key.protocol = 0;
+    add_one(&SUPPRESSED, key)
+}
+
+#[inline(always)]
+fn add_one<const MOST: usize>(
+    counts: &HashMap<SuppressedKey, u64, MOST, NO_PREALLOC>,
+    key: &SuppressedKey,
+) -> bool {
+    const NO_EXIST: u64 = 1;
+    if counts.get_ptr_mut(key).is_none() && counts.insert(key, 0, NO_EXIST).is_err() {
+        // Another CPU may have been quicker.
+        if counts.get_ptr_mut(key).is_none() {
+            return false;
+        }
+    }
+    let Some(count) = counts.get_ptr_mut(key) else {
+        return false;
+    };
+    // SAFETY: an aligned live map value, which programs change atomically; one that the agent has just taken out stays
+    // memory until the program ends.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(count, 1) };
+    true
 }
 
 /// Room for one event.

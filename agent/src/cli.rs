@@ -206,7 +206,7 @@ fn complain(text: &str) {
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(16)
+        .max_blocking_threads(48)
         .build()
         .context("can't set up the runtime")
 }

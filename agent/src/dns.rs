@@ -1,5 +1,6 @@
 //! What workloads may ask, and the answers.
 
+pub mod given;
 pub mod resolver;
 pub mod stream;
 pub mod stub;

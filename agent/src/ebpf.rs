@@ -9,6 +9,7 @@
 mod addresses;
 mod btf;
 pub mod cgroup;
+mod earlier;
 pub mod events;
 mod faults;
 pub mod features;
@@ -18,6 +19,7 @@ pub mod maps;
 mod object;
 mod perimeter;
 mod pins;
+mod suppressed;
 mod sys;
 pub mod workload;
 

@@ -182,6 +182,8 @@ pub enum DenialReason {
     NoName,
     /// The dialled address is private and the rule has no `private = true`.
     PrivateAddress,
+    /// The dialled address is none that the agent's resolvers give for the name.
+    AddressNotOfName,
     /// Plain HTTP where no rule allows it by name.
     PlainHttp,
     /// Neither TLS nor HTTP.
@@ -216,6 +218,7 @@ impl DenialReason {
             Self::NameMismatch => "name_mismatch",
             Self::NoName => "no_name",
             Self::PrivateAddress => "private_address",
+            Self::AddressNotOfName => "address_not_of_name",
             Self::PlainHttp => "plain_http",
             Self::UnknownProtocol => "unknown_protocol",
             Self::ForbiddenForm => "forbidden_form",

@@ -13,6 +13,7 @@ pub mod connection;
 mod failure;
 mod figures;
 mod finish;
+mod forward;
 mod in_force;
 mod intercept;
 mod limits;
@@ -36,6 +37,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::audit;
+use crate::budget::{Budgets, Rate};
 use crate::channel;
 use crate::credential;
 use crate::dns;
@@ -68,14 +70,21 @@ pub struct Shared {
     pub origins: ebpf::maps::Origins,
     /// The supervisor, for what only it may look at.
     pub supervisor: channel::worker::Client,
-    /// Where names are looked up, for plain HTTP and tunnels.
+    /// Where names are looked up.
     pub names: dns::resolver::Settings,
+    /// What addresses names were given.
+    pub given: dns::given::Given,
     /// What each workload has asked about names.
     pub questions: questions::Questions,
     /// How much of everything.
     pub limits: Limits,
+    /// How many data threads there are.
+    pub threads: usize,
     /// The agent's memory is short: no new connections.
     pub memory_short: AtomicBool,
+    /// Connections refused before it is known who makes them, at [`REFUSALS`] for each workload's listeners: each of
+    /// those has a record, the rest is counted. Anybody on the host can make such connections.
+    pub refusals: Budgets<WorkloadName>,
 }
 
 /// One core's share of the work.
@@ -92,6 +101,12 @@ pub struct DataThread {
     connectors: RefCell<HashMap<WorkloadName, tls::upstream::Connector>>,
 }
 
+/// See [`Shared::refusals`].
+pub const REFUSALS: Rate = Rate {
+    burst: 200,
+    per_second: 20,
+};
+
 /// How long a revoked call's client has to notice it.
 const REVOKED: Duration = Duration::from_secs(2);
 
@@ -107,8 +122,9 @@ impl DataThread {
         let limits = PoolLimits {
             idle_per_key: 64,
             idle: Duration::from_secs(50),
+            kept_per_workload: (shared.limits.connections() / shared.threads.max(1)).clamp(8, 256),
         };
-        let resolver = dns::resolver::Resolver::new(&shared.names)?;
+        let resolver = dns::resolver::Resolver::new(&shared.names, shared.given.clone())?;
         Ok(Rc::new(Self {
             shared,
             resolver,

@@ -16,6 +16,7 @@ mod reload;
 mod report;
 pub mod sandbox;
 mod succession;
+mod turns;
 mod view;
 pub mod worker_process;
 
@@ -191,7 +192,7 @@ impl Supervisor {
         let mut capture = Capture::start(&config)?;
         capture.arm_all(&policy)?;
         let headroom = Headroom::of_self(capture.mount(), config.limits.memory_percent);
-        let answers = Answers::new(&capture, Arc::new(root), &policy);
+        let answers = Answers::new(&capture, Arc::new(root));
         let (server, admin) = socket.serve(capture.parent());
         let mut supervisor = Self {
             config,
@@ -263,7 +264,7 @@ impl Supervisor {
                 happened = self.crew.next() => self.heed(happened),
                 Some(request) = self.admin.recv() => self.answer(request).await,
                 _ = tick.tick() => self.look_around(),
-                _ = events.tick() => self.read_events(),
+                _ = events.tick() => self.read_events(false),
                 _ = hangup.recv() => { systemd::reloading(); self.reload().await; systemd::ready(&self.summary()); }
                 _ = replace.recv() => self.replace_worker(),
                 _ = terminate.recv() => break,
@@ -303,13 +304,13 @@ impl Supervisor {
         systemd::alive();
     }
 
-    fn read_events(&mut self) {
-        let reports = self.capture.reports();
+    fn read_events(&mut self, last: bool) {
+        let reports = self.capture.reports(last);
         self.kernel_log.tell(&reports, Instant::now());
         self.kernel_log.tell_faults(self.capture.faults(), Instant::now());
         let in_force = (self.policy.as_ref(), self.generation);
         self.records
-            .kernel(&reports, &self.capture, in_force, self.answers.resolver());
+            .kernel(&reports, &self.capture, in_force, &self.answers, last);
     }
 
     async fn answer(&mut self, request: Request) {
@@ -339,7 +340,8 @@ impl Supervisor {
         if tokio::time::timeout(STOP_LIMIT, ended).await.is_err() {
             tracing::error!("a worker does not end; its open calls are recorded by the next start");
         }
-        self.read_events();
+        self.read_events(true);
+        self.records.last_facts().await;
         Ok(())
     }
 }

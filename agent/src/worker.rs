@@ -16,6 +16,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::{self, Log, Writer};
+use crate::budget::Budgets;
 use crate::channel::worker::{AskError, Channel, Client, Event, StartDescriptors};
 use crate::channel::{self, CredentialState, FrameError, ListenerInfo, PolicySource, WorkloadFigures};
 use crate::credential::source::{Update, Value};
@@ -26,8 +27,8 @@ use crate::ebpf::maps::{Liveness, Origins};
 use crate::identity::WorkloadName;
 use crate::memory;
 use crate::net::listener::{self, Quota};
-use crate::policy::{CredentialName, Policy, Source};
-use crate::proxy::{InForce, Limits, Shared, questions};
+use crate::policy::{CredentialName, DenialReason, Policy, Source};
+use crate::proxy::{self, InForce, Limits, Shared, questions};
 use crate::tls;
 
 use data::DataThreads;
@@ -183,12 +184,15 @@ impl Worker {
                 resolvers: start.resolvers.clone(),
                 hosts: start.hosts.clone(),
             },
+            given: dns::given::Given::default(),
             questions: questions::Questions::default(),
             limits: Limits::from(start.limits.clone()),
+            threads: usize::from(start.threads.max(1)),
             memory_short: AtomicBool::new(false),
+            refusals: Budgets::new(proxy::REFUSALS),
         });
-        let resolver = dns::resolver::Resolver::new(&shared.names)?;
-        let threads = DataThreads::start(usize::from(start.threads.max(1)), &shared)?;
+        let resolver = dns::resolver::Resolver::new(&shared.names, shared.given.clone())?;
+        let threads = DataThreads::start(shared.threads, &shared)?;
         let worker = Self {
             shared,
             client,
@@ -285,7 +289,7 @@ impl Worker {
         let Listening { quota, stop } = self.listening(&info.workload);
         let (quota, stop) = (quota.clone(), stop.clone().cancelled_owned());
         let (audit, workload) = (self.shared.audit.clone(), Some(info.workload.clone()));
-        let flood = move || audit.count_over(&workload);
+        let flood = move || audit.count_refused(&workload, DenialReason::Limit);
         let hand_out = self.threads.hand_out(info.workload);
         tokio::spawn(listener::accept(socket, quota, stop, hand_out, flood));
         Ok(())
@@ -330,9 +334,9 @@ impl Worker {
         channel::Figures {
             generation: self.shared.policy.current().version.generation,
             connections: workloads.iter().map(|figures| figures.connections).sum(),
-            calls: self.threads.sum(crate::proxy::Figures::calls),
-            denied: self.threads.sum(crate::proxy::Figures::denied),
-            failed: self.threads.sum(crate::proxy::Figures::failed),
+            calls: self.threads.sum(proxy::Figures::calls),
+            denied: self.threads.sum(proxy::Figures::denied),
+            failed: self.threads.sum(proxy::Figures::failed),
             audit_ok: self.shared.audit.failure().is_none(),
             audit_error: self.shared.audit.failure().map(|why| why.to_string()),
             workloads,

@@ -72,7 +72,7 @@ pub(crate) fn tell(report: &mut Report) -> Result<()> {
 }
 
 fn set_up(interrupt: &Interrupt) -> Result<Stage> {
-    let mut world = World::new("demo")?;
+    let mut world = World::new()?;
     interrupt.covers(world.cgroup().to_owned());
     world.upstream(Upstream::new(API).bearer(TOKEN, ACCOUNT))?;
     world.upstream(Upstream::new(ELSEWHERE).plain().port(ELSEWHERE_PORT))?;

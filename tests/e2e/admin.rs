@@ -14,8 +14,8 @@ use crate::identity::{API, NOBODY, status, workload};
 /// More than any limit.
 const CROWD: &str = "300";
 
-fn start(name: &str) -> Result<World> {
-    let mut world = World::new(name)?;
+fn start() -> Result<World> {
+    let mut world = World::new()?;
     world.upstream(Upstream::new(API))?;
     let exec_by = format!("exec_by = {{ users = [{NOBODY}] }}");
     let policy = workload("billing", "", "exe = \"/usr/bin/curl\"")
@@ -52,7 +52,7 @@ fn disperse(mut crowd: Child) -> Result<()> {
 #[test]
 fn connections_that_say_nothing_take_neither_descriptors_nor_anyones_turn() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("connections_that_say_nothing_take_neither_descriptors_nor_anyones_turn")?;
+    let world = start()?;
     let descriptors = Path::new("/proc")
         .join(world.agent()?.pid().to_string())
         .join("fd");
@@ -107,7 +107,7 @@ fn a_process_that_got_the_number_of_a_peer_is_not_the_peer() -> Result<()> {
         eprintln!("skipped: the kernel has no ns_last_pid (CONFIG_CHECKPOINT_RESTORE)");
         return Ok(());
     }
-    let world = start("a_process_that_got_the_number_of_a_peer_is_not_the_peer")?;
+    let world = start()?;
     let socket = world.dir().join("run/admin.sock");
     let socket = socket.to_str().context("a path")?;
     let script = [

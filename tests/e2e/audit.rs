@@ -3,6 +3,8 @@
 
 /// The log's disk is full, its file is taken away.
 mod disk;
+/// What the kernel decided, in floods.
+mod kernel;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,8 +25,8 @@ const CALLS_EACH: usize = 25;
 const BIG: usize = 4 * 1024 * 1024;
 
 /// A world with the API, `/slow` on it (an answer that takes minutes) and an agent that lets `billing` call it.
-pub(crate) fn start(name: &str) -> Result<World> {
-    let mut world = World::new(name)?;
+pub(crate) fn start() -> Result<World> {
+    let mut world = World::new()?;
     let big = world.dir().join("upstream/big");
     fs::write(&big, vec![b'x'; BIG])?;
     let slow = format!("limit_rate 16k; alias {};", big.display());
@@ -113,7 +115,7 @@ fn line_of<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
 #[test]
 fn the_worker_holds_no_privilege_and_neither_process_dumps_core() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("the_worker_holds_no_privilege_and_neither_process_dumps_core")?;
+    let world = start()?;
     let (worker, supervisor) = (worker(&world)?, world.agent()?.pid());
     let status = proc_file(worker, "status")?;
     for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
@@ -137,7 +139,7 @@ fn the_worker_holds_no_privilege_and_neither_process_dumps_core() -> Result<()> 
 #[test]
 fn records_equal_the_upstreams_log_under_load() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("records_equal_the_upstreams_log_under_load")?;
+    let world = start()?;
     let client = world.workload("billing")?;
     let mut running = Vec::new();
     for number in 0..CLIENTS {
@@ -192,7 +194,7 @@ fn records_equal_the_upstreams_log_under_load() -> Result<()> {
 #[test]
 fn a_client_that_hangs_up_leaves_one_aborted_record() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_client_that_hangs_up_leaves_one_aborted_record")?;
+    let world = start()?;
     let mut client = download(&world)?;
     client.kill()?;
     client.wait()?;
@@ -205,7 +207,7 @@ fn a_client_that_hangs_up_leaves_one_aborted_record() -> Result<()> {
 #[test]
 fn a_killed_worker_leaves_one_aborted_record_and_the_next_one_serves() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_killed_worker_leaves_one_aborted_record_and_the_next_one_serves")?;
+    let world = start()?;
     let mut client = download(&world)?;
     let first = worker(&world)?;
     kill(Pid::from_raw(i32::try_from(first)?), Signal::SIGKILL)?;

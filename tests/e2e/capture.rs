@@ -31,6 +31,15 @@ worlds! {
 }
 
 worlds! {
+    told:
+    a_direct_rule_passes_and_is_reported
+    a_flood_of_refusals_is_cut_and_counted
+    direct_connections_are_told_of_behind_a_flood
+    what_is_withdrawn_stays_held_with_nothing_allowed
+    what_lies_on_another_level_than_before_stays_held
+}
+
+worlds! {
     cases:
     a_redirected_connection_carries_its_callers_facts
     every_way_to_connect_is_redirected
@@ -42,18 +51,16 @@ worlds! {
     a_silent_agent_means_refused
     a_dead_agents_port_taken_by_another_gets_nothing
     ten_thousand_connections_are_told_apart
-    a_direct_rule_passes_and_is_reported
     nothing_may_be_listened_on_unless_the_plan_says_so
     an_unmanaged_process_is_untouched
     a_new_run_takes_over_and_finds_what_was_removed
     pins_of_another_version_are_refused
     a_missing_feature_is_named
     a_socket_connected_before_the_arming_sends_nothing_more
-    a_flood_of_refusals_is_cut_and_counted
     after_disarm_nothing_is_captured
-    what_is_withdrawn_stays_held_with_nothing_allowed
 }
 
 mod cases;
 mod flows;
 mod odd;
+mod told;

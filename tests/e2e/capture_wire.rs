@@ -17,8 +17,8 @@ const NEIGHBOUR_V4: &str = "203.0.113.11";
 const NEIGHBOUR_V6: &str = "2001:db8:113::b";
 
 /// A world with two upstreams (hence the four addresses) and an agent under this policy.
-fn start(name: &str, policy: &str) -> Result<World> {
-    let mut world = World::new(name)?;
+fn start(policy: &str) -> Result<World> {
+    let mut world = World::new()?;
     world.upstream(Upstream::new(API))?;
     world.upstream(Upstream::new("neighbour.example.test"))?;
     world.policy("wire.toml", policy)?;
@@ -70,10 +70,7 @@ fn mark(world: &World, wire: &Outside) -> Result<()> {
 #[test]
 fn nothing_that_a_managed_process_tries_is_seen_on_the_wire() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start(
-        "nothing_that_a_managed_process_tries_is_seen_on_the_wire",
-        &workload("billing", "", ""),
-    )?;
+    let world = start(&workload("billing", "", ""))?;
     let wire = Outside::start(&world, "wire", include_str!("capture_wire/sniff.py"), &[])?;
     let leave = python(include_str!("capture_wire/leave.py"), &[V4, V6]);
     let reply = world.workload("billing")?.run(leave.clone())?;
@@ -100,10 +97,7 @@ fn a_direct_rule_lets_its_range_out_untouched_and_not_the_neighbour() -> Result<
     require!(Root, CgroupV2, Btf, Agent);
     let direct = |cidr: &str| format!("[[workload.direct]]\ncidr = {cidr:?}\nport = 7000\n");
     let policy = workload("billing", "", "") + &direct(&format!("{V4}/32")) + &direct(&format!("{V6}/128"));
-    let world = start(
-        "a_direct_rule_lets_its_range_out_untouched_and_not_the_neighbour",
-        &policy,
-    )?;
+    let world = start(&policy)?;
     let all = [V4, V6, NEIGHBOUR_V4, NEIGHBOUR_V6];
     let echo = Outside::start(&world, "echo", include_str!("capture_wire/echo.py"), &all)?;
     let wire = Outside::start(&world, "wire", include_str!("capture_wire/sniff.py"), &[])?;
@@ -149,10 +143,7 @@ fn a_direct_rule_lets_its_range_out_untouched_and_not_the_neighbour() -> Result<
 #[test]
 fn a_client_that_prefers_quic_falls_back_at_once() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start(
-        "a_client_that_prefers_quic_falls_back_at_once",
-        &workload("billing", "", ""),
-    )?;
+    let world = start(&workload("billing", "", ""))?;
     let quic = world.outside_udp((V4.parse::<Ipv4Addr>()?, 443).into())?;
     let reply = world
         .workload("billing")?

@@ -76,7 +76,7 @@ fn credential(name: &str, scheme: &str, source: &str) -> String {
 }
 
 fn leaky_world() -> Result<World> {
-    let mut world = World::new("no_credential_is_written_or_shown_anywhere")?;
+    let mut world = World::new()?;
     let big = world.dir().join("upstream/big");
     fs::write(&big, vec![b'x'; 4 << 20])?;
     let slow = format!("limit_rate 16k; alias {};", big.display());
@@ -309,7 +309,7 @@ const FAULTS: [Fault; 12] = [
 #[test]
 fn each_fault_of_a_secret_file_is_named_by_check_and_refuses_the_calls_that_need_it() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let mut world = World::new("each_fault_of_a_secret_file_is_named")?;
+    let mut world = World::new()?;
     world.upstream(Upstream::new(API))?;
     let mut policy = String::from("[[workload]]\nname = \"billing\"\n");
     let mut sources = String::new();
@@ -359,7 +359,7 @@ fn each_fault_of_a_secret_file_is_named_by_check_and_refuses_the_calls_that_need
 #[test]
 fn a_rotated_file_is_taken_up_without_a_failed_call() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let mut world = World::new("a_rotated_file_is_taken_up_without_a_failed_call")?;
+    let mut world = World::new()?;
     world.upstream(Upstream::new(API))?;
     let file = world.secret("rotated", "value-one")?;
     let policy = format!("[[workload]]\nname = \"billing\"\n{}", rule(API, "rotated"));
@@ -406,7 +406,7 @@ fn a_rotated_file_is_taken_up_without_a_failed_call() -> Result<()> {
 #[test]
 fn a_helper_that_fails_hangs_or_floods_gives_nothing_and_holds_up_nobody() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let mut world = World::new("a_helper_that_fails_hangs_or_floods_gives_nothing")?;
+    let mut world = World::new()?;
     world.upstream(Upstream::new(API))?;
     let helpers = [
         (
@@ -461,7 +461,7 @@ fn a_helper_that_fails_hangs_or_floods_gives_nothing_and_holds_up_nobody() -> Re
 #[test]
 fn neither_process_can_be_dumped_or_read_by_its_own_user() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = crate::audit::start("neither_process_can_be_dumped_or_read_by_its_own_user")?;
+    let world = crate::audit::start()?;
     let mut client = download(&world)?;
     for pid in [worker(&world)?, world.agent()?.pid()] {
         // proc(5): what an undumpable process has there belongs to root.

@@ -49,8 +49,8 @@ except ConnectionResetError:
 "#;
 
 /// A world in which the agent knows two names, and its clients none: what these know came from the agent.
-fn world(name: &str) -> Result<World> {
-    let mut world = World::new(name)?;
+fn world() -> Result<World> {
+    let mut world = World::new()?;
     world.upstream(Upstream::new(API))?;
     let hosts = world.dir().join("hosts");
     let mut known = fs::read_to_string(&hosts)?;
@@ -73,7 +73,7 @@ fn dig(world: &World, args: &[&str]) -> Result<String> {
 #[test]
 fn dig_gets_the_same_by_tcp_as_by_udp() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = world("dig_gets_the_same_by_tcp_as_by_udp")?;
+    let world = world()?;
     let mut told = Vec::new();
     for (way, protocol) in [("+tcp", "tcp"), ("+notcp", "udp")] {
         let addresses = dig(&world, &[way, "+short", API, "A", API, "AAAA"])?;
@@ -108,7 +108,7 @@ fn dig_gets_the_same_by_tcp_as_by_udp() -> Result<()> {
 #[test]
 fn an_answer_too_long_for_a_datagram_comes_by_tcp() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = world("an_answer_too_long_for_a_datagram_comes_by_tcp")?;
+    let world = world()?;
     for edns in ["+noedns", "+bufsize=4096"] {
         let cut = dig(&world, &[edns, "+ignore", MANY])?;
         assert!(
@@ -125,7 +125,7 @@ fn an_answer_too_long_for_a_datagram_comes_by_tcp() -> Result<()> {
 #[test]
 fn programs_that_resolve_by_tcp_alone_work() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = world("programs_that_resolve_by_tcp_alone_work")?;
+    let world = world()?;
     let resolv = "nameserver 192.0.2.53\noptions use-vc timeout:5 attempts:1\n";
     fs::write(world.dir().join("resolv.conf"), resolv)?;
     let found = world.workload("billing")?.run(["getent", "ahosts", API])?.ok()?;
@@ -155,7 +155,7 @@ fn programs_that_resolve_by_tcp_alone_work() -> Result<()> {
 #[test]
 fn many_questions_on_one_connection_are_answered_and_what_is_no_dns_is_recorded() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = world("many_questions_on_one_connection_are_answered")?;
+    let world = world()?;
     let client = world.workload("billing")?;
     let answered = client.run(["python3", "-c", PIPELINE, API, "200"])?.ok()?;
     assert_eq!(answered, "200\n");

@@ -19,8 +19,8 @@ mod services;
 const TOKEN: &str = "tok_escape_1";
 
 /// `rich` may call the API, `poor` may call nothing there.
-fn start(name: &str) -> Result<World> {
-    let mut world = World::new(name)?;
+fn start() -> Result<World> {
+    let mut world = World::new()?;
     world.upstream(Upstream::new(API).bearer(TOKEN, "acme"))?;
     let file = world.secret("token", TOKEN)?;
     let policy = workload("rich", "", "credential = \"token\"")
@@ -54,7 +54,7 @@ fn mount(world: &World) -> Result<String> {
 #[test]
 fn a_command_can_not_move_to_another_cgroup() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_command_can_not_move_to_another_cgroup")?;
+    let world = start()?;
     let mount = mount(&world)?;
     let parent = world.workload_parent();
     for target in [
@@ -90,7 +90,7 @@ fn a_command_can_not_move_to_another_cgroup() -> Result<()> {
 #[test]
 fn a_command_can_not_mount_or_enter_namespaces() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_command_can_not_mount_or_enter_namespaces")?;
+    let world = start()?;
     let (mount, dir) = (mount(&world)?, world.dir().display());
     for attempt in [
         format!("mount -t cgroup2 none {dir}"),
@@ -112,7 +112,7 @@ fn a_command_can_not_mount_or_enter_namespaces() -> Result<()> {
 #[test]
 fn a_command_can_not_undo_the_kernel_programs() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_command_can_not_undo_the_kernel_programs")?;
+    let world = start()?;
     let pins = world.dir().join("bpf/links");
     let slice = world.cgroup().join("workloads/callgate-poor.slice");
     let link = pins.join(format!("cgroup-{}/cg_connect4", fs::metadata(&slice)?.ino()));
@@ -142,7 +142,7 @@ fn a_command_can_not_undo_the_kernel_programs() -> Result<()> {
 #[test]
 fn a_command_can_not_look_into_others_or_read_secrets() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_command_can_not_look_into_others_or_read_secrets")?;
+    let world = start()?;
     // An unmanaged process without any right, of either user: nothing but the domain keeps others from it.
     let sleeping = ["setpriv", "--bounding-set=-all", "sleep", "60"];
     let mut others = [

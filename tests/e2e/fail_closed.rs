@@ -22,7 +22,7 @@ const TOKEN: &str = "tok_fail_closed_1";
 #[test]
 fn a_killed_agent_refuses_connections_and_a_new_one_records_what_was_under_way() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let mut world = start("a_killed_agent_refuses_connections_and_a_new_one_records_what_was_under_way")?;
+    let mut world = start()?;
     let script = r#"echo ready; read -r go; exec curl -sS -m 5 -o /dev/null "$0""#;
     let mut waiting = world
         .workload("billing")?
@@ -57,7 +57,7 @@ fn a_killed_agent_refuses_connections_and_a_new_one_records_what_was_under_way()
 #[test]
 fn a_second_agent_is_refused_and_the_first_goes_on() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_second_agent_is_refused_and_the_first_goes_on")?;
+    let world = start()?;
     let second = world.agent()?.command("run", &[])?;
     assert_eq!(second.code(), Some(3), "{second:?}");
     let said = format!("{}{}", second.stdout, second.stderr);
@@ -69,7 +69,7 @@ fn a_second_agent_is_refused_and_the_first_goes_on() -> Result<()> {
 #[test]
 fn a_secret_file_that_is_missing_or_open_to_others_refuses_calls_until_it_is_mended() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let mut world = World::new("a_secret_file_that_is_missing_or_open_to_others")?;
+    let mut world = World::new()?;
     world.upstream(Upstream::new(API).bearer(TOKEN, "acme"))?;
     let file = world.dir().join("secrets/token");
     let policy = workload("billing", "", "credential = \"token\"")
@@ -111,7 +111,7 @@ fn a_secret_file_that_is_missing_or_open_to_others_refuses_calls_until_it_is_men
 #[test]
 fn a_bad_policy_leaves_the_last_good_one_in_force() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_bad_policy_leaves_the_last_good_one_in_force")?;
+    let world = start()?;
     world.policy("bad.toml", "[[workload]]\nname = \"other\"\nmethodz = 1\n")?;
     let reload = world.agent()?.command("reload", &[])?;
     assert_eq!(reload.code(), Some(1), "{reload:?}");
@@ -134,7 +134,7 @@ fn a_bad_policy_leaves_the_last_good_one_in_force() -> Result<()> {
 #[test]
 fn a_reload_that_takes_the_rule_away_ends_the_call_under_way() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_reload_that_takes_the_rule_away_ends_the_call_under_way")?;
+    let world = start()?;
     let mut client = download(&world)?;
     world.policy("audit.toml", &workload("billing", "", "paths = [\"/after\"]"))?;
     world.reload()?;
@@ -150,7 +150,7 @@ fn a_reload_that_takes_the_rule_away_ends_the_call_under_way() -> Result<()> {
 #[test]
 fn an_unmanaged_process_gets_nothing_from_a_listener() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("an_unmanaged_process_gets_nothing_from_a_listener")?;
+    let world = start()?;
     let listeners = listeners()?;
     assert!(listeners.len() >= 2, "{listeners:?}");
     for address in &listeners {

@@ -29,8 +29,8 @@ host = "down.example.test"
 private = true
 "#;
 
-fn start(name: &str) -> Result<(World, Scripted)> {
-    let mut world = World::new(name)?;
+fn start() -> Result<(World, Scripted)> {
+    let mut world = World::new()?;
     let server = world.scripted_by(SERVER, API, Some(API))?;
     world.absent("other.example.test")?;
     world.absent("down.example.test")?;
@@ -50,7 +50,7 @@ fn run(world: &World, cases: &[&str]) -> Result<BTreeMap<String, String>> {
 #[test]
 fn calls_and_streams_pass_piece_by_piece_with_their_trailers_and_the_credential() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let (world, server) = start("grpc_calls_and_streams_pass_piece_by_piece")?;
+    let (world, server) = start()?;
     let expected = [
         ("unary", "hello OK {'x-end': 'unary'}"),
         ("large", "True"),
@@ -87,7 +87,7 @@ fn calls_and_streams_pass_piece_by_piece_with_their_trailers_and_the_credential(
 #[test]
 fn a_refusal_is_a_grpc_status_with_the_reason_and_the_id_of_its_record() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let (world, server) = start("a_refusal_is_a_grpc_status")?;
+    let (world, server) = start()?;
     let got = run(&world, &["denied", "denied-stream", "no-rule", "down", "unary"])?;
     for (case, code, reason, path) in [
         (
@@ -144,7 +144,7 @@ fn a_refusal_is_a_grpc_status_with_the_reason_and_the_id_of_its_record() -> Resu
 #[test]
 fn a_call_that_is_cancelled_or_runs_late_ends_upstream_too() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let (world, server) = start("a_call_that_is_cancelled_or_runs_late")?;
+    let (world, server) = start()?;
     let got = run(&world, &["cancel", "deadline"])?;
     assert!(got["cancel"].starts_with("CANCELLED"), "{got:?}");
     assert!(got["deadline"].starts_with("DEADLINE_EXCEEDED"), "{got:?}");

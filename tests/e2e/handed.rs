@@ -21,6 +21,9 @@ const SINK: (Ipv4Addr, Ipv6Addr) = (
 const HANDED: u64 = 8;
 const LEADING: usize = 3;
 
+/// Else a command sees no socket in `/tmp`, where the lender's is.
+const SHARED: &str = "--shared-tmp";
+
 /// A script with its arguments after the addresses.
 fn script(text: &str, first: &str, rest: &[&str]) -> Vec<String> {
     let fixed = ["python3", "-c", text, first].map(ToOwned::to_owned);
@@ -32,10 +35,7 @@ fn script(text: &str, first: &str, rest: &[&str]) -> Vec<String> {
 #[test]
 fn a_socket_made_outside_and_handed_in_is_cut_off_and_recorded() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start(
-        "a_socket_made_outside_and_handed_in_is_cut_off_and_recorded",
-        &workload("billing", "listen = [8080]", ""),
-    )?;
+    let world = start(&workload("billing", "listen = [8080]", ""))?;
     let arrived = world.dir().join("arrived");
     let log = arrived.to_str().context("a path")?;
     let sink = script(include_str!("handed/sink.py"), log, &[&HOST_V4.to_string()]);
@@ -57,9 +57,11 @@ fn a_socket_made_outside_and_handed_in_is_cut_off_and_recorded() -> Result<()> {
     let mut line = String::new();
     BufReader::new(lender.stdout.take().context("no stdout")?).read_line(&mut line)?;
     ensure!(line == "ready\n", "the lender: {line}");
-    let reply = world
-        .workload("billing")?
-        .run(script(include_str!("handed/borrower.py"), lent, &[]))?;
+    let reply = world.workload("billing")?.exec_option(SHARED).run(script(
+        include_str!("handed/borrower.py"),
+        lent,
+        &[],
+    ))?;
     assert_eq!(
         reply.clone().ok()?,
         "led out: []; own: answered asked\n",
@@ -119,10 +121,7 @@ sys.stdin.read()";
 #[test]
 fn a_handed_socket_that_can_not_be_cut_off_is_named_in_the_log() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start(
-        "a_handed_socket_that_can_not_be_cut_off_is_named_in_the_log",
-        &workload("billing", "", ""),
-    )?;
+    let world = start(&workload("billing", "", ""))?;
     let lent = world.dir().join("run/lent.sock");
     let lent = lent.to_str().context("a path")?;
     let lend = ["python3", "-c", LEND_PACKETS, lent];
@@ -131,6 +130,7 @@ fn a_handed_socket_that_can_not_be_cut_off_is_named_in_the_log() -> Result<()> {
     BufReader::new(lender.stdout.take().context("no stdout")?).read_line(&mut line)?;
     let mut borrower = world
         .workload("billing")?
+        .exec_option(SHARED)
         .command(["python3", "-c", HOLD, lent])
         .stdin(Stdio::piped())
         .spawn()?;

@@ -36,8 +36,8 @@ paths = "/denied/{rest..}"
 "#;
 
 /// A world with the scripted upstream over TLS and an agent with this policy and these settings.
-pub(crate) fn start(name: &str, policy: &str, settings: &str) -> Result<(World, Scripted)> {
-    let mut world = World::new(name)?;
+pub(crate) fn start(policy: &str, settings: &str) -> Result<(World, Scripted)> {
+    let mut world = World::new()?;
     let upstream = world.scripted(RAW, Some(RAW))?;
     world.policy("http.toml", policy)?;
     world.settings(settings);

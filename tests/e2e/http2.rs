@@ -26,8 +26,8 @@ fn policy() -> String {
 }
 
 /// A world whose API speaks nothing but HTTP/2.
-fn start(name: &str, settings: &str) -> Result<(World, Scripted)> {
-    let mut world = World::new(name)?;
+fn start(settings: &str) -> Result<(World, Scripted)> {
+    let mut world = World::new()?;
     let server = world.scripted_by(SERVER, API, Some(API))?;
     world.policy("http2.toml", &policy())?;
     world.settings(settings);

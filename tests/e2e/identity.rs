@@ -20,8 +20,8 @@ pub(crate) const NOBODY: u32 = 65534;
 pub(crate) const CODE: &str = "%{http_code}\n";
 
 /// A world with the API, the plain upstream and an agent under this policy.
-pub(crate) fn start(name: &str, policy: &str) -> Result<World> {
-    let mut world = World::new(name)?;
+pub(crate) fn start(policy: &str) -> Result<World> {
+    let mut world = World::new()?;
     world.upstream(Upstream::new(API))?;
     world.upstream(Upstream::new(PLAIN).plain())?;
     world.policy("identity.toml", policy)?;
@@ -90,7 +90,7 @@ fn the_record_names_process_user_cgroup_and_executable() -> Result<()> {
         "exec_by = { users = [\"nobody\"] }",
         &format!("exe = {curl:?}"),
     );
-    let world = start("the_record_names_process_user_cgroup_and_executable", &policy)?;
+    let world = start(&policy)?;
     let client = world.workload("billing")?.user(NOBODY);
     let (reply, pid, cgroup) = announced(&client, &curl, "/who")?;
     assert_eq!(status(&reply), 200, "{reply:?}");
@@ -117,10 +117,7 @@ fn the_record_names_process_user_cgroup_and_executable() -> Result<()> {
 fn short_lived_processes_each_have_their_own_record() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     const COUNT: usize = 50;
-    let world = start(
-        "short_lived_processes_each_have_their_own_record",
-        &workload("billing", "", ""),
-    )?;
+    let world = start(&workload("billing", "", ""))?;
     // Each prints its number and ends with the call.
     let script = r#"i=0; while [ $i -lt 50 ]; do
         sh -c 'echo $$ $1; exec curl -sS -o /dev/null "$2/$1"' - $i "$1"; i=$((i+1)); done"#;
@@ -145,10 +142,7 @@ fn short_lived_processes_each_have_their_own_record() -> Result<()> {
 #[test]
 fn a_user_condition_asks_for_the_callers_user() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start(
-        "a_user_condition_asks_for_the_callers_user",
-        &workload("billing", "", "user = \"nobody\""),
-    )?;
+    let world = start(&workload("billing", "", "user = \"nobody\""))?;
     let url = format!("https://{API}/");
     let call = |user: &[&str]| {
         let command = ["--", "curl", "-sS", "-o", "/dev/null", "-w", CODE, &url];
@@ -177,8 +171,8 @@ struct Shells {
 }
 
 impl Shells {
-    fn start(name: &str) -> Result<Self> {
-        let mut world = World::new(name)?;
+    fn start() -> Result<Self> {
+        let mut world = World::new()?;
         world.upstream(Upstream::new(PLAIN).plain())?;
         let (allowed, stranger) = (world.dir().join("allowed"), world.dir().join("stranger"));
         copy_of("/bin/bash", &allowed)?;
@@ -232,7 +226,7 @@ const CALL: &str = r#"call() {
 #[test]
 fn connecting_and_then_becoming_the_allowed_program_is_refused() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let shells = Shells::start("connecting_and_then_becoming_the_allowed_program_is_refused")?;
+    let shells = Shells::start()?;
     let itself = shells.run(&shells.allowed, &format!("{OPEN}call /itself"))?;
     assert_eq!(itself, ["200"]);
     let became = format!(r#"{OPEN}exec "$ALLOWED" -c "$HELLO"$'\n''call /became'"#);
@@ -256,7 +250,7 @@ fn connecting_and_then_becoming_the_allowed_program_is_refused() -> Result<()> {
 #[test]
 fn a_kept_connection_is_no_ones_but_its_makers() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let shells = Shells::start("a_kept_connection_is_no_ones_but_its_makers")?;
+    let shells = Shells::start()?;
     let became = format!(r#"{OPEN}call /first; exec "$STRANGER" -c "$HELLO"$'\n''call /became'"#);
     assert_eq!(shells.run(&shells.allowed, &became)?, ["200", "403"]);
     // The child runs the allowed file, but the connection is its parent's.
@@ -279,8 +273,8 @@ fn a_kept_connection_is_no_ones_but_its_makers() -> Result<()> {
 }
 
 /// A workload that only this file may call from, and the file: a copy of curl.
-fn only_by(name: &str) -> Result<(World, PathBuf)> {
-    let mut world = World::new(name)?;
+fn only_by() -> Result<(World, PathBuf)> {
+    let mut world = World::new()?;
     world.upstream(Upstream::new(API))?;
     let file = world.dir().join("client");
     copy_of("/usr/bin/curl", &file)?;
@@ -295,7 +289,7 @@ fn only_by(name: &str) -> Result<(World, PathBuf)> {
 #[test]
 fn a_replaced_or_deleted_executable_is_not_the_one_that_a_rule_names() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let (world, file) = only_by("a_replaced_or_deleted_executable_is_not_the_one_that_a_rule_names")?;
+    let (world, file) = only_by()?;
     let (itself, aside) = (file.to_str().unwrap_or_default(), world.dir().join("aside"));
     let client = world.workload("billing")?;
     assert_eq!(status(&announced(&client, &file, "/itself")?.0), 200);
@@ -342,7 +336,7 @@ fn a_replaced_or_deleted_executable_is_not_the_one_that_a_rule_names() -> Result
 #[test]
 fn an_executable_that_is_mounted_over_the_named_one_is_another() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let (world, file) = only_by("an_executable_that_is_mounted_over_the_named_one_is_another")?;
+    let (world, file) = only_by()?;
     let other = world.dir().join("other");
     copy_of("/usr/bin/curl", &other)?;
     // Root makes the mount outside, in a mount namespace that the managed process inherits.
@@ -370,7 +364,7 @@ fn an_executable_that_is_mounted_over_the_named_one_is_another() -> Result<()> {
 fn a_units_name_counts_only_where_pid_1_puts_it() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let policy = workload("billing", "", "units = \"api.service\"");
-    let world = start("a_units_name_counts_only_where_pid_1_puts_it", &policy)?;
+    let world = start(&policy)?;
     let mount = world.cgroup().parent().context("a cgroup without a mount")?;
     let parent = mount.join(world.workload_parent().trim_start_matches('/'));
     let unit = parent.join("callgate-billing.slice/api.service");
@@ -399,7 +393,7 @@ fn two_workloads_at_once_are_not_mixed_up() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     const PROCESSES: usize = 5;
     const EACH: usize = 50;
-    let mut world = World::new("two_workloads_at_once_are_not_mixed_up")?;
+    let mut world = World::new()?;
     let names = ["alpha", "beta"];
     let mut policy = String::new();
     for name in names {

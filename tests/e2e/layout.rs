@@ -10,8 +10,8 @@ use crate::identity::{API, workload};
 
 const LACKING: Option<i32> = Some(3);
 
-fn start(name: &str) -> Result<World> {
-    let mut world = World::new(name)?;
+fn start() -> Result<World> {
+    let mut world = World::new()?;
     world.upstream(Upstream::new(API))?;
     world.policy("layout.toml", &workload("billing", "", ""))?;
     Ok(world)
@@ -42,7 +42,7 @@ fn captures(mut world: World, view: &str) -> Result<()> {
 #[test]
 fn a_hierarchy_mounted_elsewhere_is_found() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_hierarchy_mounted_elsewhere_is_found")?;
+    let world = start()?;
     let place = world.dir().join("my groups");
     let view = without_the_hosts_own()? + &format!("mkdir -p {place:?}\nmount -t cgroup2 none {place:?}");
     captures(world, &view)
@@ -51,7 +51,7 @@ fn a_hierarchy_mounted_elsewhere_is_found() -> Result<()> {
 #[test]
 fn a_hybrid_layout_works() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_hybrid_layout_works")?;
+    let world = start()?;
     let view = without_the_hosts_own()?
         + "mount -t tmpfs none /sys/fs/cgroup\ncd /sys/fs/cgroup\nmkdir unified first\n"
         + "mount -t cgroup -o none,name=callgate-test none first\nmount -t cgroup2 none unified\ncd /";
@@ -61,7 +61,7 @@ fn a_hybrid_layout_works() -> Result<()> {
 #[test]
 fn a_mount_that_another_hides_is_passed_over() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_mount_that_another_hides_is_passed_over")?;
+    let world = start()?;
     let (seen, hidden, above) = (
         world.dir().join("seen"),
         world.dir().join("hidden"),
@@ -80,7 +80,7 @@ fn a_mount_that_another_hides_is_passed_over() -> Result<()> {
 #[test]
 fn a_part_of_the_hierarchy_is_not_taken_for_the_whole() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_part_of_the_hierarchy_is_not_taken_for_the_whole")?;
+    let world = start()?;
     let (whole, part) = (world.dir().join("whole"), world.dir().join("part"));
     let own = world
         .cgroup()
@@ -98,7 +98,7 @@ fn a_part_of_the_hierarchy_is_not_taken_for_the_whole() -> Result<()> {
 #[test]
 fn a_kernel_without_type_information_is_refused_with_the_remedy() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let mut world = start("a_kernel_without_type_information_is_refused_with_the_remedy")?;
+    let mut world = start()?;
     world.write_config()?;
     world.agent_view("mount -t tmpfs none /sys/kernel/btf");
     for verb in ["run", "doctor"] {
@@ -115,7 +115,7 @@ fn a_kernel_without_type_information_is_refused_with_the_remedy() -> Result<()> 
 #[test]
 fn a_kernel_without_a_hook_is_refused_with_the_remedy() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent, Strace);
-    let mut world = start("a_kernel_without_a_hook_is_refused_with_the_remedy")?;
+    let mut world = start()?;
     world.write_config()?;
     for verb in ["run", "doctor"] {
         let config = world.config();

@@ -3,6 +3,8 @@
 //! Run them with `cargo xtask test`, which builds the agent and says where it is. Each test makes a
 //! [`harness::World`] and is named as a sentence; what it expects of a call, it asks the audit records.
 
+/// Upstream addresses: the name's own, and on record as they are.
+mod address;
 /// The admin socket, to which anybody may connect.
 mod admin;
 /// One record for each call, whatever ends it, and who writes it.
@@ -53,6 +55,8 @@ mod revoke;
 mod sandbox;
 /// What an operator can get wrong at start and reload: said clearly, nothing left behind, nothing lost.
 mod startup;
+/// What never answers holds up its own workload alone.
+mod stuck;
 /// TLS between client and agent: what is served, what is refused, and how.
 mod tls;
 /// `tunnel` rules: TLS passed unread, within its limits and for as long as the policy allows it.

@@ -31,8 +31,7 @@ fn shown(world: &World) -> Result<serde_json::Value> {
 #[test]
 fn rights_that_are_taken_away_while_the_agent_is_down_are_gone_after_its_start() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let mut world =
-        World::new("rights_that_are_taken_away_while_the_agent_is_down_are_gone_after_its_start")?;
+    let mut world = World::new()?;
     world.upstream(Upstream::new(API))?;
     world.policy("billing.toml", &workload("billing", "", ""))?;
     world.policy("other.toml", OTHER)?;

@@ -59,7 +59,7 @@ fn put_back(world: &World, times: u64) -> Result<()> {
 #[test]
 fn pins_that_are_removed_open_nothing_and_are_put_back() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let mut world = start("pins_that_are_removed_open_nothing_and_are_put_back")?;
+    let mut world = start()?;
     let links = pins(&world)?;
     links.iter().try_for_each(fs::remove_file)?;
     for entry in fs::read_dir(world.dir().join("bpf/maps"))? {
@@ -82,7 +82,7 @@ fn pins_that_are_removed_open_nothing_and_are_put_back() -> Result<()> {
 #[test]
 fn links_that_are_detached_are_made_again() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("links_that_are_detached_are_made_again")?;
+    let world = start()?;
     let mut detach = vec!["python3".into(), "-c".into(), DETACH.into()];
     detach.extend(pins(&world)?.into_iter().map(PathBuf::into_os_string));
     world.unmanaged()?.run(detach)?.ok()?;
@@ -95,7 +95,7 @@ fn links_that_are_detached_are_made_again() -> Result<()> {
 #[test]
 fn a_bpf_file_system_that_is_unmounted_is_mounted_again() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let mut world = start("a_bpf_file_system_that_is_unmounted_is_mounted_again")?;
+    let mut world = start()?;
     let bpf = world.dir().join("bpf");
     let bpf = bpf.to_str().context("a path")?;
     world.unmanaged()?.run(["umount", "-l", bpf])?.ok()?;
@@ -111,7 +111,7 @@ fn a_bpf_file_system_that_is_unmounted_is_mounted_again() -> Result<()> {
 #[test]
 fn what_can_not_be_put_back_keeps_everybody_out_until_it_can() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("what_can_not_be_put_back_keeps_everybody_out_until_it_can")?;
+    let world = start()?;
     let bpf = world.dir().join("bpf");
     // The agent may be quick enough to mount it again in between.
     let obstacle = format!(

@@ -1,6 +1,7 @@
 //! What policy answers: who may start commands and ask the agent, the same to a real call as to `callgate explain`,
 //! and what goes out in `observe` mode.
 
+use std::fs;
 use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result};
@@ -30,7 +31,7 @@ fn curl(world: &World, args: &[&str]) -> Result<Output> {
 fn a_managed_process_may_not_use_the_admin_socket() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let policy = workload("billing", "", "") + &workload("other", "", "");
-    let world = start("a_managed_process_may_not_use_the_admin_socket", &policy)?;
+    let world = start(&policy)?;
     let socket = world.dir().join("run/admin.sock");
     let socket = socket.to_str().context("a path that is not UTF-8")?;
     let ask = |client: &Client, method: &str, path: &str| {
@@ -84,7 +85,7 @@ fn exec_is_for_those_that_exec_by_names() -> Result<()> {
     let policy = workload("nobodys", "", "")
         + &workload("by-user", "exec_by = { users = [\"nobody\"] }", "")
         + &workload("by-group", "exec_by = { groups = [\"nogroup\"] }", "");
-    let world = start("exec_is_for_those_that_exec_by_names", &policy)?;
+    let world = start(&policy)?;
     let run = |workload: &str, uid: u32| world.workload(workload)?.user(uid).run(["echo", "in"]);
     for (workload, uid, may) in [
         ("nobodys", 0, true),
@@ -255,28 +256,19 @@ fn check(world: &World, cases: &[Case]) -> Result<()> {
 #[test]
 fn explain_agrees_with_what_a_call_gets_and_a_deny_wins() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    check(
-        &start("explain_agrees_with_what_a_call_gets_and_a_deny_wins", RULES)?,
-        &PATHS,
-    )
+    check(&start(RULES)?, &PATHS)
 }
 
 #[test]
 fn queries_and_headers_are_matched_as_a_rule_says() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    check(
-        &start("queries_and_headers_are_matched_as_a_rule_says", RULES)?,
-        &MATCHERS,
-    )
+    check(&start(RULES)?, &MATCHERS)
 }
 
 #[test]
 fn status_and_doctor_speak_json_and_their_exit_codes() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let mut world = start(
-        "status_and_doctor_speak_json_and_their_exit_codes",
-        &workload("billing", "", ""),
-    )?;
+    let mut world = start(&workload("billing", "", ""))?;
     let json = |output: &Output| {
         serde_json::from_str::<Value>(&output.stdout).with_context(|| format!("{output:?}"))
     };
@@ -309,7 +301,7 @@ fn status_and_doctor_speak_json_and_their_exit_codes() -> Result<()> {
             .run([binary, "status", "--json", "--config", config])
     };
     assert_eq!(status(config)?.code(), Some(3));
-    std::fs::write(config, "nonsense = 1\n")?;
+    fs::write(config, "nonsense = 1\n")?;
     assert_eq!(status(config)?.code(), Some(2));
     Ok(())
 }
@@ -363,7 +355,7 @@ fn relay(world: &World) -> Result<Child> {
 #[test]
 fn observe_lets_out_without_the_credential_and_says_so() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let mut world = World::new("observe_lets_out_without_the_credential_and_says_so")?;
+    let mut world = World::new()?;
     world.upstream(Upstream::new(API).bearer("s3cret", "acme"))?;
     let file = world.secret("api", "s3cret")?;
     let rules = workload(
@@ -375,17 +367,21 @@ fn observe_lets_out_without_the_credential_and_says_so() -> Result<()> {
         "[credential.api]\nhosts = [\"{API}:443\"]\nscheme = \"bearer\"\nsource = {{ file = {file:?} }}\n"
     );
     world.policy("policy.toml", &(rules + &credential))?;
+    let inside = format!("{API}:443:{}", world.server(API)?.v4().ip());
+    let public = format!("{API}:443:{PUBLIC}");
+    // The agent knows the name at both.
+    let hosts = world.dir().join("hosts");
+    fs::write(&hosts, fs::read_to_string(&hosts)? + &format!("{PUBLIC} {API}\n"))?;
     world.start_agent()?;
     let mut relay = relay(&world)?;
-    let public = format!("{API}:443:{PUBLIC}");
     let call = |path: &str, more: &[&str]| {
         let url = format!("https://{API}{path}");
         curl(&world, &[more, &[url.as_str()]].concat()).map(|reply| status(&reply))
     };
     let own = "Authorization: Bearer own";
-    assert_eq!(call("/v1/charges", &["-H", own])?, 200);
+    assert_eq!(call("/v1/charges", &["--resolve", &inside, "-H", own])?, 200);
     assert_eq!(call("/v1/refunds", &["--resolve", &public, "-H", own])?, 401);
-    assert_eq!(call("/v1/private", &[])?, 403);
+    assert_eq!(call("/v1/private", &["--resolve", &inside])?, 403);
     let allowed = assert_record!(
         world,
         "path" = "/v1/charges",

@@ -85,7 +85,7 @@ fn run(program: &str, args: &[&OsStr]) -> Result<()> {
 #[test]
 fn the_first_policy_works_as_it_is_written() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let mut world = World::new("the_first_policy_works_as_it_is_written")?;
+    let mut world = World::new()?;
     let server = Upstream::new(HOST).bearer(TOKEN, "acme");
     world.upstream(server)?;
     let _places = Places::new(&world)?;

@@ -50,15 +50,15 @@ fn recorded(world: &World, reason: &str) -> Result<()> {
     })
 }
 
-fn managed(name: &str) -> Result<World> {
+fn managed() -> Result<World> {
     let exec_by = format!("exec_by = {{ users = [{NOBODY}] }}");
-    start(name, &workload("billing", &exec_by, ""))
+    start(&workload("billing", &exec_by, ""))
 }
 
 #[test]
 fn options_that_bind_foreign_addresses_or_join_groups_are_refused() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = managed("options_that_bind_foreign_addresses_or_join_groups_are_refused")?;
+    let world = managed()?;
     let (tried, leaked) = lure(&world, "options")?;
     assert_eq!(leaked, Vec::<String>::new(), "{tried:?}");
     let refused = tried.iter().filter(|line| line.starts_with("refused"));
@@ -69,7 +69,7 @@ fn options_that_bind_foreign_addresses_or_join_groups_are_refused() -> Result<()
 #[test]
 fn forged_sources_are_refused_where_the_host_lets_anybody_bind_them() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = managed("forged_sources_are_refused_where_the_host_lets_anybody_bind_them")?;
+    let world = managed()?;
     let nonlocal = "echo 1 >/proc/sys/net/ipv6/ip_nonlocal_bind";
     world.unmanaged()?.run(["sh", "-c", nonlocal])?.ok()?;
     let (tried, leaked) = lure(&world, "sources")?;

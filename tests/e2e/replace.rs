@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
@@ -25,12 +25,12 @@ const TOKEN: &str = "tok_replace_1";
 const COULD_NOT_CONNECT: Option<i32> = Some(7);
 /// The kernel refuses when the worker has given no sign of life for 2 s.
 const LIVENESS: Duration = Duration::from_secs(2);
-/// The body of `/stream`, which comes within 2 s.
-const STREAM: usize = 32 * 1024;
+/// The body of `/stream`, which takes 8 s: longer than it takes to replace a worker, shorter than it may drain.
+const STREAM: usize = 128 * 1024;
 
 /// A world with the API, which wants a token, and an agent that has it.
-fn start(name: &str) -> Result<World> {
-    let mut world = World::new(name)?;
+fn start() -> Result<World> {
+    let mut world = World::new()?;
     let (big, stream) = (
         world.dir().join("upstream/big"),
         world.dir().join("upstream/stream"),
@@ -49,6 +49,8 @@ fn start(name: &str) -> Result<World> {
     );
     world.policy("credential.toml", &credential)?;
     world.policy("audit.toml", &allowing(""))?;
+    // A client that is held before it says anything must not time out.
+    world.settings("[limits]\ndetect_seconds = 60");
     world.start_agent()?;
     Ok(world)
 }
@@ -182,43 +184,61 @@ fn many_by_http2(world: &World) -> Result<Child> {
     command.stdout(Stdio::null()).spawn().context("can't start curl")
 }
 
+/// A curl in the middle of `/stream`, and the file that it writes.
+fn stream(world: &World, name: &str, version: &str) -> Result<(Child, PathBuf)> {
+    let file = world.dir().join(name);
+    let url = format!("https://{API}/stream");
+    let mut command = world
+        .workload("billing")?
+        .command(["curl", "-sS", "-N", version, "-o"]);
+    let client = command.arg(&file).arg(&url).spawn().context("can't start curl")?;
+    Ok((client, file))
+}
+
+fn length(file: &Path) -> u64 {
+    fs::metadata(file).map_or(0, |file| file.len())
+}
+
 #[test]
 fn workers_that_are_replaced_under_load_lose_no_call_and_their_streams_end_well() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("workers_that_are_replaced_under_load_lose_no_call_and_their_streams_end_well")?;
+    let world = start()?;
     let load = Load::start(&world, 4, 4)?;
     let mut multiplexed = many_by_http2(&world)?;
-    for version in ["--http1.1", "--http2"] {
-        let file = world.dir().join("stream");
-        let url = format!("https://{API}/stream");
-        let mut command = world
-            .workload("billing")?
-            .command(["curl", "-sS", "-N", version, "-o"]);
-        let mut stream = command.arg(&file).arg(&url).spawn()?;
-        let length = || fs::metadata(&file).map_or(0, |file| file.len());
+    let mut streams =
+        [("h1", "--http1.1"), ("h2", "--http2")].map(|(name, version)| stream(&world, name, version));
+    for stream in &mut streams {
+        let (_, file) = stream.as_mut().map_err(|error| anyhow::anyhow!("{error:#}"))?;
         wait::until("the stream's first bytes", wait::PATIENCE, || {
-            (length() > 0).then_some(())
+            (length(file) > 0).then_some(())
         })?;
-        replace(&world)?;
-        load.goes_on()?;
+    }
+    replace(&world)?;
+    for (client, _) in streams.iter_mut().flatten() {
         assert!(
-            stream.try_wait()?.is_none(),
-            "the stream was over before the worker was replaced"
+            client.try_wait()?.is_none(),
+            "a stream was over before the worker was replaced"
         );
-        let ended = wait_for(&mut stream, wait::PATIENCE)?;
-        assert!(ended.success(), "{version}: {ended}");
-        assert_eq!(length(), STREAM as u64);
-        fs::remove_file(&file)?;
-        // The record of a stream of the same path would not be told apart.
+    }
+    load.goes_on()?;
+    for stream in streams {
+        let (mut client, file) = stream?;
+        let ended = wait_for(&mut client, wait::PATIENCE)?;
+        assert!(ended.success(), "{}: {ended}", file.display());
+        assert_eq!(length(&file), STREAM as u64);
+    }
+    for protocol in ["h1", "h2"] {
         assert_record!(
             world,
             "path" = "/stream",
             "outcome" = "completed",
-            "protocol" = if version == "--http2" { "h2" } else { "h1" }
+            "protocol" = protocol
         );
     }
-    replace(&world)?;
-    load.goes_on()?;
+    for _ in 0..2 {
+        replace(&world)?;
+        load.goes_on()?;
+    }
     let said = load.end()?;
     let lost: Vec<_> = said.iter().filter(|one| one.status != 200).collect();
     assert!(lost.is_empty(), "{} of {} lost: {lost:?}", lost.len(), said.len());
@@ -251,7 +271,7 @@ fn workers_that_are_replaced_under_load_lose_no_call_and_their_streams_end_well(
 #[test]
 fn a_worker_that_is_killed_twenty_times_under_load_opens_nothing() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_worker_that_is_killed_twenty_times_under_load_opens_nothing")?;
+    let world = start()?;
     let load = Load::start(&world, 4, 4)?;
     let mut serving = worker(&world)?;
     for _ in 0..20 {
@@ -281,7 +301,7 @@ fn a_worker_that_is_killed_twenty_times_under_load_opens_nothing() -> Result<()>
 #[test]
 fn a_stopped_worker_refuses_connections_until_it_goes_on() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_stopped_worker_refuses_connections_until_it_goes_on")?;
+    let world = start()?;
     assert_eq!(call(&world, "/before")?, 200);
     let stopped = worker(&world)?;
     signal(stopped, Signal::SIGSTOP)?;
@@ -319,7 +339,7 @@ fn no_tables(world: &World, numbers: std::ops::RangeInclusive<u32>) -> Result<Ve
 #[test]
 fn a_worker_that_can_not_take_over_leaves_the_old_one_serving_and_status_says_so() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_worker_that_can_not_take_over_leaves_the_old_one_serving_and_status_says_so")?;
+    let world = start()?;
     let first = worker(&world)?;
     let obstacles = no_tables(&world, 2..=2)?;
     world.agent()?.signal(Signal::SIGUSR2)?;
@@ -348,7 +368,7 @@ fn a_worker_that_can_not_take_over_leaves_the_old_one_serving_and_status_says_so
 #[test]
 fn an_agent_whose_worker_died_refuses_until_another_can_be_started() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("an_agent_whose_worker_died_refuses_until_another_can_be_started")?;
+    let world = start()?;
     let first = worker(&world)?;
     let obstacles = no_tables(&world, 2..=60)?;
     signal(first, Signal::SIGKILL)?;
@@ -406,8 +426,11 @@ impl Held {
         Ok(line.trim_end().to_owned())
     }
 
-    fn go_on(mut self) -> Result<String> {
-        writeln!(self.child.stdin.take().context("no input")?)?;
+    fn go_on(&mut self) -> Result<()> {
+        writeln!(self.child.stdin.take().context("no input")?).context("the client ended")
+    }
+
+    fn end(mut self) -> Result<String> {
         let line = self.line()?;
         wait_for(&mut self.child, wait::PATIENCE)?;
         Ok(line)
@@ -417,12 +440,15 @@ impl Held {
 #[test]
 fn a_connection_that_the_old_worker_took_is_served_whatever_its_phase() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_connection_that_the_old_worker_took_is_served_whatever_its_phase")?;
+    let world = start()?;
     let points = ["tcp", "tls", "request"];
-    let held = points.map(|point| Held::start(&world, point));
+    let mut held = points.map(|point| Held::start(&world, point));
     replace(&world)?;
+    for held in held.iter_mut().flatten() {
+        held.go_on()?;
+    }
     for (point, held) in points.into_iter().zip(held) {
-        let answer = held?.go_on().with_context(|| point)?;
+        let answer = held?.end().with_context(|| point)?;
         assert_eq!(answer, "200 close", "{point}");
         let path = format!("/held/{point}");
         assert_record!(world, "path" = path.as_str(), "outcome" = "completed");
@@ -438,7 +464,7 @@ fn a_connection_that_the_old_worker_took_is_served_whatever_its_phase() -> Resul
 #[test]
 fn while_an_old_worker_drains_callers_are_served_and_a_new_policy_reaches_its_calls() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("while_an_old_worker_drains_callers_are_served_and_a_new_policy_reaches_its_calls")?;
+    let world = start()?;
     let mut client = download(&world)?;
     replace(&world)?;
     assert_eq!(call(&world, "/beside")?, 200);

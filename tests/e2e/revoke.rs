@@ -59,7 +59,7 @@ fn take_back(world: &World) -> Result<()> {
 fn an_upload_under_way_is_cut() -> Result<()> {
     const PIECE: usize = 1 << 20;
     require!(Root, CgroupV2, Btf, Agent);
-    let (world, upstream) = start("an_upload_under_way_is_cut", ALLOW, "")?;
+    let (world, upstream) = start(ALLOW, "")?;
     let mut uploads = Vec::new();
     for version in ["--http1.1", "--http2"] {
         let url = format!("https://{RAW}/upload{version}");
@@ -89,7 +89,7 @@ fn an_upload_under_way_is_cut() -> Result<()> {
 #[test]
 fn an_answer_that_streams_is_cut_in_both_protocols() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = crate::audit::start("an_answer_that_streams_is_cut_in_both_protocols")?;
+    let world = crate::audit::start()?;
     let mut downloads = Vec::new();
     for version in ["--http1.1", "--http2"] {
         let file = world.dir().join(format!("got{version}"));
@@ -129,7 +129,7 @@ fn an_answer_that_streams_is_cut_in_both_protocols() -> Result<()> {
 fn a_client_that_takes_nothing_loses_its_connection() -> Result<()> {
     const LARGE: u64 = 256 << 20;
     require!(Root, CgroupV2, Btf, Agent);
-    let mut world = World::new("a_client_that_takes_nothing_loses_its_connection")?;
+    let mut world = World::new()?;
     let large = world.dir().join("upstream/large");
     File::create(&large)?.set_len(LARGE)?;
     let alias = format!("alias {};", large.display());
@@ -170,7 +170,7 @@ fn a_client_that_takes_nothing_loses_its_connection() -> Result<()> {
 #[test]
 fn a_websocket_is_cut() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let (world, _upstream) = start("a_websocket_is_cut", ALLOW, "")?;
+    let (world, _upstream) = start(ALLOW, "")?;
     let script = format!(
         "import socket, ssl\n\
          sock = ssl.create_default_context().wrap_socket(socket.create_connection(('{RAW}', 443), 20), server_hostname='{RAW}')\n\
@@ -213,7 +213,7 @@ fn a_websocket_is_cut() -> Result<()> {
 #[test]
 fn a_call_that_waits_for_its_upstream_is_cut_before_anything_is_sent() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let mut world = World::new("a_call_that_waits_for_its_upstream_is_cut")?;
+    let mut world = World::new()?;
     let deaf = world.scripted_by(DEAF, RAW, Some(RAW))?;
     world.policy("http.toml", ALLOW)?;
     // One data thread, so that the second call by HTTP/2 waits for the first one's dial.

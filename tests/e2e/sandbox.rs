@@ -12,7 +12,7 @@ const API: &str = "api.example.test";
 #[test]
 fn an_unmanaged_client_reaches_the_upstream_and_is_told_401() -> Result<()> {
     require!(Root, CgroupV2);
-    let mut world = World::new("an_unmanaged_client_reaches_the_upstream_and_is_told_401")?;
+    let mut world = World::new()?;
     world.upstream(Upstream::new(API).bearer("right", "acme"))?;
     let url = format!("https://{API}/v1/charges");
     let bare = world
@@ -35,7 +35,7 @@ fn an_unmanaged_client_reaches_the_upstream_and_is_told_401() -> Result<()> {
 #[test]
 fn both_families_and_plain_http_reach_the_upstream() -> Result<()> {
     require!(Root, CgroupV2);
-    let mut world = World::new("both_families_and_plain_http_reach_the_upstream")?;
+    let mut world = World::new()?;
     world.upstream(Upstream::new(API).plain())?;
     for family in ["-4", "-6"] {
         let reply = world
@@ -49,7 +49,7 @@ fn both_families_and_plain_http_reach_the_upstream() -> Result<()> {
 #[test]
 fn there_is_no_way_out_of_the_sandbox() -> Result<()> {
     require!(Root, CgroupV2);
-    let _world = World::new("there_is_no_way_out_of_the_sandbox")?;
+    let _world = World::new()?;
     let elsewhere: SocketAddr = "198.51.100.1:443".parse()?;
     assert!(TcpStream::connect_timeout(&elsewhere, Duration::from_secs(1)).is_err());
     assert!(UdpSocket::bind("0.0.0.0:0")?.send_to(b"x", elsewhere).is_err());
@@ -59,7 +59,7 @@ fn there_is_no_way_out_of_the_sandbox() -> Result<()> {
 #[test]
 fn a_client_runs_in_its_cgroup_as_its_user() -> Result<()> {
     require!(Root, CgroupV2);
-    let world = World::new("a_client_runs_in_its_cgroup_as_its_user")?;
+    let world = World::new()?;
     let reply = world
         .unmanaged()?
         .user(65534)
@@ -78,7 +78,7 @@ fn a_client_runs_in_its_cgroup_as_its_user() -> Result<()> {
 fn dropping_a_world_ends_its_processes_and_leaves_nothing() -> Result<()> {
     require!(Root, CgroupV2);
     let home = fs::read_link("/proc/thread-self/ns/net")?;
-    let mut world = World::new("dropping_a_world_ends_its_processes_and_leaves_nothing")?;
+    let mut world = World::new()?;
     world.upstream(Upstream::new(API))?;
     let mut running = world.unmanaged()?.command(["sleep", "600"]).spawn()?;
     let (dir, cgroup) = (world.dir().to_owned(), world.cgroup().to_owned());

@@ -47,8 +47,8 @@ pub(crate) const OVERLAP: &str = "[[workload]]\nname = \"o\"\n  [[workload.allow
     credential = \"two\"\n[credential.one]\nhosts = [\"a.example\"]\nscheme = \"bearer\"\nsource = { file = \"/1\" }\n\
     [credential.two]\nhosts = [\"a.example\"]\nscheme = \"bearer\"\nsource = { file = \"/2\" }\n";
 
-fn world(name: &str) -> Result<World> {
-    let world = World::new(name)?;
+fn world() -> Result<World> {
+    let world = World::new()?;
     world.policy("billing.toml", &workload("billing", "", ""))?;
     world.write_config()?;
     Ok(world)
@@ -98,7 +98,7 @@ pub(crate) fn large() -> Vec<u8> {
 #[test]
 fn every_fault_of_settings_and_policy_is_named_at_once() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let mut world = world("every_fault_of_settings_and_policy_is_named_at_once")?;
+    let mut world = world()?;
     world.policy("bad.toml", BAD_POLICY)?;
     for verb in ["run", "check"] {
         let output = world.callgate(verb, &[])?;
@@ -131,7 +131,7 @@ fn every_fault_of_settings_and_policy_is_named_at_once() -> Result<()> {
 #[test]
 fn settings_and_policies_that_are_no_text_or_too_large_are_refused() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = world("settings_and_policies_that_are_no_text_or_too_large")?;
+    let world = world()?;
     let policy = world.dir().join("policy.d/bad.toml");
     for (content, words) in [
         (b"name = \"\xff\"".to_vec(), ["bad.toml:1:9", "not UTF-8"]),
@@ -159,7 +159,7 @@ fn settings_and_policies_that_are_no_text_or_too_large_are_refused() -> Result<(
 #[test]
 fn an_empty_policy_directory_is_good_and_manages_nothing() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let mut world = World::new("an_empty_policy_directory_is_good_and_manages_nothing")?;
+    let mut world = World::new()?;
     world.start_agent()?;
     assert_says(&world.callgate("check", &[])?, Some(0), &["nothing is managed"]);
     let refused = world.workload("billing")?.run(["true"])?;
@@ -173,7 +173,7 @@ fn an_empty_policy_directory_is_good_and_manages_nothing() -> Result<()> {
 #[test]
 fn without_rights_it_says_which_and_makes_nothing() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = world("without_rights_it_says_which_and_makes_nothing")?;
+    let world = world()?;
     let place = world.agent_place()?.as_user(NOBODY);
     let refused = agent::command(&place, &world.config(), "run", &[])?;
     assert_says(
@@ -195,7 +195,7 @@ fn without_rights_it_says_which_and_makes_nothing() -> Result<()> {
 #[test]
 fn without_cgroup_v2_it_says_how_to_mount_it() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = world("without_cgroup_v2_it_says_how_to_mount_it")?;
+    let world = world()?;
     let mount = harness::cgroup::mount_point()?;
     let script = r#"umount -l "$0" && exec "$@""#;
     for verb in ["run", "doctor"] {
@@ -218,7 +218,7 @@ fn without_cgroup_v2_it_says_how_to_mount_it() -> Result<()> {
 #[test]
 fn an_agent_on_the_state_of_a_running_one_is_refused() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = crate::audit::start("an_agent_on_the_state_of_a_running_one_is_refused")?;
+    let world = crate::audit::start()?;
     let text = fs::read_to_string(world.config())?;
     let other = world.dir().join("other");
     fs::create_dir(&other)?;
@@ -247,7 +247,7 @@ fn an_agent_on_the_state_of_a_running_one_is_refused() -> Result<()> {
 #[test]
 fn a_certificate_authority_that_is_broken_or_open_to_others_is_refused() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let mut world = world("a_certificate_authority_that_is_broken_or_open")?;
+    let mut world = world()?;
     let file = world.dir().join("state/ca.pem");
     fs::write(&file, "no certificate")?;
     fs::set_permissions(&file, Permissions::from_mode(0o600))?;
@@ -273,7 +273,7 @@ fn a_certificate_authority_that_is_broken_or_open_to_others_is_refused() -> Resu
 #[test]
 fn directories_that_can_t_be_made_or_written_are_named() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = world("directories_that_can_t_be_made_or_written_are_named")?;
+    let world = world()?;
     let (read_only, file) = (world.dir().join("read-only"), world.dir().join("file"));
     fs::create_dir(&read_only)?;
     fs::write(&file, "")?;
@@ -305,7 +305,7 @@ fn directories_that_can_t_be_made_or_written_are_named() -> Result<()> {
 #[test]
 fn the_admin_socket_takes_the_place_of_a_stale_one_only() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let mut world = world("the_admin_socket_takes_the_place_of_a_stale_one_only")?;
+    let mut world = world()?;
     let path = world.dir().join("run/admin.sock");
     let live = UnixListener::bind(&path)?;
     let refused = world.callgate("run", &[])?;

@@ -13,8 +13,8 @@ use crate::identity::{API, CODE, status, workload};
 
 const CLIENT: &str = include_str!("tls/client.py");
 
-fn start(name: &str, settings: &str) -> Result<World> {
-    let mut world = World::new(name)?;
+fn start(settings: &str) -> Result<World> {
+    let mut world = World::new()?;
     world.upstream(Upstream::new(API))?;
     world.policy("tls.toml", &workload("billing", "", ""))?;
     world.settings(settings);
@@ -59,10 +59,7 @@ fn refused(world: &World, count: usize) -> Result<Vec<Record>> {
 #[test]
 fn a_client_hello_is_served_in_whatever_pieces_and_size_it_comes() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start(
-        "a_client_hello_is_served_in_whatever_pieces_and_size_it_comes",
-        "",
-    )?;
+    let world = start("")?;
     let cases = [
         "whole",
         "bytes",
@@ -93,10 +90,7 @@ fn a_client_hello_is_served_in_whatever_pieces_and_size_it_comes() -> Result<()>
 #[test]
 fn what_is_no_handshake_gets_an_alert_where_it_looks_like_tls_and_one_record() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start(
-        "what_is_no_handshake_gets_an_alert_where_it_looks_like_tls",
-        "[limits]\nclient_hello_seconds = 1\n",
-    )?;
+    let world = start("[limits]\nclient_hello_seconds = 1\n")?;
     let malformed = ("alert 50", "failed", "downstream", "client_hello");
     let cases = [
         ("no-name", ("alert 112", "denied", "policy", "no_name")),
@@ -132,7 +126,7 @@ fn what_is_no_handshake_gets_an_alert_where_it_looks_like_tls_and_one_record() -
 #[test]
 fn tls_1_2_and_1_3_are_spoken_sessions_resumed_and_no_early_data_taken() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("tls_1_2_and_1_3_are_spoken_sessions_resumed", "")?;
+    let world = start("")?;
     let session = world.dir().join("session");
     let session = session.to_str().context("a path that is not UTF-8")?;
     for version in ["-tls1_2", "-tls1_3"] {
@@ -200,7 +194,7 @@ fn tls_1_2_and_1_3_are_spoken_sessions_resumed_and_no_early_data_taken() -> Resu
 #[test]
 fn a_client_that_does_not_trust_the_agent_is_recorded_as_such() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_client_that_does_not_trust_the_agent_is_recorded_as_such", "")?;
+    let world = start("")?;
     let foreign = world.dir().join("upstream/ca.pem");
     let foreign = foreign.to_str().context("a path that is not UTF-8")?;
     let url = format!("https://{API}/distrust");
@@ -235,10 +229,7 @@ fn a_client_that_does_not_trust_the_agent_is_recorded_as_such() -> Result<()> {
 #[test]
 fn the_leaf_is_for_the_exact_name_and_its_intermediate_for_no_other() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start(
-        "the_leaf_is_for_the_exact_name_and_its_intermediate_for_no_other",
-        "",
-    )?;
+    let world = start("")?;
     let shown = s_client(
         &world,
         &["-servername", API, "-showcerts", "-verify_return_error"],
@@ -299,7 +290,7 @@ fn curl(world: &World, args: &[&str]) -> Result<u16> {
 #[test]
 fn server_name_host_and_port_must_agree_on_http_1_and_2() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let mut world = World::new("server_name_host_and_port_must_agree_on_http_1_and_2")?;
+    let mut world = World::new()?;
     world.upstream(Upstream::new(API))?;
     world.upstream(Upstream::new("other.example.test"))?;
     let other = "[[workload.allow]]\nname = \"other\"\nhost = \"other.example.test\"\nprivate = true\n";
@@ -333,7 +324,7 @@ fn server_name_host_and_port_must_agree_on_http_1_and_2() -> Result<()> {
 #[test]
 fn a_session_is_resumed_for_the_name_that_it_was_made_for_alone() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let mut world = World::new("a_session_is_resumed_for_the_name_that_it_was_made_for_alone")?;
+    let mut world = World::new()?;
     world.upstream(Upstream::new(API))?;
     world.policy("tls.toml", &workload("billing", "", ""))?;
     world.start_agent()?;

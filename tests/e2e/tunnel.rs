@@ -5,7 +5,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 
 use anyhow::{Context, Result};
-use harness::{Output, Record, Upstream, World, assert_record, require};
+use harness::{Output, Record, Upstream, World, assert_record, require, wait};
 
 use crate::identity::{API, CODE, status};
 
@@ -30,8 +30,8 @@ fn policy(world: &World, tunnels: &[&str]) -> Result<String> {
     Ok(text)
 }
 
-fn start(name: &str, settings: &str) -> Result<World> {
-    let mut world = World::new(name)?;
+fn start(settings: &str) -> Result<World> {
+    let mut world = World::new()?;
     world.upstream(Upstream::new(API))?;
     world.upstream(Upstream::new(OTHER))?;
     world.absent(DOWN)?;
@@ -117,7 +117,7 @@ fn number(record: &Record, field: &str) -> u64 {
 #[test]
 fn a_tunnel_passes_tls_unread_to_the_named_host_and_puts_nothing_on() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_tunnel_passes_tls_unread_to_the_named_host", "")?;
+    let world = start("")?;
     let url = format!("https://{API}/unread");
     for version in ["--http1.1", "--http2"] {
         let reply = pinned(&world, &[version, "-H", "Authorization: Bearer mine", &url])?;
@@ -129,11 +129,11 @@ fn a_tunnel_passes_tls_unread_to_the_named_host_and_puts_nothing_on() -> Result<
         .map(|one| (one.protocol.as_str(), one.authorization.as_str()))
         .collect();
     assert_eq!(seen, [("HTTP/1.1", "Bearer mine"), ("HTTP/2.0", "Bearer mine")]);
-    let records: Vec<_> = world
-        .records()?
-        .into_iter()
-        .filter(|one| one.text("kind") != "kernel_refusal")
-        .collect();
+    let records = wait::until("both records", wait::PATIENCE, || {
+        let mut records = world.records().ok()?;
+        records.retain(|record| record.text("kind") != "kernel_refusal");
+        (records.len() >= 2).then_some(records)
+    })?;
     assert_eq!(records.len(), 2, "{records:?}");
     for record in records {
         assert_eq!(
@@ -175,7 +175,7 @@ fn a_tunnel_passes_tls_unread_to_the_named_host_and_puts_nothing_on() -> Result<
 #[test]
 fn a_tunnel_goes_where_the_agent_resolves_the_name_whatever_the_client_dialled() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_tunnel_goes_where_the_agent_resolves_the_name", "")?;
+    let world = start("")?;
     let elsewhere = world.server(OTHER)?.v4().ip();
     let resolve = format!("{API}:443:{elsewhere}");
     let reply = pinned(
@@ -193,7 +193,7 @@ fn a_tunnel_goes_where_the_agent_resolves_the_name_whatever_the_client_dialled()
 #[test]
 fn what_no_tunnel_names_is_read_and_refused_and_a_client_that_pins_is_told_so_in_tls() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let mut world = World::new("what_no_tunnel_names_is_read_and_refused")?;
+    let mut world = World::new()?;
     world.upstream(Upstream::new(API))?;
     world.upstream(Upstream::new(OTHER))?;
     let policy = policy(&world, &["api.example.org"])?;
@@ -240,10 +240,7 @@ fn what_no_tunnel_names_is_read_and_refused_and_a_client_that_pins_is_told_so_in
 #[test]
 fn a_tunnel_to_a_host_that_is_not_there_ends_in_an_alert() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start(
-        "a_tunnel_to_a_host_that_is_not_there",
-        "[limits]\nconnect_seconds = 1\n",
-    )?;
+    let world = start("[limits]\nconnect_seconds = 1\n")?;
     let reply = pinned(&world, &[&format!("https://{DOWN}/")])?;
     assert!(reply.stderr.contains("alert internal error"), "{reply:?}");
     let record = assert_record!(world, "kind" = "tunnel", "sni" = DOWN, "outcome" = "failed");
@@ -258,7 +255,7 @@ fn a_tunnel_to_a_host_that_is_not_there_ends_in_an_alert() -> Result<()> {
 #[test]
 fn a_tunnel_that_stands_still_or_whose_client_does_not_read_is_ended() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let mut world = World::new("a_tunnel_that_stands_still_is_ended")?;
+    let mut world = World::new()?;
     let _silent = world.scripted_by(SILENT, QUIET, Some(QUIET))?;
     let _raw = world.scripted(RAW, Some(RAW))?;
     let policy = policy(&world, &[QUIET, RAW])?;
@@ -298,7 +295,7 @@ fn a_tunnel_that_stands_still_or_whose_client_does_not_read_is_ended() -> Result
 #[test]
 fn a_policy_that_takes_the_rule_back_cuts_the_live_tunnel_and_one_that_keeps_it_does_not() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_policy_that_takes_the_rule_back_cuts_the_live_tunnel", "")?;
+    let world = start("")?;
     let mut held = Held::open(&world, API)?;
     assert_eq!(held.line()?, "open");
     held.ask("/first")?;

@@ -35,8 +35,8 @@ fn policy(world: &World) -> Result<String> {
     Ok(text)
 }
 
-fn start(name: &str, upstream: Upstream) -> Result<World> {
-    let mut world = World::new(name)?;
+fn start(upstream: Upstream) -> Result<World> {
+    let mut world = World::new()?;
     world.upstream(upstream)?;
     world.policy("upstream.toml", &policy(&world)?)?;
     // Each data thread has connections of its own; one makes them countable.
@@ -79,11 +79,8 @@ fn logged(world: &World, count: usize) -> Result<Vec<Access>> {
 #[test]
 fn calls_share_a_connection_with_those_of_their_workload_and_credential_alone() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    for (version, name) in [
-        ("--http1.1", "calls_share_a_connection_h1"),
-        ("--http2", "calls_share_a_connection_h2"),
-    ] {
-        let world = start(name, Upstream::new(API))?;
+    for version in ["--http1.1", "--http2"] {
+        let world = start(Upstream::new(API))?;
         for _ in 0..2 {
             calls(
                 &world,
@@ -123,10 +120,7 @@ fn calls_share_a_connection_with_those_of_their_workload_and_credential_alone() 
 #[test]
 fn a_new_version_of_a_credential_has_new_connections() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start(
-        "a_new_version_of_a_credential_has_new_connections",
-        Upstream::new(API),
-    )?;
+    let world = start(Upstream::new(API))?;
     for version in ["--http1.1", "--http2"] {
         let old = format!("Bearer old-{version}");
         let new = format!("Bearer new-{version}");
@@ -163,8 +157,7 @@ fn a_new_version_of_a_credential_has_new_connections() -> Result<()> {
 #[test]
 fn tls_sessions_are_resumed_within_a_workload_and_not_across() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let name = "tls_sessions_are_resumed_within_a_workload";
-    let mut world = World::new(name)?;
+    let mut world = World::new()?;
     let log = world.dir().join("upstream").join(API).join("tls.log");
     // Each answer ends its connection.
     let once = format!(
@@ -208,7 +201,7 @@ fn tls_sessions_are_resumed_within_a_workload_and_not_across() -> Result<()> {
 #[test]
 fn an_upstream_that_does_not_prove_its_name_gets_nothing_and_the_client_a_502() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    for (nth, (upstream, why)) in [
+    for (upstream, why) in [
         (
             Upstream::new(API).certificate_of("other.example.test"),
             "it is for another name",
@@ -226,14 +219,8 @@ fn an_upstream_that_does_not_prove_its_name_gets_nothing_and_the_client_a_502() 
             Upstream::new(API).flawed(Flaw::ForClients),
             "it may not be used for this",
         ),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let world = start(
-            &format!("an_upstream_that_does_not_prove_its_name_{nth}"),
-            upstream,
-        )?;
+    ] {
+        let world = start(upstream)?;
         for (version, spoken) in [("--http1.1", "h1"), ("--http2", "h2")] {
             let url = format!("https://{API}/billing/a");
             let words = ["curl", "-sS", "-w", CODE, "-m", "10", version, "-d", "body", &url];
@@ -269,11 +256,8 @@ fn an_upstream_that_does_not_prove_its_name_gets_nothing_and_the_client_a_502() 
 #[test]
 fn no_call_is_lost_when_the_upstream_closes_connections_under_load() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    for (version, name) in [
-        ("--http1.1", "no_call_is_lost_h1"),
-        ("--http2", "no_call_is_lost_h2"),
-    ] {
-        let world = start(name, Upstream::new(API).requests_per_connection(30))?;
+    for version in ["--http1.1", "--http2"] {
+        let world = start(Upstream::new(API).requests_per_connection(30))?;
         let urls = format!("https://{API}/billing/none?[1-120]");
         let words = [
             "curl",

@@ -4,6 +4,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
@@ -12,6 +14,8 @@ use nix::unistd::Pid;
 use crate::wait;
 
 const PREFIX: &str = "callgate-test-";
+/// How many this process has made.
+static MADE: AtomicU32 = AtomicU32::new(0);
 
 /// A cgroup directory; dropping it kills what is in it and removes it with everything below.
 #[derive(Debug)]
@@ -21,15 +25,18 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes `callgate-test-PID-NAME` at the root of the cgroup v2 mount, after removing what dead test
-    /// processes left there.
+    /// Makes `callgate-test-PID-NUMBER-THREAD` at the root of the cgroup v2 mount, after removing what dead test
+    /// processes left there. A test's thread has the test's name.
     ///
     /// # Errors
     /// If there is no cgroup v2 mount or the directory can't be made (that needs root).
-    pub fn new(name: &str) -> Result<Self> {
+    pub fn new() -> Result<Self> {
         let mount = mount_point()?;
         sweep(&mount);
-        let dir = mount.join(format!("{PREFIX}{}-{}", process::id(), short(name)));
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let thread = thread::current();
+        let name = short(thread.name().unwrap_or("thread"));
+        let dir = mount.join(format!("{PREFIX}{}-{number}-{name}", process::id()));
         fs::create_dir(&dir).with_context(|| format!("can't make the cgroup {}", dir.display()))?;
         Ok(Self { dir, mount })
     }

@@ -5,7 +5,7 @@
 //! # fn main() -> anyhow::Result<()> {
 //! use harness::{Upstream, World, assert_record};
 //!
-//! let mut world = World::new("an_allowed_call_gets_the_token")?;
+//! let mut world = World::new()?;
 //! world.upstream(Upstream::new("api.example.test").bearer("s3cret", "acme"))?;
 //! world.secret("api", "s3cret")?;
 //! world.policy("billing.toml", "...")?;

@@ -62,7 +62,7 @@ mod tests {
     #[test]
     fn what_outlasts_it_is_killed() -> anyhow::Result<()> {
         require!(Root, CgroupV2);
-        let group = Cgroup::new("what_outlasts_it_is_killed")?;
+        let group = Cgroup::new()?;
         let mut child = Place::in_cgroup(group.dir()).command(["sleep", "600"]).spawn()?;
         wait::until("the child is in its cgroup", wait::PATIENCE, || {
             let procs = std::fs::read_to_string(group.dir().join("cgroup.procs")).ok()?;

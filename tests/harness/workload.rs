@@ -37,6 +37,15 @@ impl Client {
         Ok(Self { place, prefix })
     }
 
+    /// With this option of `callgate exec`.
+    #[must_use]
+    pub fn exec_option(mut self, option: &str) -> Self {
+        // The last of the prefix is `--`.
+        let at = self.prefix.len().saturating_sub(1);
+        self.prefix.insert(at, option.into());
+        self
+    }
+
     /// With this variable.
     #[must_use]
     pub fn env(mut self, key: &str, value: &str) -> Self {

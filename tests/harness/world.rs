@@ -43,11 +43,11 @@ pub struct World {
 }
 
 impl World {
-    /// Makes the sandbox and moves the calling thread into it. `name` is the test's.
+    /// Makes the sandbox and moves the calling thread into it, which a test's runner has named after the test.
     ///
     /// # Errors
     /// Without root or cgroup v2; see [`crate::require!`].
-    pub fn new(name: &str) -> Result<Self> {
+    pub fn new() -> Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("callgate-")
             .tempdir()
@@ -59,7 +59,7 @@ impl World {
             fs::create_dir(dir.path().join(part)).with_context(|| format!("can't make {part}"))?;
         }
         let ca = Ca::new(&dir.path().join("upstream"))?;
-        let cgroup = Cgroup::new(name)?;
+        let cgroup = Cgroup::new()?;
         for child in ["workloads", "agent", "outside", "clients"] {
             cgroup.child(child)?;
         }

@@ -295,7 +295,7 @@ _callgate() {
             return 0
             ;;
         callgate__subcmd__exec)
-            opts="-w -u -h --config --workload --user --help"
+            opts="-w -u -h --config --workload --user --shared-tmp --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

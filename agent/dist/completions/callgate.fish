@@ -41,6 +41,7 @@ complete -c callgate -n "__fish_callgate_using_subcommand run" -s h -l help -d '
 complete -c callgate -n "__fish_callgate_using_subcommand exec" -l config -d 'The agent\'s settings' -r -F
 complete -c callgate -n "__fish_callgate_using_subcommand exec" -s w -l workload -d 'The workload whose rules apply' -r
 complete -c callgate -n "__fish_callgate_using_subcommand exec" -s u -l user -d 'Run as this user (name or number); only root may' -r
+complete -c callgate -n "__fish_callgate_using_subcommand exec" -l shared-tmp -d 'Let the command share /tmp and /var/tmp, with the sockets of terminals and editors that are in them'
 complete -c callgate -n "__fish_callgate_using_subcommand exec" -s h -l help -d 'Print help'
 complete -c callgate -n "__fish_callgate_using_subcommand check" -l config -d 'The agent\'s settings' -r -F
 complete -c callgate -n "__fish_callgate_using_subcommand check" -l policy-dir -d 'The policy\'s directory, instead of the one that the settings name' -r -F

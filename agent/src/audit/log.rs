@@ -172,10 +172,10 @@ impl Log {
         ))
     }
 
-    /// Counts a call or connection over its workload's limit that has no record of its own: the counts make one now
+    /// Counts a call or connection that was refused in a flood and has no record of its own: the counts make one now
     /// and then.
-    pub fn count_over(&self, workload: &Option<WorkloadName>) {
-        self.0.shared.count_over(workload);
+    pub fn count_refused(&self, workload: &Option<WorkloadName>, reason: DenialReason) {
+        self.0.shared.count_over(workload, reason.code());
     }
 
     /// Writes a record that stands for no call of a worker: kernel refusals, direct connections.
@@ -211,7 +211,7 @@ impl Log {
     }
 
     fn no_slot(&self, full: Full, caller: &Caller) -> Unavailable {
-        self.0.shared.count_over(&caller.workload);
+        self.count_refused(&caller.workload, DenialReason::Limit);
         match full {
             Full::Quota => Unavailable::Quota {
                 quota: self.0.settings.slots_per_workload,
@@ -305,16 +305,16 @@ pub(super) fn fit(record: &Record, max: usize, line: &mut Vec<u8>) {
 fn loss_line(ids: &Ids, loss: &Loss) -> Vec<u8> {
     let (id, time) = ids.next();
     let caller = Caller {
-        workload: loss.over.clone().flatten(),
+        workload: loss.over.as_ref().and_then(|(workload, _)| workload.clone()),
         ..Caller::default()
     };
     let id = RequestId::from_bytes(id);
     let mut record = Record::new(Kind::Unrecorded, id, time, Arc::new(caller));
     record.outcome = Outcome::Denied;
     record.count = Some(loss.calls);
-    if loss.over.is_some() {
+    if let Some((_, reason)) = loss.over {
         record.decision = Some(Decision::Deny);
-        record.reason = Some(DenialReason::Limit.code().into());
+        record.reason = Some(reason.into());
     }
     let events = loss.events;
     record.kernel = (events > 0).then_some(super::record::KernelLoss { events, map_full: 0 });

@@ -16,7 +16,7 @@ use super::slots::{Holder, Slots};
 const GATHER: Duration = Duration::from_millis(2);
 /// A batch of this many bytes is written without waiting.
 const BATCH: usize = 64 * 1024;
-/// Calls over a workload's limit are gathered for so long: a flood of them makes one record in that time.
+/// Refusals of a flood are gathered for so long: they make one record in that time.
 const OVER: Duration = Duration::from_millis(500);
 /// How often a sink that failed is tried again.
 const RETRY: Duration = Duration::from_millis(250);
@@ -65,16 +65,16 @@ struct Queue {
     failure: Option<Arc<str>>,
     refused: u64,
     dropped: u64,
-    /// Calls that were refused because their workload had too many under way, until they are put on record.
-    over: HashMap<Holder, u64>,
+    /// Calls and connections that were refused in floods, by workload and reason, until they are put on record.
+    over: HashMap<(Holder, &'static str), u64>,
     over_due: Option<Instant>,
 }
 
 /// Calls, or events, that have no record of their own.
 #[derive(Debug, Default)]
 pub(super) struct Loss {
-    /// Calls of this workload that were over its limit; `None`: calls of any while the log could not be written.
-    pub(super) over: Option<Holder>,
+    /// What was refused of this workload for this reason; `None`: calls of any while the log could not be written.
+    pub(super) over: Option<(Holder, &'static str)>,
     /// How many.
     pub(super) calls: u64,
     /// Records of events (kernel refusals, direct connections) that there was no room for.
@@ -124,13 +124,10 @@ impl Shared {
         Some(reason)
     }
 
-    /// Counts a call that is refused because its workload has too many under way.
-    pub(super) fn count_over(&self, holder: &Holder) {
+    /// Counts what is refused without a record of its own.
+    pub(super) fn count_over(&self, holder: &Holder, reason: &'static str) {
         let mut queue = locked(&self.queue);
-        match queue.over.get_mut(holder) {
-            Some(count) => *count += 1,
-            None => drop(queue.over.insert(holder.clone(), 1)),
-        }
+        *queue.over.entry((holder.clone(), reason)).or_default() += 1;
         let first = queue.over_due.is_none();
         queue.over_due.get_or_insert_with(|| Instant::now() + OVER);
         drop(queue);
@@ -216,8 +213,8 @@ impl Queue {
         }
         if self.closing.is_some() || self.until_due().is_some_and(|left| left.is_zero()) {
             self.over_due = None;
-            losses.extend(self.over.drain().map(|(holder, calls)| Loss {
-                over: Some(holder),
+            losses.extend(self.over.drain().map(|(whose, calls)| Loss {
+                over: Some(whose),
                 calls,
                 events: 0,
             }));

@@ -22,6 +22,7 @@ use hickory_resolver::{Hosts, TokioResolver};
 use crate::addr::HostName;
 
 use super::Error;
+use super::given::Given;
 
 /// Where resolvers listen.
 const DNS_PORT: u16 = 53;
@@ -93,6 +94,7 @@ fn of_resolv_conf() -> Vec<SocketAddr> {
 pub struct Resolver {
     resolver: Option<TokioResolver>,
     hosts: Arc<Hosts>,
+    given: Given,
 }
 
 impl fmt::Debug for Resolver {
@@ -102,11 +104,11 @@ impl fmt::Debug for Resolver {
 }
 
 impl Resolver {
-    /// Reads the system's files as far as `settings` say so.
+    /// Looks up as `settings` say, and notes its answers in `given`.
     ///
     /// # Errors
     /// If the text of the hosts file or a resolver's address makes no sense.
-    pub fn new(settings: &Settings) -> Result<Self, Error> {
+    pub fn new(settings: &Settings, given: Given) -> Result<Self, Error> {
         let setup = |detail: String| Error::Setup { detail };
         let mut hosts = Hosts::default();
         hosts
@@ -120,6 +122,7 @@ impl Resolver {
         Ok(Self {
             resolver,
             hosts: Arc::new(hosts),
+            given,
         })
     }
 
@@ -128,6 +131,26 @@ impl Resolver {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Failed`], [`Error::Timeout`].
     pub async fn addresses(&self, host: &HostName) -> Result<Vec<IpAddr>, Error> {
+        let addresses = self.find(host).await?;
+        self.given.note(host, &addresses);
+        Ok(addresses)
+    }
+
+    /// Whether the address is one of the name's: one that was given for it of late, or is given now.
+    ///
+    /// # Errors
+    /// As [`Resolver::addresses`].
+    pub async fn gives(&self, host: &HostName, address: IpAddr) -> Result<bool, Error> {
+        if self.given.has(host, address) {
+            return Ok(true);
+        }
+        let addresses = self.addresses(host).await?;
+        Ok(addresses
+            .iter()
+            .any(|given| given.to_canonical() == address.to_canonical()))
+    }
+
+    async fn find(&self, host: &HostName) -> Result<Vec<IpAddr>, Error> {
         let failed = |detail: String| Error::Failed {
             host: host.clone(),
             detail,

@@ -156,6 +156,7 @@ pub(super) mod tests {
 
     use hickory_proto::rr::Name;
 
+    use super::super::given::Given;
     use super::super::resolver::Settings;
     use super::*;
 
@@ -180,10 +181,13 @@ pub(super) mod tests {
     pub(in crate::dns) fn resolver() -> Resolver {
         let hosts =
             "192.0.2.7 api.example.com\n2001:db8::7 api.example.com\n192.0.2.8 other.example.com".into();
-        Resolver::new(&Settings {
-            resolvers: Vec::new(),
-            hosts,
-        })
+        Resolver::new(
+            &Settings {
+                resolvers: Vec::new(),
+                hosts,
+            },
+            Given::default(),
+        )
         .unwrap()
     }
 

@@ -12,7 +12,7 @@ pub struct Report {
     pub reason: Reason,
     /// Who and where, as far as the kernel knew ([`Origin::has_caller`]).
     pub origin: Origin,
-    /// Events of this workload that were cut before this one.
+    /// As many more of the same, of which nothing else is known.
     pub suppressed: u32,
 }
 
@@ -35,7 +35,7 @@ impl Events {
                 report(Report {
                     reason,
                     origin: event.origin,
-                    suppressed: event.suppressed,
+                    suppressed: 0,
                 });
             }
         }

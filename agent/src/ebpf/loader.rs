@@ -24,10 +24,13 @@ use super::faults::{self, Faults};
 use super::features::{self, Feature};
 use super::pins::{AGENT, GUARD, Pins, WORKLOAD};
 use super::workload::{self, WorkloadPlan, absent_ok, table};
-use super::{Error, Events, Marks, addresses, btf, cgroup, object, sys};
+use super::{Error, Events, Marks, addresses, btf, cgroup, earlier, object, sys};
 
 /// Inode of the initial pid namespace (include/linux/proc_ns.h, PROC_PID_INIT_INO).
 const INITIAL_PIDS: u64 = 0xEFFF_FFFC;
+
+/// Stands for no workload.
+const UNATTRIBUTED: u32 = 0;
 
 /// Where and how to load.
 #[derive(Clone, Debug)]
@@ -88,6 +91,8 @@ pub struct WorkerFds {
 pub struct Programs {
     pub(super) ebpf: Ebpf,
     pub(super) pins: Pins,
+    /// The root of the cgroup hierarchy.
+    pub(super) mount: File,
     pub(super) guard: u64,
     pub(super) agent: u64,
     /// The cgroups that links were made on in this run.
@@ -115,9 +120,12 @@ impl Programs {
         }
         let mut pins = Pins::open(&options.bpffs_dir)?;
         check_version(&pins)?;
-        let mut ebpf = load_object(object, options, &pins)?;
+        let mount_dir = open_cgroup(mount)?.1;
+        let level = earlier::workload_level(options, &mount_dir, &pins);
+        let mut ebpf = load_object(object, options, &pins, level)?;
         write_version(&mut ebpf)?;
         addresses::write(&mut ebpf)?;
+        workload::add_budgets(&mut ebpf, UNATTRIBUTED)?;
         pins.hold_maps()?;
         pins.take_over(|name| program(&ebpf, name))?;
         let (guard, guard_dir) = open_cgroup(&mount.join(&options.guard))?;
@@ -135,6 +143,7 @@ impl Programs {
         Ok(Self {
             ebpf,
             pins,
+            mount: mount_dir,
             guard,
             agent,
             directories: BTreeMap::from([(guard, guard_dir), (agent, agent_dir)]),
@@ -178,12 +187,6 @@ impl Programs {
     /// If entries can't be removed.
     pub fn withdraw(&mut self, number: u32) -> Result<(), Error> {
         workload::withdraw(&mut self.ebpf, number)
-    }
-
-    /// Whether programs are attached to this cgroup, which then still exists.
-    #[must_use]
-    pub fn is_attached(&self, cgroup: u64) -> bool {
-        self.pins.cgroups().contains(&cgroup)
     }
 
     /// Lets go of a workload: everything in its cgroup goes out as it likes from now on.
@@ -376,8 +379,13 @@ fn write_version(ebpf: &mut Ebpf) -> Result<(), Error> {
         .map_err(|source| Error::map(LIVENESS, source))
 }
 
-fn load_object(object: &[u8], options: &LoadOptions, pins: &Pins) -> Result<Ebpf, Error> {
-    let config = kernel_config(options);
+fn load_object(
+    object: &[u8],
+    options: &LoadOptions,
+    pins: &Pins,
+    workload_level: u32,
+) -> Result<Ebpf, Error> {
+    let config = kernel_config(options, workload_level);
     let level = faults::number(options.level);
     let mut loader = EbpfLoader::new();
     loader
@@ -416,7 +424,7 @@ fn load_program(program: &mut Program) -> Result<(), aya::programs::ProgramError
     }
 }
 
-fn kernel_config(options: &LoadOptions) -> KernelConfig {
+fn kernel_config(options: &LoadOptions, workload_level: u32) -> KernelConfig {
     let pidns = fs::metadata("/proc/self/ns/pid")
         .map(|meta| (meta.dev(), meta.ino()))
         .unwrap_or_default();
@@ -431,7 +439,7 @@ fn kernel_config(options: &LoadOptions) -> KernelConfig {
         pidns_dev: pidns.0,
         pidns_ino: pidns.1,
         liveness_max_ns: u64::try_from(options.liveness_max.as_nanos()).unwrap_or(u64::MAX),
-        workload_level: cgroup::level_below(&options.parent),
+        workload_level,
         pids,
         offsets,
     }

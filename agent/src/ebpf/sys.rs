@@ -11,6 +11,7 @@ use std::path::Path;
 const OBJ_PIN: libc::c_long = 6;
 const OBJ_GET: libc::c_long = 7;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const MAP_LOOKUP_AND_DELETE: libc::c_long = 21;
 const LINK_CREATE: libc::c_long = 28;
 const LINK_UPDATE: libc::c_long = 29;
 
@@ -70,6 +71,16 @@ pub(super) struct LinkInfo {
     pub(super) cgroup: u64,
     hook: u32,
     tail: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct Element {
+    map: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
 }
 
 fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<RawFd> {
@@ -140,6 +151,53 @@ pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
         tail: 0,
     };
     bpf(LINK_UPDATE, &mut link).map(drop)
+}
+
+/// Takes a number out of a hash map whose keys are these and whose values are such (since Linux 5.14); `None` if it is not
+/// there.
+pub(super) fn take<K: aya::Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<u64>> {
+    let mut value = 0_u64;
+    let mut element = Element {
+        map: raw(map),
+        key: (&raw const *key) as u64,
+        value: (&raw mut value) as u64,
+        ..Element::default()
+    };
+    match bpf(MAP_LOOKUP_AND_DELETE, &mut element) {
+        Ok(_) => Ok(Some(value)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether there is a cgroup of this id, by its file handle (fs/kernfs/mount.c, FILEID_KERNFS). Ids are not given twice
+/// while the host runs.
+pub(super) fn cgroup_exists(mount: BorrowedFd<'_>, id: u64) -> io::Result<bool> {
+    #[repr(C)]
+    struct Handle {
+        bytes: libc::c_uint,
+        kind: libc::c_int,
+        id: u64,
+    }
+    const KERNFS: libc::c_int = 0xfe;
+    let mut handle = Handle {
+        bytes: libc::c_uint::try_from(size_of::<u64>()).map_err(io::Error::other)?,
+        kind: KERNFS,
+        id,
+    };
+    let flags = libc::O_PATH | libc::O_CLOEXEC;
+    // SAFETY: a whole handle that says its own length.
+    let answer = unsafe { libc::open_by_handle_at(mount.as_raw_fd(), (&raw mut handle).cast(), flags) };
+    if answer >= 0 {
+        drop(owned(answer));
+        return Ok(true);
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() == Some(libc::ESTALE) {
+        Ok(false)
+    } else {
+        Err(error)
+    }
 }
 
 /// What a link is attached to.

@@ -8,11 +8,12 @@ use aya::Ebpf;
 use aya::Pod;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{HashMap, LpmTrie, MapData, MapError};
-use callgate_common::flow::{EventBudget, FlowShare, FlowUse, TCP, UDP};
+use callgate_common::flow::{BudgetKey, EventBudget, FlowShare, FlowUse, TCP, UDP};
 use callgate_common::names::{
     DIAL_PORTS, DIRECT, EVENT_BUDGETS, FLOW_SHARES, FLOW_USE, FLOWS, LISTEN_PORTS, LISTENERS, MAX_FLOW_SHARE,
     WORKLOADS,
 };
+use callgate_common::verdict::CLASSES;
 use callgate_common::{DialKey, DirectKey, FlowKey, Listener, ListenerKey, Origin};
 use ipnet::IpNet;
 
@@ -107,21 +108,36 @@ pub(super) fn clear(ebpf: &mut Ebpf, number: u32) -> Result<(), Error> {
         FLOW_SHARES,
         table::<u32, FlowShare>(ebpf, FLOW_SHARES)?.remove(&number),
     )?;
-    absent_ok(
-        EVENT_BUDGETS,
-        table::<u32, EventBudget>(ebpf, EVENT_BUDGETS)?.remove(&number),
-    )
+    for key in budgets(number) {
+        absent_ok(
+            EVENT_BUDGETS,
+            table::<BudgetKey, EventBudget>(ebpf, EVENT_BUDGETS)?.remove(&key),
+        )?;
+    }
+    Ok(())
+}
+
+fn budgets(number: u32) -> impl Iterator<Item = BudgetKey> {
+    (0..CLASSES).map(move |class| BudgetKey {
+        workload: number,
+        class,
+    })
+}
+
+/// Makes the event budgets of a workload, where they aren't there; 0 stands for what can't be attributed.
+pub(super) fn add_budgets(ebpf: &mut Ebpf, number: u32) -> Result<(), Error> {
+    budgets(number).try_for_each(|key| add(ebpf, EVENT_BUDGETS, key, EventBudget::default()))
 }
 
 /// Makes what the kernel counts for a workload, where it isn't there.
 pub(super) fn add_counts(ebpf: &mut Ebpf, number: u32) -> Result<(), Error> {
-    add(ebpf, EVENT_BUDGETS, number, EventBudget::default())?;
+    add_budgets(ebpf, number)?;
     add(ebpf, FLOW_USE, number, FlowUse::default())
 }
 
-fn add<V: Pod>(ebpf: &mut Ebpf, name: &'static str, number: u32, value: V) -> Result<(), Error> {
+fn add<K: Pod, V: Pod>(ebpf: &mut Ebpf, name: &'static str, key: K, value: V) -> Result<(), Error> {
     const NO_EXIST: u64 = 1;
-    match table(ebpf, name)?.insert(number, value, NO_EXIST) {
+    match table(ebpf, name)?.insert(key, value, NO_EXIST) {
         Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
         other => other.map_err(|source| Error::map(name, source)),
     }

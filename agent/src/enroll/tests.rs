@@ -158,3 +158,18 @@ fn the_agent_refuses_to_capture_itself() {
         assert!(refuse_inside(own.to_owned(), "/callgate.slice").is_ok(), "{own}");
     }
 }
+
+#[test]
+fn what_lies_below_the_parent_is_found_again_under_its_name() {
+    let Some(mut bed) = Bed::make("present") else {
+        return;
+    };
+    let id = bed.workloads.add(&name("two-words_x")).unwrap().id();
+    let parent = bed.workloads.mount.file(&bed.workloads.parent);
+    fs::create_dir(parent.join("callgate-Not.slice")).unwrap();
+    fs::create_dir(parent.join("other.slice")).unwrap();
+    let found = bed.workloads.present();
+    fs::remove_dir(parent.join("callgate-Not.slice")).unwrap();
+    fs::remove_dir(parent.join("other.slice")).unwrap();
+    assert_eq!(found.unwrap(), [(name("two-words_x"), id)]);
+}

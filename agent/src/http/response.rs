@@ -168,6 +168,10 @@ fn denied(reason: DenialReason) -> Wording {
             StatusCode::FORBIDDEN,
             "The address is private, and the rule does not allow private addresses.",
         ),
+        DenialReason::AddressNotOfName => (
+            StatusCode::FORBIDDEN,
+            "The dialled address is none of the host's, as the agent's resolvers know it.",
+        ),
         DenialReason::PlainHttp => (
             StatusCode::FORBIDDEN,
             "No rule allows this host over plain HTTP; use https.",

@@ -2,18 +2,23 @@
 //!
 //! A process chooses its mounts (a bind mount, a container) and thereby the path that `/proc/PID/exe` shows.
 //! So device and inode are what is proven; the path counts only if it leads the agent to that same file.
+//!
+//! A process also chooses the file system, and with it who answers: FUSE asks a process, a network file system its
+//! server. So files are asked about without a word to them (`AT_STATX_DONT_SYNC`), paths are walked in the kernel's
+//! cache alone (`RESOLVE_CACHED`), and only content of local file systems is read.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::digest;
-use nix::sys::stat::{FileStat, fstat, makedev, stat};
+use nix::sys::stat::makedev;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
 use serde::{Deserialize, Serialize};
 
 use super::process::{HeldProcess, ProcessError};
@@ -31,22 +36,14 @@ const LEAST: u64 = 1 << 20;
 /// A file that changed less than this long ago may change again without its ctime showing it.
 const SETTLED_SECONDS: i64 = 2;
 
-/// File systems whose reads depend on nobody else (statfs(2)). On others (network, FUSE) a read can hang or
-/// answer differently each time, so there is no digest.
-const LOCAL_FILE_SYSTEMS: &[u32] = &[
-    0x0000_EF53, // ext2, ext3, ext4
-    0x5846_5342, // XFS
-    0x9123_683E, // Btrfs
-    0xF2F5_2010, // F2FS
-    0xCA45_1A4E, // bcachefs
-    0x2FC1_2FC1, // ZFS
-    0x794C_7630, // overlayfs
-    0x7371_7368, // SquashFS
-    0xE0F5_E1E2, // EROFS
-    0x0102_1994, // tmpfs
-    0x8584_58F6, // ramfs
-    0x0000_4D44, // FAT
-    0x0000_9660, // ISO 9660
+/// A walk in the cache fails when a rename crosses it; it is tried this often.
+const WALKS: usize = 4;
+
+/// File systems whose reads depend on nobody else, as mountinfo names them. On others (network, FUSE) a read can
+/// hang or answer differently each time, so there is no digest. statfs(2) would itself ask them.
+const LOCAL_FILE_SYSTEMS: &[&str] = &[
+    "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "bcachefs", "zfs", "overlay", "squashfs", "erofs",
+    "tmpfs", "ramfs", "msdos", "vfat", "iso9660",
 ];
 
 /// A file as the kernel names it.
@@ -106,8 +103,8 @@ pub struct Executables {
 struct Version {
     device: u64,
     inode: u64,
-    changed: (i64, i64),
-    size: i64,
+    changed: (i64, u32),
+    size: u64,
 }
 
 impl Executables {
@@ -140,33 +137,35 @@ impl Executables {
     ) -> Result<Executable, ExecutableError> {
         let pid = process.pid();
         let file = process.executable()?;
-        let found = fstat(&file).map_err(|errno| ExecutableError::Stat {
-            pid,
-            source: errno.into(),
-        })?;
-        let same_device = found.st_dev == reported.device
-            || superblock_device(process, &file).is_some_and(|device| device == reported.device);
-        if found.st_ino != reported.inode || !same_device {
+        let found = look(&file).map_err(|source| ExecutableError::Stat { pid, source })?;
+        let same_device = found.device == reported.device
+            || mount_of(process, &file).is_some_and(|mount| mount.device == reported.device);
+        if found.inode != reported.inode || !same_device {
             return Err(ExecutableError::Changed { pid });
         }
         Ok(Executable {
             path: proven_path(&file, &found),
             device: reported.device,
             inode: reported.inode,
-            sha256: digest_for.and_then(|workload| self.digest(workload, &file, &found)),
+            sha256: digest_for.and_then(|workload| self.digest(workload, process, &file, found)),
         })
     }
 
-    fn digest(&self, workload: u32, file: &OwnedFd, found: &FileStat) -> Option<Sha256> {
-        let version = Version::of(found);
+    fn digest(
+        &self,
+        workload: u32,
+        process: &HeldProcess,
+        file: &OwnedFd,
+        version: Version,
+    ) -> Option<Sha256> {
         if let Some(known) = self.known(&version) {
             return Some(known);
         }
-        let size = u64::try_from(found.st_size).ok()?;
-        if !is_local(file) || size > self.max_digest_bytes {
+        let is_local = mount_of(process, file).is_some_and(|mount| mount.is_local);
+        if !is_local || version.size > self.max_digest_bytes {
             return None;
         }
-        if !self.reading.spend(&workload, size.max(LEAST)) {
+        if !self.reading.spend(&workload, version.size.max(LEAST)) {
             tracing::debug!(
                 workload,
                 "executables change faster than their digests may be made"
@@ -184,8 +183,7 @@ impl Executables {
             .open(format!("/proc/self/fd/{}", file.as_raw_fd()))
             .ok()?;
         let sum = sha256(&content, self.max_digest_bytes)?;
-        let after = Version::of(&fstat(&content).ok()?);
-        if after != version {
+        if look(&content).ok()? != version {
             return None;
         }
         if version.is_settled() {
@@ -205,15 +203,6 @@ impl Executables {
 }
 
 impl Version {
-    fn of(stat: &FileStat) -> Self {
-        Self {
-            device: stat.st_dev,
-            inode: stat.st_ino,
-            changed: (stat.st_ctime, stat.st_ctime_nsec),
-            size: stat.st_size,
-        }
-    }
-
     fn is_settled(&self) -> bool {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -223,46 +212,73 @@ impl Version {
     }
 }
 
-/// The path that `/proc` shows, if it leads the agent to the same file. The link of the descriptor is read,
-/// not the process's: an exec in between can't mix two files.
-fn proven_path(file: &OwnedFd, found: &FileStat) -> Option<PathBuf> {
-    let shown = nix::fcntl::readlink(format!("/proc/self/fd/{}", file.as_raw_fd()).as_str()).ok()?;
-    let path = PathBuf::from(shown);
-    let there = path.is_absolute().then(|| stat(&path).ok()).flatten()?;
-    (there.st_dev == found.st_dev && there.st_ino == found.st_ino).then_some(path)
-}
-
-/// The device of the file system that the file lies on, as the kernel's own records have it. stat(2) shows
-/// another number on Btrfs (one for each subvolume) and on overlayfs (the layer's).
-fn superblock_device(process: &HeldProcess, file: &OwnedFd) -> Option<u64> {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).ok()?;
-    let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim();
-    device_of_mount(&process.read("mountinfo").ok()?, mount)
-        .or_else(|| device_of_mount(&std::fs::read_to_string("/proc/self/mountinfo").ok()?, mount))
-}
-
-/// Fields one (mount id) and three (device) of proc_pid_mountinfo(5).
-fn device_of_mount(mountinfo: &str, mount: &str) -> Option<u64> {
-    mountinfo.lines().find_map(|line| {
-        let mut fields = line.split(' ');
-        if fields.next()? != mount {
-            return None;
-        }
-        let (major, minor) = fields.nth(1)?.split_once(':')?;
-        Some(makedev(major.parse().ok()?, minor.parse().ok()?))
+/// What the kernel itself knows of a file, without asking whoever keeps it.
+fn look(file: impl AsFd) -> std::io::Result<Version> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let found = rustix::fs::statx(file, c"", flags, StatxFlags::BASIC_STATS)?;
+    Ok(Version {
+        device: makedev(found.stx_dev_major.into(), found.stx_dev_minor.into()),
+        inode: found.stx_ino,
+        changed: (found.stx_ctime.tv_sec, found.stx_ctime.tv_nsec),
+        size: found.stx_size,
     })
 }
 
-fn is_local(file: &OwnedFd) -> bool {
-    nix::sys::statfs::fstatfs(file.as_fd()).is_ok_and(|found| {
-        // The magic numbers are 32 bits wide; the field's width and sign differ between architectures.
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "as just said"
-        )]
-        let magic = found.filesystem_type().0 as u32;
-        LOCAL_FILE_SYSTEMS.contains(&magic)
+/// The path that `/proc` shows, if it leads the agent to the same file. The link of the descriptor is read,
+/// not the process's: an exec in between can't mix two files.
+fn proven_path(file: &OwnedFd, found: &Version) -> Option<PathBuf> {
+    let shown = nix::fcntl::readlink(format!("/proc/self/fd/{}", file.as_raw_fd()).as_str()).ok()?;
+    let path = PathBuf::from(shown);
+    let there = path.is_absolute().then(|| open_cached(&path)).flatten()?;
+    let there = look(&there).ok()?;
+    (there.device == found.device && there.inode == found.inode).then_some(path)
+}
+
+/// A file that runs keeps every directory above it in the kernel's cache, so that a walk which leaves the cache is
+/// not on the way to it; it might end at somebody who never answers.
+fn open_cached(path: &Path) -> Option<OwnedFd> {
+    let how = OFlags::PATH | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::CACHED | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    for _ in 0..WALKS {
+        match rustix::fs::openat2(CWD, path, how, Mode::empty(), resolve) {
+            Ok(opened) => return Some(opened),
+            Err(rustix::io::Errno::AGAIN) => {}
+            Err(_) => return None,
+        }
+    }
+    None
+}
+
+/// What mountinfo says of a mount.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Mount {
+    /// The file system's device as the kernel's own records have it. stat(2) shows another number on Btrfs (one for
+    /// each subvolume) and on overlayfs (the layer's).
+    device: u64,
+    is_local: bool,
+}
+
+/// The mount that the file lies on.
+fn mount_of(process: &HeldProcess, file: &OwnedFd) -> Option<Mount> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).ok()?;
+    let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim();
+    find_mount(&process.read("mountinfo").ok()?, id)
+        .or_else(|| find_mount(&std::fs::read_to_string("/proc/self/mountinfo").ok()?, id))
+}
+
+/// Fields one (mount id), three (device) and the one behind the lone dash (type) of proc_pid_mountinfo(5).
+fn find_mount(mountinfo: &str, id: &str) -> Option<Mount> {
+    mountinfo.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        if fields.next()? != id {
+            return None;
+        }
+        let (major, minor) = fields.nth(1)?.split_once(':')?;
+        let kind = fields.skip_while(|field| *field != "-").nth(1)?;
+        Some(Mount {
+            device: makedev(major.parse().ok()?, minor.parse().ok()?),
+            is_local: LOCAL_FILE_SYSTEMS.contains(&kind),
+        })
     })
 }
 

@@ -142,7 +142,7 @@ impl Resolver {
     /// # Errors
     /// If the workload is unknown. What else is unknown is absent from the identity.
     pub fn resolve(&self, claim: &Claim, want: Want) -> Result<Identity, ResolveError> {
-        let Known { name, slice } = self.known(claim)?;
+        let slice = self.known(claim)?.slice;
         let held = hold(claim).ok();
         let shown = held.as_ref().and_then(|process| process.cgroup().ok().flatten());
         let path = self.cgroups.path(&slice, claim.cgroup_id, shown.as_deref());
@@ -151,7 +151,6 @@ impl Resolver {
             .filter(|_| want.exe || want.digest)
             .and_then(|process| self.inspect(&process, claim, want.digest).ok());
         Ok(Identity {
-            workload: name,
             unit: place.unit,
             invocation: place.invocation,
             container: place.container,
@@ -159,11 +158,31 @@ impl Resolver {
                 id: claim.cgroup_id,
                 path,
             },
+            user: self.users.name(claim.uid),
+            executable,
+            ..self.of_kernel(claim)?
+        })
+    }
+
+    /// Who made the connection, by the kernel's own record alone: nothing is read, so nothing can keep the answer.
+    ///
+    /// # Errors
+    /// If the workload is unknown.
+    pub fn of_kernel(&self, claim: &Claim) -> Result<Identity, ResolveError> {
+        Ok(Identity {
+            workload: self.known(claim)?.name,
+            unit: None,
+            invocation: None,
+            container: None,
+            cgroup: Cgroup {
+                id: claim.cgroup_id,
+                path: None,
+            },
             uid: claim.uid,
             gid: claim.gid,
-            user: self.users.name(claim.uid),
+            user: None,
             process: process(claim),
-            executable,
+            executable: None,
             netns_cookie: claim.netns_cookie,
         })
     }

@@ -16,6 +16,7 @@ use crate::http::headers::clean_trailers;
 use crate::net::deadline::Silence;
 
 use super::finish::Finish;
+use super::taking::Taking;
 
 /// What has passed of a request's body.
 #[derive(Debug, Default)]
@@ -54,24 +55,26 @@ impl Upload {
     }
 }
 
-/// A request's body on its way to the upstream.
+/// A request's body on its way to the upstream. What nobody wants of it is read away for a moment on HTTP/2.
 #[derive(Debug)]
 pub(super) struct UploadBody {
-    inner: Incoming,
+    inner: Option<Incoming>,
     progress: Rc<Upload>,
     silence: Silence,
+    taking: Option<Rc<Taking>>,
 }
 
 impl UploadBody {
     /// `idle` is how long the client may send nothing of it.
-    pub(super) fn new(inner: Incoming, idle: Duration) -> (Self, Rc<Upload>) {
+    pub(super) fn new(inner: Incoming, idle: Duration, taking: Option<Rc<Taking>>) -> (Self, Rc<Upload>) {
         let progress = Rc::new(Upload::default());
         progress.complete.set(inner.is_end_stream());
         (
             Self {
-                inner,
+                inner: Some(inner),
                 progress: Rc::clone(&progress),
                 silence: Silence::new(idle),
+                taking,
             },
             progress,
         )
@@ -90,7 +93,10 @@ impl Body for UploadBody {
             return Poll::Ready(Some(Err(UploadError::Abandoned)));
         }
         let this = &mut *self;
-        let polled = Pin::new(&mut this.inner).poll_frame(cx);
+        let Some(inner) = &mut this.inner else {
+            return Poll::Ready(None);
+        };
+        let polled = Pin::new(&mut *inner).poll_frame(cx);
         let progress = &this.progress;
         progress.waits.set(polled.is_pending());
         if polled.is_ready() {
@@ -107,18 +113,29 @@ impl Body for UploadBody {
                 if let Some(data) = frame.data_ref() {
                     progress.bytes.set(progress.bytes.get() + data.len() as u64);
                 }
-                progress.complete.set(this.inner.is_end_stream());
+                progress.complete.set(inner.is_end_stream());
             }
         }
         polled.map_ok(cleaned_upload).map_err(UploadError::Client)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.inner.as_ref().is_none_or(Incoming::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        self.inner
+            .as_ref()
+            .map_or_else(SizeHint::default, Incoming::size_hint)
+    }
+}
+
+impl Drop for UploadBody {
+    fn drop(&mut self) {
+        let unread = !self.progress.complete.get() && !self.progress.broken.get();
+        if let (true, Some(taking), Some(inner)) = (unread, &self.taking, self.inner.take()) {
+            taking.linger(inner);
+        }
     }
 }
 

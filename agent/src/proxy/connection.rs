@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::addr::{ClientAddr, OrigDst};
+use crate::addr::{ClientAddr, HostName, OrigDst};
 use crate::audit::record::Caller;
 use crate::audit::{self, Kind, Opening};
 use crate::channel::worker::AskError;
@@ -46,6 +46,8 @@ pub(super) struct Connection {
     identity: RefCell<Rc<Identity>>,
     log: RefCell<audit::Connection>,
     pub(super) slot: Slot,
+    /// The name that the dialled address is known to be of: asked once, not for each call.
+    named: RefCell<Option<HostName>>,
 }
 
 /// Takes one accepted connection through its life. `listener` is the workload whose listener took it.
@@ -62,8 +64,21 @@ pub async fn serve(thread: Rc<DataThread>, listener: WorkloadName, accepted: Acc
                 record(&thread, &connection.log(), failure);
             }
         }
-        Err(failure) => record(&thread, &log, failure),
+        Err(failure) => unidentified_end(&thread, &listener, &log, failure),
     }
+}
+
+/// Who is refused before it is known who it is may be anybody, and may come again and again.
+fn unidentified_end(thread: &DataThread, listener: &WorkloadName, log: &audit::Connection, failure: Failure) {
+    let Failure::Denied(denial) = &failure else {
+        return record(thread, log, failure);
+    };
+    if thread.shared.refusals.spend(listener, 1) {
+        return record(thread, log, failure);
+    }
+    let audit = &thread.shared.audit;
+    audit.count_refused(&Some(listener.clone()), denial.reason);
+    thread.figures.ended(audit::Outcome::Denied);
 }
 
 fn blank(thread: &DataThread, caller: Caller) -> audit::Connection {
@@ -140,6 +155,7 @@ async fn identify(
         identity: RefCell::new(Rc::new(identity)),
         log: RefCell::new(std::mem::replace(log, blank(thread, Caller::default()))),
         slot,
+        named: RefCell::default(),
     };
     Ok((Rc::new(connection), stream))
 }
@@ -237,6 +253,16 @@ impl Connection {
     /// Where the client dialled.
     pub(super) fn original(&self) -> OrigDst {
         OrigDst(self.origin.destination())
+    }
+
+    /// Whether the dialled address is one of this name's.
+    pub(super) fn is_named(&self, host: &HostName) -> bool {
+        self.named.borrow().as_ref() == Some(host)
+    }
+
+    /// The dialled address is one of this name's.
+    pub(super) fn name(&self, host: &HostName) {
+        *self.named.borrow_mut() = Some(host.clone());
     }
 
     /// The caller as last proven.

@@ -85,9 +85,9 @@ impl Finish {
         &self.tail.entry.connection.thread.shared.limits
     }
 
-    /// The request's body is about to be sent.
+    /// The request's body, which may be sent.
     pub(super) fn uploading(&mut self, body: Incoming) -> UploadBody {
-        let (body, progress) = UploadBody::new(body, self.limits().idle());
+        let (body, progress) = UploadBody::new(body, self.limits().idle(), self.tail.taking.clone());
         self.tail.upload = Some(progress);
         body
     }

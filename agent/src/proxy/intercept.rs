@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -24,6 +25,7 @@ use crate::tls::Offer;
 use crate::tls::client_hello::Alpn;
 use crate::tls::leaf::Leaf;
 
+use super::body::DownloadBody;
 use super::connection::{ClientStream, Connection};
 use super::failure::{self, Failure};
 use super::request::{self, Entry};
@@ -168,7 +170,7 @@ where
             .with_upgrades()
     );
     // Not as soon as the drain begins: a connection that waits for a request would be closed under it. Its next
-    // answer is the last instead (`request::last`).
+    // answer is the last instead ([`last`]).
     let served = tokio::select! {
         served = serving.as_mut() => served,
         () = entry.connection.cut.cancelled() => return,
@@ -185,11 +187,26 @@ where
 
 fn answer(
     entry: &Rc<Entry>,
-    request: http::Request<Incoming>,
+    request: Request<Incoming>,
     taking: Option<Rc<Taking>>,
-) -> impl Future<Output = Result<http::Response<super::body::DownloadBody>, h2::Error>> + 'static + use<> {
+) -> impl Future<Output = Result<Response<DownloadBody>, h2::Error>> + 'static + use<> {
     let refused = entry.notice.take_refused();
-    request::serve(Rc::clone(entry), request, refused, taking)
+    let entry = Rc::clone(entry);
+    async move {
+        let response = request::serve(Rc::clone(&entry), request, refused, taking).await?;
+        Ok(last(&entry, response))
+    }
+}
+
+/// When the worker drains, an HTTP/1 client is told that its connection carries no other request: it can't send one
+/// that meets a closed connection (RFC 9112 section 9.6). HTTP/2 has GOAWAY for that.
+fn last(entry: &Entry, mut response: Response<DownloadBody>) -> Response<DownloadBody> {
+    let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    if !entry.http2 && !switched && entry.connection.thread.draining.is_cancelled() {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+    }
+    response
 }
 
 fn ended(entry: &Entry, served: Result<(), hyper::Error>) {

@@ -15,7 +15,7 @@ use hyper::client::conn::{http1, http2};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::addr::Authority;
+use crate::addr::{Authority, UpstreamAddr};
 use crate::identity::WorkloadName;
 use crate::policy::{CredentialName, Scheme};
 
@@ -36,6 +36,8 @@ pub(super) struct Key {
     pub credential: Option<(CredentialName, Arc<str>)>,
     /// What may be spoken to the upstream.
     pub versions: Versions,
+    /// Whether it leads to a public address: a rule without `private` must not use what another rule opened.
+    pub public: bool,
 }
 
 /// What may be spoken to an upstream.
@@ -56,6 +58,8 @@ pub(super) struct PoolLimits {
     pub idle_per_key: usize,
     /// How long a connection may wait for its next request.
     pub idle: Duration,
+    /// Kept connections of one workload: one that calls ever new hosts must not use up the descriptors of all.
+    pub kept_per_workload: usize,
 }
 
 /// Streams on one shared connection. Servers allow 100 or more (RFC 9113 section 6.5.2 asks them to); where one
@@ -66,20 +70,26 @@ const STREAMS: usize = 100;
 #[derive(Debug)]
 pub(super) struct Pool {
     entries: RefCell<HashMap<Key, Rc<Entry>>>,
+    kept: RefCell<HashMap<WorkloadName, Rc<Cell<usize>>>>,
     limits: PoolLimits,
 }
 
 #[derive(Debug)]
 struct Entry {
+    workload: WorkloadName,
+    /// What is kept for the workload, in all its entries.
+    kept: Rc<Cell<usize>>,
     exclusive: RefCell<Vec<Idle>>,
     shared: RefCell<Vec<SharedConnection>>,
     /// One dial at a time where the result can be shared.
     dialling: Semaphore,
 }
 
-impl Default for Entry {
-    fn default() -> Self {
+impl Entry {
+    fn new(workload: WorkloadName, kept: Rc<Cell<usize>>) -> Self {
         Self {
+            workload,
+            kept,
             exclusive: RefCell::default(),
             shared: RefCell::default(),
             dialling: Semaphore::new(1),
@@ -90,14 +100,20 @@ impl Default for Entry {
 #[derive(Debug)]
 struct Idle {
     sender: http1::SendRequest<UploadBody>,
+    peer: UpstreamAddr,
     since: Instant,
+    #[expect(dead_code, reason = "counts the connection until it is dropped")]
+    kept: Counted,
 }
 
 #[derive(Debug)]
 struct SharedConnection {
     sender: http2::SendRequest<UploadBody>,
+    peer: UpstreamAddr,
     streams: Rc<Cell<usize>>,
     used: Cell<Instant>,
+    #[expect(dead_code, reason = "counts the connection until it is dropped")]
+    kept: Counted,
 }
 
 /// A connection that has just been made.
@@ -113,17 +129,19 @@ impl Pool {
     pub(super) fn new(limits: PoolLimits) -> Self {
         Self {
             entries: RefCell::default(),
+            kept: RefCell::default(),
             limits,
         }
     }
 
-    /// A connection for one request: a kept one, or what `dial` makes.
+    /// A connection for one request: a kept one, or what `dial` makes to `peer`.
     ///
     /// # Errors
     /// Whatever `dial` answers.
     pub(super) async fn lease<E>(
         &self,
         key: &Key,
+        peer: UpstreamAddr,
         dial: impl AsyncFnOnce() -> Result<Dialled, E>,
     ) -> Result<Lease, E> {
         let entry = self.entry(key);
@@ -131,7 +149,7 @@ impl Pool {
             return Ok(lease);
         }
         if key.versions != Versions::Http2First {
-            return Ok(Lease::fresh(&entry, dial().await?));
+            return Ok(self.fresh(&entry, peer, dial().await?));
         }
         let turn = entry.dialling.acquire().await;
         if let Some(lease) = self.kept(&entry).await {
@@ -139,20 +157,25 @@ impl Pool {
         }
         let dialled = dial().await?;
         drop(turn);
-        Ok(Lease::fresh(&entry, dialled))
+        Ok(self.fresh(&entry, peer, dialled))
     }
 
     /// Keeps a connection for another request.
     pub(super) fn give_back(&self, lease: Lease) {
-        if let Sender::Http1(sender) = lease.sender {
-            let mut idle = lease.entry.exclusive.borrow_mut();
-            if !sender.is_closed() && idle.len() < self.limits.idle_per_key {
-                idle.push(Idle {
-                    sender,
-                    since: Instant::now(),
-                });
-            }
+        let Sender::Http1(sender) = lease.sender else {
+            return;
+        };
+        let entry = lease.entry;
+        if sender.is_closed() || entry.exclusive.borrow().len() >= self.limits.idle_per_key {
+            return;
         }
+        entry.exclusive.borrow_mut().push(Idle {
+            sender,
+            peer: lease.peer,
+            since: Instant::now(),
+            kept: Counted::new(&entry.kept),
+        });
+        self.bound(&entry);
     }
 
     /// Lets go of connections that have waited too long, and of keys without any.
@@ -171,6 +194,28 @@ impl Pool {
                 || !entry.exclusive.borrow().is_empty()
                 || !entry.shared.borrow().is_empty()
         });
+        self.kept
+            .borrow_mut()
+            .retain(|_, count| Rc::strong_count(count) > 1);
+    }
+
+    fn fresh(&self, entry: &Rc<Entry>, peer: UpstreamAddr, dialled: Dialled) -> Lease {
+        let lease = Lease::fresh(entry, peer, dialled);
+        self.bound(entry);
+        lease
+    }
+
+    /// If the workload keeps too many, the connection that has been idle for the longest goes.
+    fn bound(&self, entry: &Entry) {
+        if entry.kept.get() <= self.limits.kept_per_workload {
+            return;
+        }
+        let entries = self.entries.borrow();
+        let own = entries.values().filter(|other| other.workload == entry.workload);
+        let oldest = own.filter_map(|other| Some((other.idle_since()?, other)));
+        if let Some((_, oldest)) = oldest.min_by_key(|(since, _)| *since) {
+            oldest.drop_oldest();
+        }
     }
 
     fn entry(&self, key: &Key) -> Rc<Entry> {
@@ -178,7 +223,11 @@ impl Pool {
         if let Some(entry) = entries.get(key) {
             return Rc::clone(entry);
         }
-        Rc::clone(entries.entry(key.clone()).or_default())
+        let mut kept = self.kept.borrow_mut();
+        let kept = Rc::clone(kept.entry(key.workload.clone()).or_default());
+        let entry = Rc::new(Entry::new(key.workload.clone(), kept));
+        entries.insert(key.clone(), Rc::clone(&entry));
+        entry
     }
 
     async fn kept(&self, entry: &Rc<Entry>) -> Option<Lease> {
@@ -193,6 +242,7 @@ impl Pool {
                 return Some(Lease {
                     entry: Rc::clone(entry),
                     sender: Sender::Http1(idle.sender),
+                    peer: idle.peer,
                     reused: true,
                 });
             }
@@ -208,9 +258,30 @@ impl Entry {
         kept.used.set(Instant::now());
         Some(Lease {
             entry: Rc::clone(self),
-            sender: Sender::Http2(kept.sender.clone(), Stream::new(&kept.streams)),
+            sender: Sender::Http2(kept.sender.clone(), Counted::new(&kept.streams)),
+            peer: kept.peer,
             reused: true,
         })
+    }
+
+    /// Since when the connection without a request that was used the longest ago has had none.
+    fn idle_since(&self) -> Option<Instant> {
+        let exclusive = self.exclusive.borrow().first().map(|idle| idle.since);
+        let shared = self.shared.borrow();
+        let shared = shared
+            .iter()
+            .filter(|kept| kept.streams.get() == 0)
+            .map(|kept| kept.used.get());
+        shared.chain(exclusive).min()
+    }
+
+    /// Lets go of that connection.
+    fn drop_oldest(&self) {
+        let Some(oldest) = self.idle_since() else { return };
+        self.exclusive.borrow_mut().retain(|idle| idle.since != oldest);
+        self.shared
+            .borrow_mut()
+            .retain(|kept| kept.streams.get() > 0 || kept.used.get() != oldest);
     }
 }
 
@@ -220,27 +291,28 @@ impl Entry {
 pub(super) struct Lease {
     entry: Rc<Entry>,
     sender: Sender,
+    peer: UpstreamAddr,
     reused: bool,
 }
 
 #[derive(Debug)]
 enum Sender {
     Http1(http1::SendRequest<UploadBody>),
-    Http2(http2::SendRequest<UploadBody>, Stream),
+    Http2(http2::SendRequest<UploadBody>, Counted),
 }
 
-/// One stream under way on a shared connection.
+/// One stream under way on a shared connection, or one connection kept for a workload; counted until this is dropped.
 #[derive(Debug)]
-struct Stream(Rc<Cell<usize>>);
+struct Counted(Rc<Cell<usize>>);
 
-impl Stream {
+impl Counted {
     fn new(count: &Rc<Cell<usize>>) -> Self {
         count.set(count.get() + 1);
         Self(Rc::clone(count))
     }
 }
 
-impl Drop for Stream {
+impl Drop for Counted {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
     }
@@ -256,16 +328,18 @@ pub(super) enum SendError {
 }
 
 impl Lease {
-    fn fresh(entry: &Rc<Entry>, dialled: Dialled) -> Self {
+    fn fresh(entry: &Rc<Entry>, peer: UpstreamAddr, dialled: Dialled) -> Self {
         let sender = match dialled {
             Dialled::Http1(sender) => Sender::Http1(sender),
             Dialled::Http2(sender) => {
                 let streams = Rc::new(Cell::new(0));
-                let stream = Stream::new(&streams);
+                let stream = Counted::new(&streams);
                 entry.shared.borrow_mut().push(SharedConnection {
                     sender: sender.clone(),
+                    peer,
                     streams,
                     used: Cell::new(Instant::now()),
+                    kept: Counted::new(&entry.kept),
                 });
                 Sender::Http2(sender, stream)
             }
@@ -273,6 +347,7 @@ impl Lease {
         Self {
             entry: Rc::clone(entry),
             sender,
+            peer,
             reused: false,
         }
     }
@@ -280,6 +355,11 @@ impl Lease {
     /// Whether the request is spoken in HTTP/2.
     pub(super) fn is_http2(&self) -> bool {
         matches!(self.sender, Sender::Http2(..))
+    }
+
+    /// Where it leads.
+    pub(super) fn peer(&self) -> UpstreamAddr {
+        self.peer
     }
 
     /// Takes the connection away from the calls to come: nothing was heard on it for too long, and a peer that is gone
@@ -314,3 +394,6 @@ impl Lease {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,21 +1,20 @@
 //! One request: decide, inject, forward, record.
 
+mod asked;
+
 use std::rc::Rc;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, header, request, response};
+use http::{HeaderMap, Request, Response, Uri, request, response};
 use http_body_util::Full;
 use hyper::body::{Body, Incoming};
-use hyper::upgrade::OnUpgrade;
 
-use crate::addr::{Authority, HostName, UpstreamAddr};
-use crate::audit::record::Protocol;
-use crate::audit::{Kind, Opening, Phase, Recorder};
+use crate::addr::{Authority, HostName};
+use crate::audit::Phase;
 use crate::credential;
 use crate::http::headers::{self, Form};
-use crate::http::response::{Client, Refusal, Unavailable, UpstreamFault};
+use crate::http::response::{Client, Refusal, Unavailable};
 use crate::http::{authority, response as answers};
 use crate::identity::Identity;
 use crate::net::requests::{Notice, Refused};
@@ -25,11 +24,12 @@ use super::body::{DownloadBody, Relay, UploadBody};
 use super::connection::Connection;
 use super::failure::Failure;
 use super::finish::Finish;
+use super::forward::{Answer, Outgoing, forward};
 use super::in_force::Enforced;
-use super::pool::{Key, SendError, Versions};
 use super::taking::Taking;
 use super::tracker::StillAllowed;
 use super::{upgrade, upstream};
+use asked::Asked;
 
 /// How requests came in: the connection, and what TLS said of it.
 #[derive(Debug)]
@@ -72,7 +72,7 @@ pub(super) async fn serve(
         None => Asked::new(&parts, &as_came, target.as_ref().ok(), client),
         Some(refused) => Asked::unread(refused),
     };
-    let recorder = match open(&entry, &asked) {
+    let recorder = match asked.open(&entry) {
         Ok(recorder) => recorder,
         Err(unavailable) => {
             // The log has said once that it fails, and the count of such calls becomes a record.
@@ -83,39 +83,27 @@ pub(super) async fn serve(
                 }
                 crate::audit::Unavailable::Sink { .. } => Refusal::Unavailable(Unavailable::Audit),
             };
-            return Ok(last(&entry, own(answers::refuse(&refusal, "", client))));
+            if let Some(taking) = &taking {
+                taking.linger(body);
+            }
+            return Ok(own(answers::refuse(&refusal, "", client)));
         }
     };
     let mut finish = Finish::new(&entry, recorder, taking);
+    let body = finish.uploading(body);
     let answer = match target {
         Ok(target) => go(&entry, &mut finish, target, parts, body).await,
         Err(failure) => Err(failure),
     };
     Ok(match answer {
-        Ok(Answer::Relay(head, body)) => last(&entry, relay(head, body, finish)),
+        Ok(Answer::Relay(head, body)) => relay(head, body, finish),
         Ok(Answer::Upgrade(switched)) => upgrade::relay(switched, finish),
         Err(failure) if entry.http2 && failure.is_unread() => {
             finish.fail(failure);
             return Err(h2::Reason::REFUSED_STREAM.into());
         }
-        Err(failure) => last(&entry, refuse(failure, finish, client)),
+        Err(failure) => refuse(failure, finish, client),
     })
-}
-
-/// When the worker drains, an HTTP/1 client is told that its connection carries no other request: it can't send one
-/// that meets a closed connection (RFC 9112 section 9.6). HTTP/2 has GOAWAY for that.
-fn last(entry: &Entry, mut response: Response<DownloadBody>) -> Response<DownloadBody> {
-    if !entry.http2 && entry.connection.thread.draining.is_cancelled() {
-        let close = HeaderValue::from_static("close");
-        response.headers_mut().insert(header::CONNECTION, close);
-    }
-    response
-}
-
-/// What came of a call that was forwarded.
-enum Answer {
-    Relay(response::Parts, Incoming),
-    Upgrade(upgrade::Switched),
 }
 
 /// The phases of a call. Everything that can refuse comes before [`forward`].
@@ -124,13 +112,12 @@ async fn go(
     finish: &mut Finish,
     target: Target,
     mut parts: request::Parts,
-    body: Incoming,
+    body: UploadBody,
 ) -> Result<Answer, Failure> {
     finish.has_room()?;
     let permit = decide(entry, finish, &parts, &target).await?;
     let credential = inject(entry, finish, &permit, &mut parts)?;
-    let thread = &entry.connection.thread;
-    let address = upstream::address(thread, &permit, entry.connection.original());
+    let address = upstream::address(&entry.connection, &permit);
     let address = finish.registration().unless_ended(address).await??;
     forward(
         entry,
@@ -176,64 +163,6 @@ fn origin_form(path: &NormalPath, query: Option<&str>) -> Result<Uri, DenialReas
     };
     let target = PathAndQuery::try_from(text).map_err(|_invalid| DenialReason::AmbiguousPath)?;
     Ok(Uri::from(target))
-}
-
-/// What a request asks for, as its record tells it.
-struct Asked<'a> {
-    grpc: bool,
-    authority: Option<&'a Authority>,
-    method: &'a str,
-    path: &'a str,
-    query: Option<&'a str>,
-}
-
-impl<'a> Asked<'a> {
-    fn new(parts: &'a request::Parts, as_came: &'a Uri, target: Option<&'a Target>, client: Client) -> Self {
-        Self {
-            grpc: client.grpc,
-            authority: target.map(|target| &target.authority),
-            method: parts.method.as_str(),
-            path: target.map_or(as_came.path(), |target| target.path.as_str()),
-            query: as_came.query(),
-        }
-    }
-
-    fn unread(refused: &'a Refused) -> Self {
-        let (path, query) = match refused.target.split_once('?') {
-            Some((path, query)) => (path, Some(query)),
-            None => (refused.target.as_str(), None),
-        };
-        Self {
-            grpc: false,
-            authority: None,
-            method: &refused.method,
-            path,
-            query,
-        }
-    }
-}
-
-fn open(entry: &Entry, asked: &Asked<'_>) -> Result<Recorder, crate::audit::Unavailable> {
-    let protocol = match (entry.http2, asked.grpc) {
-        (true, true) => Protocol::Grpc,
-        (true, false) => Protocol::H2,
-        (false, _) => Protocol::H1,
-    };
-    let shared = &entry.connection.thread.shared;
-    let begun = shared.audit.begin(Opening {
-        connection: &entry.connection.log(),
-        kind: Kind::Call,
-        scheme: Some(entry.scheme),
-        protocol: Some(protocol),
-        authority: asked.authority,
-        method: Some(asked.method),
-        path: Some(asked.path),
-        query: asked.query,
-    });
-    entry.connection.begun();
-    let mut recorder = begun?;
-    recorder.policy(&shared.policy.current().version);
-    Ok(recorder)
 }
 
 /// Puts the call to the policy, and registers it for the policies to come.
@@ -357,130 +286,6 @@ fn inject(
             .credential(injected.name.as_str(), &injected.version);
     }
     Ok(injected)
-}
-
-/// A request that may go out.
-struct Outgoing {
-    permit: Permit,
-    address: UpstreamAddr,
-    parts: request::Parts,
-    body: Incoming,
-    credential: Option<credential::Injected>,
-    form: Form,
-}
-
-impl Outgoing {
-    fn key(&self, entry: &Entry) -> Key {
-        let versions = match (self.permit.scheme(), &self.form) {
-            (Scheme::Http, _) | (_, Form::WebSocket(_)) => Versions::Http1,
-            (Scheme::Https, Form::Plain) if entry.http2 => Versions::Http2First,
-            (Scheme::Https, Form::Plain) => Versions::Http1First,
-        };
-        Key {
-            workload: self.permit.workload().clone(),
-            netns_cookie: entry.connection.identity().netns_cookie,
-            authority: self.permit.authority().clone(),
-            scheme: self.permit.scheme(),
-            credential: self
-                .credential
-                .as_ref()
-                .map(|put| (put.name.clone(), Arc::clone(&put.version))),
-            versions,
-        }
-    }
-}
-
-/// Sends the request and waits for the head of the answer.
-async fn forward(entry: &Rc<Entry>, finish: &mut Finish, outgoing: Outgoing) -> Result<Answer, Failure> {
-    let key = outgoing.key(entry);
-    let Outgoing {
-        permit,
-        address,
-        mut parts,
-        body,
-        credential,
-        form,
-    } = outgoing;
-    finish.recorder().upstream(address.0);
-    let client = parts.extensions.remove::<OnUpgrade>();
-    let body = finish.uploading(body);
-    let thread = &entry.connection.thread;
-    // Boxed: few calls dial, and all would carry the room for it.
-    let dial = async || Box::pin(upstream::dial(thread, &permit, address, key.versions)).await;
-
-    let leased = finish.registration().unless_ended(thread.pool.lease(&key, dial));
-    let mut lease = leased.await??;
-    finish.recorder().reached(Phase::Connected);
-    let mut request = Request::from_parts(parts, body);
-    let response = loop {
-        request = speak(request, &permit, lease.is_http2())?;
-        let sent = tokio::select! {
-            biased;
-            end = finish.until_ended() => return Err(end.into()),
-            sent = lease.send(request) => sent,
-            () = finish.overdue() => {
-                lease.condemn();
-                let late = "the upstream did not answer in time";
-                return Err(Failure::upstream(UpstreamFault::Timeout, &late));
-            }
-        };
-        match sent {
-            Ok(response) => break response,
-            // The kept connection was closed meanwhile, before a byte of this request left.
-            Err(SendError::Unsent(unsent)) if lease.reused() => {
-                request = *unsent;
-                let leased = finish.registration().unless_ended(thread.pool.lease(&key, dial));
-                lease = leased.await??;
-            }
-            Err(SendError::Unsent(_)) => {
-                return Err(Failure::upstream(
-                    UpstreamFault::Connect,
-                    &"the new connection was closed at once",
-                ));
-            }
-            Err(SendError::Failed(error)) => return Err(finish.of_send(&error)),
-        }
-    };
-    finish.recorder().reached(Phase::FirstByte);
-    finish.leased(lease);
-    answer(finish, response, client, &form, credential.is_some())
-}
-
-/// Gives the request the form of the protocol that the upstream speaks.
-fn speak(request: Request<UploadBody>, permit: &Permit, http2: bool) -> Result<Request<UploadBody>, Failure> {
-    let (mut parts, body) = request.into_parts();
-    if http2 {
-        authority::to_http2(&mut parts, permit.authority(), permit.scheme()).map_err(Failure::denied)?;
-        parts.version = http::Version::HTTP_2;
-    } else {
-        parts.version = http::Version::HTTP_11;
-    }
-    Ok(Request::from_parts(parts, body))
-}
-
-fn answer(
-    finish: &mut Finish,
-    response: Response<Incoming>,
-    client: Option<OnUpgrade>,
-    form: &Form,
-    credentialed: bool,
-) -> Result<Answer, Failure> {
-    let (mut head, body) = response.into_parts();
-    headers::websocket::check_switch(form, &head)
-        .map_err(|bad| Failure::upstream(UpstreamFault::Protocol, &bad))?;
-    finish.recorder().status(head.status.as_u16());
-    headers::clean_response(&mut head.headers, form, credentialed);
-    if head.status != StatusCode::SWITCHING_PROTOCOLS {
-        return Ok(Answer::Relay(head, body));
-    }
-    let client =
-        client.ok_or_else(|| Failure::internal("upgrade", &"the client's side can't be switched"))?;
-    finish.recorder().protocol(Protocol::Ws);
-    finish.switched();
-    Ok(Answer::Upgrade(upgrade::Switched {
-        response: Response::from_parts(head, body),
-        client,
-    }))
 }
 
 fn relay(mut head: response::Parts, body: Incoming, finish: Finish) -> Response<DownloadBody> {

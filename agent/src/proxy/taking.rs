@@ -1,14 +1,19 @@
-//! Answers that an HTTP/2 client does not take.
+//! Answers that an HTTP/2 client does not take, and requests that nobody takes of it.
 //!
 //! A stream's window can stay shut while its connection is well, and the library asks for nothing more of the answer
 //! until it opens: neither the answer's body nor the connection can see that wait, or end it. The stream's task can.
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
 
 use crate::net::deadline::Silence;
 
@@ -22,6 +27,7 @@ pub(super) struct Taking {
     given: Cell<u64>,
     stalled: Cell<bool>,
     call: RefCell<Option<Watch>>,
+    lingering: Rc<Lingering>,
 }
 
 impl Taking {
@@ -46,6 +52,11 @@ impl Taking {
         self.stalled.get()
     }
 
+    /// What nobody wants of the request is read away for a moment.
+    pub(super) fn linger(&self, body: Incoming) {
+        self.lingering.add(body);
+    }
+
     fn is_over(&self) -> bool {
         self.call.borrow().as_ref().is_some_and(Watch::has_ended)
     }
@@ -56,6 +67,7 @@ impl Taking {
 pub(super) struct Streams {
     limit: Duration,
     begun: Rc<RefCell<Option<Rc<Taking>>>>,
+    lingering: Rc<Lingering>,
 }
 
 impl Streams {
@@ -64,15 +76,76 @@ impl Streams {
         Self {
             limit,
             begun: Rc::default(),
+            lingering: Rc::default(),
         }
+    }
+
+    /// Goes on with what is still read; to be polled with the connection.
+    pub(super) fn poll(&self, cx: &mut Context<'_>) {
+        self.lingering.poll(cx);
     }
 
     /// For the request that was just handed over; hyper runs its stream next.
     pub(super) fn begin(&self) -> Rc<Taking> {
-        let taking = Rc::new(Taking::default());
+        let taking = Rc::new(Taking {
+            lingering: Rc::clone(&self.lingering),
+            ..Taking::default()
+        });
         *self.begun.borrow_mut() = Some(Rc::clone(&taking));
         taking
     }
+}
+
+/// How long, and for how many bytes, the rest of a request is read whose answer is complete. The library resets a
+/// stream whose request nobody reads (RFC 9113 section 8.1), and there are clients, curl before 8 among them, that take
+/// the reset for the answer when they have not sent all yet.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 256 * 1024;
+
+/// Bodies that nobody wants, of one connection; at most one for each of its streams.
+#[derive(Default)]
+pub(super) struct Lingering {
+    bodies: RefCell<Vec<Pin<Box<dyn Future<Output = ()>>>>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl fmt::Debug for Lingering {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Lingering({})", self.bodies.borrow().len())
+    }
+}
+
+impl Lingering {
+    fn add(&self, body: Incoming) {
+        self.bodies.borrow_mut().push(Box::pin(read_away(body)));
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    /// To be polled by the connection's own task, which lets go of what is done with.
+    fn poll(&self, cx: &mut Context<'_>) {
+        match &mut *self.waker.borrow_mut() {
+            Some(known) if known.will_wake(cx.waker()) => {}
+            slot => *slot = Some(cx.waker().clone()),
+        }
+        let mut bodies = std::mem::take(&mut *self.bodies.borrow_mut());
+        bodies.retain_mut(|body| body.as_mut().poll(cx).is_pending());
+        self.bodies.borrow_mut().append(&mut bodies);
+    }
+}
+
+async fn read_away(mut body: Incoming) {
+    let reading = async {
+        let mut left = LINGER_BYTES;
+        while let Some(Ok(frame)) = body.frame().await
+            && let Some(rest) = left.checked_sub(frame.data_ref().map_or(0, Bytes::len))
+        {
+            left = rest;
+        }
+    };
+    // Whichever comes first, the rest is not waited for.
+    drop(tokio::time::timeout(LINGER, reading).await);
 }
 
 impl<F> hyper::rt::Executor<F> for Streams
@@ -111,4 +184,44 @@ async fn run<F: Future>(stream: F, taking: Rc<Taking>, limit: Duration) {
         Poll::Ready(())
     })
     .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use tokio::time::{Instant, sleep, timeout};
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_whose_answer_is_not_taken_ends_and_one_that_waits_for_the_upstream_does_not() {
+        let start = Instant::now();
+        let taking = Rc::new(Taking::default());
+        taking.gave();
+        run(pending::<()>(), Rc::clone(&taking), LIMIT).await;
+        assert_eq!((start.elapsed(), taking.has_stalled()), (LIMIT, true));
+        let taking = Rc::new(Taking::default());
+        taking.gave();
+        taking.asked();
+        let quiet = timeout(10 * LIMIT, run(pending::<()>(), Rc::clone(&taking), LIMIT)).await;
+        assert!(quiet.is_err() && !taking.has_stalled());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_piece_that_is_taken_begins_the_wait_anew() {
+        let taking = Rc::new(Taking::default());
+        let slow = Rc::clone(&taking);
+        let stream = async move {
+            for _ in 0..10 {
+                slow.gave();
+                sleep(LIMIT / 2).await;
+                slow.asked();
+            }
+        };
+        run(stream, Rc::clone(&taking), LIMIT).await;
+        assert!(!taking.has_stalled());
+    }
 }

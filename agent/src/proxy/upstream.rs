@@ -11,29 +11,40 @@ use tokio::net::TcpStream;
 
 use crate::addr::{OrigDst, UpstreamAddr};
 use crate::http::response::UpstreamFault;
-use crate::policy::{DenialReason, Permit, Scheme};
+use crate::policy::{Denial, DenialReason, Permit, Scheme};
 use crate::tls::upstream::Stream;
 use crate::tls::{self, Offer, Session};
 
+use super::connection::Connection;
 use super::failure::{self, Failure};
 use super::pool::{Dialled, Versions};
 use super::{DataThread, Local};
 use stream::UpstreamStream;
 
-/// Where a permitted call goes: over TLS to the address that the client dialled, since the upstream must prove
-/// the permit's name there; in the clear to one that the agent resolves itself.
+/// Where a permitted call goes: over TLS to the address that the client dialled, if it is one of the name's; in the
+/// clear to one that the agent resolves itself.
+///
+/// The upstream must prove the name in either case, but only once the address and the ClientHello have left the host:
+/// an address of the client's own choice would be a way out for what is written in them.
 ///
 /// # Errors
-/// A denial if the address is private and the rule does not say so; a failure if the name has no address.
-pub(super) async fn address(
-    thread: &DataThread,
-    permit: &Permit,
-    dialled: OrigDst,
-) -> Result<UpstreamAddr, Failure> {
-    match permit.scheme() {
-        Scheme::Https => allowed(permit, dialled.0),
-        Scheme::Http => Box::pin(resolve(thread, permit)).await,
+/// A denial if the address is not the name's, or private and the rule does not say so; a failure if the name has no
+/// address.
+pub(super) async fn address(connection: &Connection, permit: &Permit) -> Result<UpstreamAddr, Failure> {
+    let (thread, OrigDst(dialled)) = (&connection.thread, connection.original());
+    if permit.scheme() == Scheme::Http {
+        return Box::pin(resolve(thread, permit)).await;
     }
+    let address = allowed(permit, dialled)?;
+    let host = &permit.authority().host;
+    if !connection.is_named(host) {
+        let given = thread.resolver.gives(host, dialled.ip()).await;
+        if !given.map_err(|error| Failure::upstream(UpstreamFault::Resolve, &error))? {
+            return Err(denied(permit, DenialReason::AddressNotOfName));
+        }
+        connection.name(host);
+    }
+    Ok(address)
 }
 
 /// Opens a connection for HTTP to `address`.
@@ -108,15 +119,19 @@ fn allowed(permit: &Permit, address: SocketAddr) -> Result<UpstreamAddr, Failure
     if permit.private() || is_public(address.ip()) {
         return Ok(UpstreamAddr(address));
     }
-    Err(Failure::Denied(crate::policy::Denial {
-        reason: DenialReason::PrivateAddress,
+    Err(denied(permit, DenialReason::PrivateAddress))
+}
+
+fn denied(permit: &Permit, reason: DenialReason) -> Failure {
+    Failure::Denied(Denial {
+        reason,
         rule: permit.rule().cloned(),
-    }))
+    })
 }
 
 /// Whether an address is one of the public internet (IANA special-purpose registries, RFC 6890). The cloud
 /// metadata services live in link-local (169.254.169.254) and unique-local (fd00:ec2::254) space.
-fn is_public(address: IpAddr) -> bool {
+pub(super) fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => {
             let [a, b, c, _] = v4.octets();

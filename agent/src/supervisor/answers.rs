@@ -2,70 +2,35 @@
 //!
 //! What comes up is checked again here: the worker reads what the network sends.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use arc_swap::ArcSwap;
-use tokio::sync::Semaphore;
-
+use crate::addr::HostName;
 use crate::channel::supervisor::Sender;
 use crate::channel::{Refusal, ToSupervisor, ToWorker};
 use crate::ebpf::Origin;
 use crate::identity::executable::DEFAULT_MAX_DIGEST_BYTES;
-use crate::identity::resolve::{Claim, Resolver, Want};
-use crate::policy::Policy;
+use crate::identity::resolve::{Claim, ResolveError, Resolver, Want};
 use crate::tls::ca::Root;
 
 use super::capture::Capture;
+use super::turns::{Late, Turns};
 use super::worker_process::Answering;
 
-/// Questions worked on at once; the others wait their turn.
-const AT_ONCE: usize = 16;
-/// Those on behalf of one workload: another's question waits for none of its flood.
-const OF_ONE: usize = 4;
-/// Signatures are asked for on behalf of all workloads; no workload has this number.
-const SIGNATURES: u32 = 0;
-/// Workloads whose turns are kept at once; beyond it those without a question are forgotten.
-const MANY: usize = 4096;
+/// How long an answer may take; the worker gives up after ten seconds.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Signing has turns of its own, under a number that no workload has.
+const SIGNING: u32 = u32::MAX;
 
 /// What answers need.
 pub(super) struct Answers {
     resolver: Arc<Resolver>,
     root: Arc<Root>,
-    policy: Arc<ArcSwap<Policy>>,
-    turns: Turns,
-}
-
-/// Whose turn it is.
-#[derive(Clone)]
-struct Turns {
-    all: Arc<Semaphore>,
-    each: Arc<Mutex<HashMap<u32, Arc<Semaphore>>>>,
-}
-
-impl Turns {
-    fn new() -> Self {
-        Self {
-            all: Arc::new(Semaphore::new(AT_ONCE)),
-            each: Arc::default(),
-        }
-    }
-
-    fn of(&self, workload: u32) -> Arc<Semaphore> {
-        let mut each = self.each.lock().unwrap_or_else(PoisonError::into_inner);
-        if each.len() >= MANY {
-            each.retain(|_, turns| Arc::strong_count(turns) > 1);
-        }
-        let turns = each
-            .entry(workload)
-            .or_insert_with(|| Arc::new(Semaphore::new(OF_ONE)));
-        Arc::clone(turns)
-    }
+    turns: Arc<Turns>,
 }
 
 impl Answers {
-    pub(super) fn new(capture: &Capture, root: Arc<Root>, policy: &Arc<Policy>) -> Self {
+    pub(super) fn new(capture: &Capture, root: Arc<Root>) -> Self {
         let resolver = Resolver::new(
             capture.mount(),
             capture.parent(),
@@ -77,8 +42,7 @@ impl Answers {
         Self {
             resolver: Arc::new(resolver),
             root,
-            policy: Arc::new(ArcSwap::new(Arc::clone(policy))),
-            turns: Turns::new(),
+            turns: Arc::new(Turns::new(PATIENCE)),
         }
     }
 
@@ -90,74 +54,45 @@ impl Answers {
         );
     }
 
-    /// What finds out who a caller is.
-    pub(super) fn resolver(&self) -> &Resolver {
-        &self.resolver
-    }
-
-    pub(super) fn set_policy(&self, policy: &Arc<Policy>) {
-        self.policy.store(Arc::clone(policy));
+    /// What `look` finds out for a workload, in the workload's turn: looking may block, and only its own workload waits.
+    ///
+    /// # Errors
+    /// If it takes too long.
+    pub(super) async fn about<T: Send + 'static>(
+        &self,
+        workload: u32,
+        look: impl FnOnce(&Resolver) -> T + Send + 'static,
+    ) -> Result<T, Late> {
+        let resolver = Arc::clone(&self.resolver);
+        self.turns.run(workload, move || look(&resolver)).await
     }
 }
 
 impl Answering for Answers {
     fn take(&self, said: ToSupervisor, sender: &Sender) -> Option<ToSupervisor> {
-        let workload = subject(&said);
-        let work: Box<dyn FnOnce() -> ToWorker + Send> = match said {
+        let question = match said {
             ToSupervisor::Identify {
                 request,
                 origin,
                 digest,
-            } => {
-                let resolver = Arc::clone(&self.resolver);
-                Box::new(move || ToWorker::Identity {
-                    request,
-                    result: claim(&origin).and_then(|claim| {
-                        resolver
-                            .resolve(&claim, Want { exe: true, digest })
-                            .map(Box::new)
-                            .map_err(Refusal::new)
-                    }),
-                })
-            }
+            } => self.identify(request, &origin, digest),
             ToSupervisor::Executable {
                 request,
                 origin,
                 digest,
-            } => {
-                let resolver = Arc::clone(&self.resolver);
-                Box::new(move || ToWorker::Executable {
-                    request,
-                    result: claim(&origin).and_then(|claim| {
-                        resolver
-                            .recheck(&claim, Want { exe: true, digest })
-                            .map_err(Refusal::new)
-                    }),
-                })
-            }
-            ToSupervisor::Intermediate { host } => {
-                let root = Arc::clone(&self.root);
-                Box::new(move || {
-                    let result = root
-                        .issue_intermediate(&host, SystemTime::now())
-                        .map_err(Refusal::new);
-                    ToWorker::Intermediate { host, result }
-                })
-            }
+            } => self.executable(request, &origin, digest),
+            ToSupervisor::Intermediate { host } => Ok(self.intermediate(host)),
             said @ (ToSupervisor::Ready
             | ToSupervisor::PolicyApplied { .. }
             | ToSupervisor::Status { .. }
             | ToSupervisor::Drained
             | ToSupervisor::Fault { .. }) => return Some(said),
         };
-        let (own, all) = (self.turns.of(workload), Arc::clone(&self.turns.all));
-        let sender = sender.clone();
+        let (turns, sender) = (Arc::clone(&self.turns), sender.clone());
         tokio::spawn(async move {
-            let Ok(_own) = own.acquire().await else { return };
-            let Ok(_turn) = all.acquire().await else { return };
-            let Ok(answer) = tokio::task::spawn_blocking(work).await else {
-                tracing::error!("a question of the worker could not be worked on");
-                return;
+            let answer = match question {
+                Ok(question) => question.settle(&turns).await,
+                Err(refused) => refused,
             };
             if sender.send(answer).is_err() {
                 tracing::debug!("the worker that asked is gone");
@@ -167,23 +102,75 @@ impl Answering for Answers {
     }
 }
 
-fn claim(origin: &[u8]) -> Result<Claim, Refusal> {
-    let origin =
-        Origin::from_bytes(origin).ok_or_else(|| Refusal::new("the kernel's record is cut short"))?;
-    Ok(Claim::from(&origin))
+type Work = Box<dyn FnOnce() -> ToWorker + Send>;
+
+/// What to do, in whose turn, and what is said when that takes too long.
+struct Question {
+    workload: u32,
+    work: Work,
+    late: Work,
 }
 
-/// Whose question it is.
-fn subject(said: &ToSupervisor) -> u32 {
-    match said {
-        ToSupervisor::Identify { origin, .. } | ToSupervisor::Executable { origin, .. } => {
-            Origin::from_bytes(origin).map_or(SIGNATURES, |origin| origin.workload())
+impl Question {
+    async fn settle(self, turns: &Turns) -> ToWorker {
+        turns.run(self.workload, self.work).await.unwrap_or_else(|Late| {
+            tracing::warn!("a question of the worker was not answered in time");
+            (self.late)()
+        })
+    }
+}
+
+impl Answers {
+    fn identify(&self, request: u64, origin: &[u8], digest: bool) -> Result<Question, ToWorker> {
+        let answer = move |result| ToWorker::Identity { request, result };
+        let claim = self.claim(origin).map_err(|refusal| answer(Err(refusal)))?;
+        let (resolver, bare) = (Arc::clone(&self.resolver), Arc::clone(&self.resolver));
+        let known = claim.clone();
+        let boxed = |found: Result<_, ResolveError>| found.map(Box::new).map_err(Refusal::new);
+        Ok(Question {
+            workload: claim.workload,
+            work: Box::new(move || answer(boxed(resolver.resolve(&claim, Want { exe: true, digest })))),
+            late: Box::new(move || answer(boxed(bare.of_kernel(&known)))),
+        })
+    }
+
+    fn executable(&self, request: u64, origin: &[u8], digest: bool) -> Result<Question, ToWorker> {
+        let answer = move |result| ToWorker::Executable { request, result };
+        let claim = self.claim(origin).map_err(|refusal| answer(Err(refusal)))?;
+        let resolver = Arc::clone(&self.resolver);
+        Ok(Question {
+            workload: claim.workload,
+            work: Box::new(move || {
+                let found = resolver.recheck(&claim, Want { exe: true, digest });
+                answer(found.map_err(Refusal::new))
+            }),
+            late: Box::new(move || answer(Err(Refusal::new("the executable could not be examined in time")))),
+        })
+    }
+
+    fn intermediate(&self, host: HostName) -> Question {
+        let (root, late) = (Arc::clone(&self.root), host.clone());
+        Question {
+            workload: SIGNING,
+            work: Box::new(move || {
+                let result = root
+                    .issue_intermediate(&host, SystemTime::now())
+                    .map_err(Refusal::new);
+                ToWorker::Intermediate { host, result }
+            }),
+            late: Box::new(move || ToWorker::Intermediate {
+                host: late,
+                result: Err(Refusal::new("signing took too long")),
+            }),
         }
-        ToSupervisor::Ready
-        | ToSupervisor::PolicyApplied { .. }
-        | ToSupervisor::Intermediate { .. }
-        | ToSupervisor::Status { .. }
-        | ToSupervisor::Drained
-        | ToSupervisor::Fault { .. } => SIGNATURES,
+    }
+
+    /// The kernel's record, of a workload that there is: the worker can't name others to take their turns.
+    fn claim(&self, origin: &[u8]) -> Result<Claim, Refusal> {
+        let origin =
+            Origin::from_bytes(origin).ok_or_else(|| Refusal::new("the kernel's record is cut short"))?;
+        let claim = Claim::from(&origin);
+        self.resolver.of_kernel(&claim).map_err(Refusal::new)?;
+        Ok(claim)
     }
 }

@@ -1,18 +1,15 @@
 //! Holding workloads: their cgroups, listeners and kernel plans, and what the kernel reports of them.
 
 mod earlier;
+mod sockets;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::time::Duration;
-
-use socket2::{Domain, Socket, Type};
+use std::time::{Duration, Instant};
 
 use crate::admin::{Enrolled, Peer};
-use crate::channel::ListenerInfo;
-use crate::channel::supervisor::{Sender, WorkerGone};
 use crate::config::Config;
 use crate::ebpf::{self, Direct, LoadOptions, Programs, Reason, Report, Transport, WorkerFds, WorkloadPlan};
 use crate::enroll::trust::Trust;
@@ -27,11 +24,14 @@ use super::records::Records;
 use super::view::View;
 
 use earlier::Stranger;
+use sockets::{listeners, names, offers};
 
-/// Connections that wait to be accepted; while a worker is replaced they wait here.
-const BACKLOG: i32 = 4096;
+pub(super) use sockets::Offer;
+
 /// Handshakes older than this were never completed.
 const STALE: Duration = Duration::from_secs(60);
+/// How often the sums of what the kernel did not report one by one are taken.
+const SUMS: Duration = Duration::from_secs(1);
 /// Kernel reports taken at once.
 const REPORTS: usize = 4096;
 
@@ -42,6 +42,7 @@ pub(super) struct Capture {
     workloads: Workloads,
     held: BTreeMap<WorkloadName, Held>,
     strangers: Vec<Stranger>,
+    summed: Instant,
     foreign: Watch,
     intact: bool,
     repairs: u64,
@@ -75,6 +76,7 @@ impl Capture {
             workloads,
             held: BTreeMap::new(),
             strangers: Vec::new(),
+            summed: Instant::now(),
             intact: true,
             repairs: 0,
             view: View::new(config),
@@ -216,13 +218,20 @@ impl Capture {
         Ok(self.programs.worker_fds()?)
     }
 
-    /// What the kernel refused, or let pass by a direct rule, and which sockets were cut off, since the last look.
-    pub(super) fn reports(&mut self) -> Vec<Report> {
+    /// What the kernel refused, or let pass by a direct rule, and which sockets were cut off, since the last look; once a
+    /// second, or if this is the `last` look, also the sums of what the kernel did not report one by one.
+    pub(super) fn reports(&mut self, last: bool) -> Vec<Report> {
         let mut reports = Vec::new();
         if let Some(events) = &mut self.events {
             events.drain(REPORTS, |report| reports.push(report));
         }
         reports.extend(self.foreign.reports());
+        if last || self.summed.elapsed() >= SUMS {
+            self.summed = Instant::now();
+            if let Err(error) = self.programs.take_suppressed(&mut reports) {
+                tracing::warn!(%error, "what the kernel counted can't be read now; it is recorded later");
+            }
+        }
         reports
     }
 
@@ -403,75 +412,4 @@ fn may_exec(peer: &Peer, workload: &Workload) -> bool {
             }),
     };
     peer.uid == 0 || exec_by.users.iter().any(is_user) || exec_by.groups.iter().any(in_group)
-}
-
-/// A socket that a worker serves for one workload.
-pub(super) enum Offer {
-    /// Connections.
-    Connections(ListenerInfo, TcpListener),
-    /// Questions about names.
-    Names(ListenerInfo, UdpSocket),
-}
-
-impl Offer {
-    /// Hands it over.
-    pub(super) fn to(self, worker: &Sender) -> Result<(), WorkerGone> {
-        match self {
-            Self::Connections(info, socket) => worker.listener(info, socket),
-            Self::Names(info, socket) => worker.names(info, socket),
-        }
-    }
-}
-
-fn offers(name: &WorkloadName, held: &Held) -> Result<Vec<Offer>, Error> {
-    let info = |addr: SocketAddr| ListenerInfo {
-        workload: name.clone(),
-        number: held.number,
-        addr,
-    };
-    let failed = || super::io("duplicate", Path::new("a socket"));
-    let mut all = Vec::new();
-    for (addr, listener) in &held.listeners {
-        all.push(Offer::Connections(
-            info(*addr),
-            listener.try_clone().map_err(failed())?,
-        ));
-    }
-    for (addr, socket) in &held.names {
-        all.push(Offer::Names(info(*addr), socket.try_clone().map_err(failed())?));
-    }
-    Ok(all)
-}
-
-/// A socket for names on each address that has a listener.
-fn names(listeners: &[(SocketAddr, TcpListener)]) -> Result<Vec<(SocketAddr, UdpSocket)>, Error> {
-    let bind = |ip| {
-        let socket = UdpSocket::bind((ip, 0))?;
-        Ok((socket.local_addr()?, socket))
-    };
-    listeners
-        .iter()
-        .map(|(addr, _)| bind(addr.ip()).map_err(super::io("bind", Path::new("a UDP socket"))))
-        .collect()
-}
-
-/// One listener for IPv4 and one for IPv6, where the host has it; the ports are the kernel's choice.
-fn listeners() -> Result<Vec<(SocketAddr, TcpListener)>, Error> {
-    let v4 =
-        listen((Ipv4Addr::LOCALHOST, 0).into()).map_err(super::io("listen on", Path::new("127.0.0.1")))?;
-    let mut all = vec![v4];
-    match listen((Ipv6Addr::LOCALHOST, 0).into()) {
-        Ok(v6) => all.push(v6),
-        Err(error) => tracing::warn!(%error, "no listener on ::1: IPv6 connects of workloads are refused"),
-    }
-    Ok(all)
-}
-
-fn listen(addr: SocketAddr) -> std::io::Result<(SocketAddr, TcpListener)> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&addr.into())?;
-    socket.listen(BACKLOG)?;
-    let listener = TcpListener::from(socket);
-    Ok((listener.local_addr()?, listener))
 }

@@ -35,7 +35,7 @@ impl KernelLog {
 
     /// Tells of faults that the programs could only say in words.
     pub(super) fn tell_faults(&mut self, faults: Vec<String>, now: Instant) {
-        self.faults.retain(|_, last| !is_quiet(*last, now));
+        self.faults.retain(|_, last| is_quiet(*last, now));
         for fault in faults {
             if let Entry::Vacant(new) = self.faults.entry(fault) {
                 tracing::warn!(

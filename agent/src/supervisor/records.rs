@@ -65,6 +65,7 @@ pub(super) struct Records {
     lost: u64,
     failure: Option<String>,
     floods: kernel::Floods,
+    looking: kernel::Looking,
 }
 
 impl Records {
@@ -84,6 +85,7 @@ impl Records {
             lost: 0,
             failure: None,
             floods: kernel::Floods::default(),
+            looking: kernel::Looking::default(),
         };
         records.owed = records.left_over()?;
         records.settle()?;
@@ -210,7 +212,8 @@ impl Records {
             .read(true)
             .write(true)
             .create(true)
-            .truncate(true)
+            // Only under the lock: another process may still use it.
+            .truncate(false)
             .mode(0o600)
             .open(&path)
             .map_err(at("make", &path))?;

@@ -71,14 +71,20 @@ impl Supervisor {
     }
 
     async fn put_in_force(&mut self, policy: Arc<Policy>, sources: Vec<Source>) -> Result<(), Error> {
-        let fresh = self.capture.arm_all(&policy)?;
+        let armed = self.capture.arm_all(&policy);
+        if armed.is_err()
+            && let Err(error) = self.capture.arm_all(&self.policy)
+        {
+            tracing::error!(%error, "the kernel's plans of the last good policy could not all be put back");
+        }
+        let fresh = armed?;
         self.answers.set_workloads(&self.capture);
-        self.answers.set_policy(&policy);
         self.policy = policy;
         self.sources = sources;
         self.generation += 1;
-        // Before the policy goes out: the worker refuses calls whose credential it has no value for.
-        self.keep_credentials().await;
+        // Before the policy goes out: the worker refuses calls whose credential it has no value for. Only helpers
+        // are waited for later: a right that is taken back must not live as long as they take.
+        self.keep_credentials();
         self.crew.tell(|worker, role| {
             worker.send(self.policy_message())?;
             for update in self.keepers.iter().filter_map(Keeper::current) {
@@ -91,13 +97,20 @@ impl Supervisor {
             }
             Ok(())
         });
+        settle(&mut self.keepers).await;
+        self.crew.tell(|worker, _role| {
+            for update in self.keepers.iter().filter_map(Keeper::current) {
+                worker.send(credential(update))?;
+            }
+            Ok(())
+        });
         self.capture.mark_armed()?;
         memory::give_back();
         Ok(())
     }
 
     /// Keeps what is known of credentials that the new policy has unchanged; reads the others.
-    async fn keep_credentials(&mut self) {
+    fn keep_credentials(&mut self) {
         let mut old = std::mem::take(&mut self.keepers);
         for spec in self.policy.credentials() {
             let kept = old.iter().position(|keeper| keeper.spec() == spec);
@@ -106,7 +119,10 @@ impl Supervisor {
                 None => Keeper::new(spec.clone()),
             });
         }
-        settle(&mut self.keepers).await;
+        for keeper in &mut self.keepers {
+            // What it found is its current value.
+            drop(keeper.poll());
+        }
     }
 }
 

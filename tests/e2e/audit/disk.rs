@@ -14,8 +14,8 @@ const DISK: usize = 1024 * 1024;
 /// More calls than the reserved room can take.
 const CALLS: usize = 400;
 
-fn start(name: &str) -> Result<World> {
-    let mut world = World::new(name)?;
+fn start() -> Result<World> {
+    let mut world = World::new()?;
     world.small_audit_disk(DISK)?;
     world.upstream(Upstream::new(API))?;
     world.policy("audit.toml", &workload("billing", "", ""))?;
@@ -40,7 +40,7 @@ fn count(statuses: &[String], wanted: &str) -> usize {
 #[test]
 fn a_full_disk_refuses_calls_and_says_so_and_room_brings_them_back() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_full_disk_refuses_calls_and_says_so_and_room_brings_them_back")?;
+    let world = start()?;
     assert_eq!(call(&world, "/before")?, 200);
     let first_worker = worker(&world)?;
     let filler = world.dir().join("audit/filler");
@@ -91,7 +91,7 @@ fn a_full_disk_refuses_calls_and_says_so_and_room_brings_them_back() -> Result<(
 #[test]
 fn a_log_that_is_renamed_or_removed_under_the_agent_is_begun_anew() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_log_that_is_renamed_or_removed_under_the_agent_is_begun_anew")?;
+    let world = start()?;
     let log = world.audit_file();
     call_until(&world, "/before/", 200)?;
     fs::rename(&log, log.with_extension("old"))?;

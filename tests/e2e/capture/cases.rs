@@ -7,14 +7,14 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use callgate::ebpf::{Direct, Error, Feature, LoadOptions, Programs, Reason, Transport};
+use callgate::ebpf::{Error, Feature, LoadOptions, Programs, Reason};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::world::{World, probe};
 
 pub(super) const EPERM: &str = "err 1";
 pub(super) const ECONNREFUSED: &str = "err 111";
-const EPROTONOSUPPORT: &str = "err 93";
+pub(super) const EPROTONOSUPPORT: &str = "err 93";
 
 /// Both ends agree on where the client meant to go, and no connection lacks an origin.
 pub(super) fn assert_redirected(world: &World, arguments: &[&str], to: &str) -> Result<()> {
@@ -280,36 +280,6 @@ pub(super) fn ten_thousand_connections_are_told_apart(world: &mut World) -> Resu
     Ok(())
 }
 
-pub(super) fn a_direct_rule_passes_and_is_reported(world: &mut World) -> Result<()> {
-    let server = TcpListener::bind("127.0.0.77:0")?;
-    let address = server.local_addr()?;
-    let mut plan = world.plan(1, "one");
-    plan.direct = vec![Direct {
-        net: "127.0.0.76/30".parse()?,
-        port: Some(address.port()),
-        transport: Transport::Tcp,
-    }];
-    world.programs.arm(&plan)?;
-    let serving = std::thread::spawn(move || {
-        server
-            .accept()
-            .map(|(mut stream, _)| stream.write_all(b"straight"))
-    });
-    let line = world.one(&["tcp", &address.to_string()])?;
-    assert!(line.ends_with(&format!("peer={address} straight")), "{line}");
-    serving.join().ok().context("the server failed")???;
-    assert_eq!(world.reasons(), [Reason::Direct]);
-    // Next to the range, and after the rule is gone.
-    assert_eq!(
-        world.one(&["tcp", &format!("127.0.0.80:{}", address.port())])?,
-        ECONNREFUSED
-    );
-    plan.direct.clear();
-    world.programs.arm(&plan)?;
-    assert_eq!(world.one(&["tcp", &address.to_string()])?, ECONNREFUSED);
-    Ok(())
-}
-
 pub(super) fn nothing_may_be_listened_on_unless_the_plan_says_so(world: &mut World) -> Result<()> {
     let mut plan = world.plan(1, "one");
     plan.listen_ports = vec![8080];
@@ -430,16 +400,6 @@ pub(super) fn a_socket_connected_before_the_arming_sends_nothing_more(world: &mu
     Ok(())
 }
 
-pub(super) fn a_flood_of_refusals_is_cut_and_counted(world: &mut World) -> Result<()> {
-    world.serve(1, "one")?;
-    assert_eq!(world.one(&["flood", "192.0.2.1:25", "500"])?, "ok 500");
-    let sent = world.reasons().len() as u64;
-    assert!(sent < 500, "{sent} events");
-    assert_eq!(world.count(Reason::PortNotNamed)?, 500);
-    assert_eq!(world.count(Reason::EventSuppressed)?, 500 - sent);
-    Ok(())
-}
-
 pub(super) fn after_disarm_nothing_is_captured(world: &mut World) -> Result<()> {
     world.serve(1, "one")?;
     assert_redirected(world, &["tcp", "192.0.2.1:443"], "192.0.2.1:443")?;
@@ -447,29 +407,6 @@ pub(super) fn after_disarm_nothing_is_captured(world: &mut World) -> Result<()> 
     assert_eq!(world.one(&["tcp", "198.51.100.1:443"])?, "err 101");
     assert_eq!(world.one(&["socket", "2", "3", "1"])?, "ok");
     assert!(world.programs.armed().is_empty());
-    Ok(())
-}
-
-pub(super) fn what_is_withdrawn_stays_held_with_nothing_allowed(world: &mut World) -> Result<()> {
-    let server = TcpListener::bind("127.0.0.77:0")?;
-    let address = server.local_addr()?;
-    world.serve(1, "one")?;
-    let mut plan = world.plan(1, "one");
-    plan.direct = vec![Direct {
-        net: "127.0.0.77/32".parse()?,
-        port: Some(address.port()),
-        transport: Transport::Tcp,
-    }];
-    world.programs.arm(&plan)?;
-    let mut next = Programs::load(&world.options)?;
-    next.withdraw(1)?;
-    assert_eq!(world.one(&["tcp", &address.to_string()])?, ECONNREFUSED);
-    assert_eq!(world.one(&["tcp", "192.0.2.1:443"])?, ECONNREFUSED);
-    assert_eq!(world.one(&["socket", "2", "3", "1"])?, EPROTONOSUPPORT);
-    let [(id, 1)] = next.armed() else {
-        panic!("{:?}", next.armed())
-    };
-    assert!(next.is_attached(*id));
     Ok(())
 }
 

@@ -26,7 +26,7 @@ fn both(world: &World) -> Result<[Client; 2]> {
 #[cfg(target_arch = "x86_64")]
 fn a_command_can_not_type_into_its_terminal() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_command_can_not_type_into_its_terminal")?;
+    let world = start()?;
     let (binary, config) = (agent::binary()?, world.config());
     let paths = [binary.to_str(), config.to_str()].map(Option::unwrap_or_default);
     // TIOCSTI; the same with bits that the kernel cuts off; by the x32 number; TIOCLINUX.
@@ -54,7 +54,7 @@ fn a_command_can_not_type_into_its_terminal() -> Result<()> {
 #[cfg(target_arch = "x86_64")]
 fn a_command_can_not_let_the_kernel_ask_for_keys() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_command_can_not_let_the_kernel_ask_for_keys")?;
+    let world = start()?;
     for client in both(&world)? {
         let said = say(
             &client,
@@ -69,7 +69,7 @@ fn a_command_can_not_let_the_kernel_ask_for_keys() -> Result<()> {
 #[cfg(target_arch = "x86_64")]
 fn a_command_can_not_say_that_it_runs_another_program() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_command_can_not_say_that_it_runs_another_program")?;
+    let world = start()?;
     // prctl(PR_SET_MM, PR_SET_MM_EXE_FILE or PR_SET_MM_MAP, ...)
     let calls = "157 35 13 0 0 0 / 157 35 14 0 0 0 / 157 0x100000023 13 0 0 0";
     for client in both(&world)? {
@@ -85,7 +85,7 @@ fn a_command_can_not_say_that_it_runs_another_program() -> Result<()> {
 #[test]
 fn a_command_can_not_take_away_what_the_agent_runs_with() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_command_can_not_take_away_what_the_agent_runs_with")?;
+    let world = start()?;
     let pid = world.agent()?.pid();
     let facts = || -> Result<[String; 3]> {
         let read =
@@ -130,7 +130,7 @@ fn a_command_can_not_take_away_what_the_agent_runs_with() -> Result<()> {
 #[test]
 fn a_command_can_set_its_own_limits_and_priority() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_command_can_set_its_own_limits_and_priority")?;
+    let world = start()?;
     for own in [
         "ulimit -n 100 && prlimit --nofile=50:50 true",
         "nice -n 5 true && chrt -i 0 true && taskset -c 0 true && ionice -c 3 true",

@@ -14,7 +14,7 @@ use crate::identity::{API, status, workload};
 #[test]
 fn a_command_can_not_read_systemd_credentials_of_others() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let mut world = World::new("a_command_can_not_read_systemd_credentials_of_others")?;
+    let mut world = World::new()?;
     world.upstream(Upstream::new(API).bearer("tok_unit", "acme"))?;
     let dir = world.dir().join("creds");
     fs::create_dir(&dir)?;
@@ -47,7 +47,7 @@ fn a_command_can_not_read_systemd_credentials_of_others() -> Result<()> {
 #[test]
 fn a_command_can_not_change_or_replace_what_the_agent_reads() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_command_can_not_change_or_replace_what_the_agent_reads")?;
+    let world = start()?;
     let dir = world.dir().display().to_string();
     let binary = harness::agent::binary()?;
     let listed = |dir: &Path| -> Result<BTreeSet<_>> {

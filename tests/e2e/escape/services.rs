@@ -46,7 +46,7 @@ fn exec(world: &World, options: &[&str], script: &str) -> Result<Output> {
 #[test]
 fn a_command_can_not_ask_the_users_terminal_to_run_something() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_command_can_not_ask_the_users_terminal_to_run_something")?;
+    let world = start()?;
     if world.unmanaged()?.run(["tmux", "-V"])?.code() != Some(0) {
         eprintln!("skipped: there is no tmux");
         return Ok(());
@@ -88,7 +88,7 @@ fn a_command_can_not_ask_the_users_terminal_to_run_something() -> Result<()> {
 #[test]
 fn temporary_files_of_before_can_be_used_and_sockets_can_not() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("temporary_files_of_before_can_be_used_and_sockets_can_not")?;
+    let world = start()?;
     let dir = tempfile::Builder::new().prefix("project-").tempdir()?;
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777))?;
     let project = dir.path().to_str().context("a path")?;
@@ -122,7 +122,7 @@ fn temporary_files_of_before_can_be_used_and_sockets_can_not() -> Result<()> {
 #[test]
 fn variables_of_the_session_do_not_reach_the_command() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("variables_of_the_session_do_not_reach_the_command")?;
+    let world = start()?;
     let client = world
         .workload("poor")?
         .env("TMUX", "/x,1,0")

@@ -13,7 +13,7 @@ const END: [&str; 5] = ["status", "outcome", "bytes_up", "bytes_down", "error.so
 #[test]
 fn ten_megabytes_go_each_way_and_are_counted() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let (world, upstream) = start("ten_megabytes_go_each_way_and_are_counted", ALLOW, "")?;
+    let (world, upstream) = start(ALLOW, "")?;
     let answers = python(
         &world,
         r#"
@@ -50,7 +50,7 @@ fn resident(world: &World) -> Result<u64> {
 #[test]
 fn memory_stays_bounded_when_one_side_does_not_read() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let (world, upstream) = start("memory_stays_bounded_when_one_side_does_not_read", ALLOW, "")?;
+    let (world, upstream) = start(ALLOW, "")?;
     python(
         &world,
         "exchange(get('/a/warm'))\nexchange(get('/big/5000000'))\n",
@@ -108,7 +108,7 @@ sys.stdin.read(1)
 #[test]
 fn trailers_pass_but_no_credential_in_them() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let (world, upstream) = start("trailers_pass_but_no_credential_in_them", ALLOW, "")?;
+    let (world, upstream) = start(ALLOW, "")?;
     let answers = python(
         &world,
         r#"
@@ -138,11 +138,7 @@ print(status(exchange(get("/a/up", "Transfer-Encoding: chunked", "Trailer: X-Sum
 #[test]
 fn answers_without_a_body_and_interim_ones_leave_the_connection_in_step() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let (world, _upstream) = start(
-        "answers_without_a_body_and_interim_ones_leave_the_connection_in_step",
-        ALLOW,
-        "",
-    )?;
+    let (world, _upstream) = start(ALLOW, "")?;
     let answers = python(
         &world,
         r#"
@@ -177,7 +173,7 @@ for method, path in [("HEAD", "/status/200"), ("GET", "/status/204"), ("GET", "/
 #[test]
 fn a_body_is_asked_for_only_when_it_will_be_forwarded() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let (world, upstream) = start("a_body_is_asked_for_only_when_it_will_be_forwarded", ALLOW, "")?;
+    let (world, upstream) = start(ALLOW, "")?;
     let answers = python(
         &world,
         r#"
@@ -204,7 +200,7 @@ for path in ["/a/expect", "/denied/expect"]:
 #[test]
 fn a_client_in_the_middle_of_its_upload_reads_the_answer() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let (world, upstream) = start("a_client_in_the_middle_of_its_upload_reads_the_answer", ALLOW, "")?;
+    let (world, upstream) = start(ALLOW, "")?;
     let answers = python(
         &world,
         r#"
@@ -237,11 +233,7 @@ for path in ["/denied/upload", "/early/413", "/rude/413"]:
 #[test]
 fn bodies_shorter_than_announced_are_recorded_with_who_cut_them() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let (world, _upstream) = start(
-        "bodies_shorter_than_announced_are_recorded_with_who_cut_them",
-        ALLOW,
-        "",
-    )?;
+    let (world, _upstream) = start(ALLOW, "")?;
     let answers = python(
         &world,
         r#"
@@ -285,7 +277,7 @@ for fields, body in [("Content-Length: 100", "only this"), ("Transfer-Encoding: 
 #[test]
 fn events_arrive_one_by_one() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let (world, _upstream) = start("events_arrive_one_by_one", ALLOW, "")?;
+    let (world, _upstream) = start(ALLOW, "")?;
     // The upstream sends the next event only after the client has got the one before and says so.
     let answers = python(
         &world,

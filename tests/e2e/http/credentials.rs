@@ -47,7 +47,7 @@ own = ["Authorization: Bearer own", "Cookie: session=own", "X-Api-Key: own", "Pr
 #[test]
 fn the_upstream_sees_our_credential_and_none_of_the_clients() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let mut world = World::new("the_upstream_sees_our_credential_and_none_of_the_clients")?;
+    let mut world = World::new()?;
     let upstream = world.scripted(RAW, Some(RAW))?;
     world.policy("http.toml", &policy(&world)?)?;
     world.start_agent()?;
@@ -107,7 +107,7 @@ fn the_upstream_sees_our_credential_and_none_of_the_clients() -> Result<()> {
 #[test]
 fn cookies_and_other_ways_in_do_not_come_back_with_a_credential() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let mut world = World::new("cookies_and_other_ways_in_do_not_come_back_with_a_credential")?;
+    let mut world = World::new()?;
     let _upstream = world.scripted(RAW, Some(RAW))?;
     world.policy("http.toml", &policy(&world)?)?;
     world.start_agent()?;

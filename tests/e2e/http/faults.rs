@@ -11,7 +11,7 @@ const PLAIN: &str = "plain.example.test";
 #[test]
 fn faults_of_the_upstream_are_told_apart_from_denials() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let mut world = World::new("faults_of_the_upstream_are_told_apart_from_denials")?;
+    let mut world = World::new()?;
     let _upstream = world.scripted(RAW, Some(RAW))?;
     let _wrong = world.scripted("wrong.example.test", Some("other.example.test"))?;
     drop(world.scripted("down.example.test", Some("down.example.test"))?);
@@ -71,11 +71,7 @@ for path, host in [("/a/wrong", "wrong.example.test"), ("/a/down", "down.example
 #[test]
 fn a_kept_connection_that_the_upstream_closed_is_no_fault_and_nothing_is_sent_twice() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let (world, upstream) = start(
-        "a_kept_connection_that_the_upstream_closed_is_no_fault_and_nothing_is_sent_twice",
-        ALLOW,
-        "",
-    )?;
+    let (world, upstream) = start(ALLOW, "")?;
     // `once` answers as if it kept the connection, and closes; `silent` takes the request and closes.
     let answers = python(
         &world,
@@ -110,7 +106,7 @@ print(status(exchange(get("/silent/a"))))
 #[test]
 fn plain_http_needs_a_rule_and_carries_a_credential_only_by_name() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let mut world = World::new("plain_http_needs_a_rule_and_carries_a_credential_only_by_name")?;
+    let mut world = World::new()?;
     let upstream = world.scripted(PLAIN, None)?;
     let file = world.secret("api", "s3cret")?;
     let rule = |scheme: &str, more: &str| {

@@ -202,8 +202,8 @@ const FORBIDDEN: [Case; 17] = [
 ];
 
 /// Each on a connection of its own: the status, one record with the reason, and nothing upstream.
-fn refused(name: &str, cases: &[Case]) -> Result<()> {
-    let (world, upstream) = start(name, ALLOW, "")?;
+fn refused(cases: &[Case]) -> Result<()> {
+    let (world, upstream) = start(ALLOW, "")?;
     let requests: Vec<_> = cases.iter().map(|case| case.1).collect();
     let script = format!(
         "for request in [{}]:\n    print(json.dumps(exchange(request)))\n",
@@ -240,25 +240,19 @@ fn refused(name: &str, cases: &[Case]) -> Result<()> {
 #[test]
 fn what_two_parsers_read_differently_is_refused_and_recorded() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    refused(
-        "what_two_parsers_read_differently_is_refused_and_recorded",
-        &MALFORMED,
-    )
+    refused(&MALFORMED)
 }
 
 #[test]
 fn what_is_never_passed_or_too_large_is_refused_and_recorded() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    refused(
-        "what_is_never_passed_or_too_large_is_refused_and_recorded",
-        &FORBIDDEN,
-    )
+    refused(&FORBIDDEN)
 }
 
 #[test]
 fn what_is_forwarded_has_one_form() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let (world, upstream) = start("what_is_forwarded_has_one_form", ALLOW, "")?;
+    let (world, upstream) = start(ALLOW, "")?;
     let answers = python(
         &world,
         r#"
@@ -307,11 +301,7 @@ for request in [
 #[test]
 fn pipelined_requests_are_decided_and_recorded_one_by_one() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let (world, upstream) = start(
-        "pipelined_requests_are_decided_and_recorded_one_by_one",
-        ALLOW,
-        "",
-    )?;
+    let (world, upstream) = start(ALLOW, "")?;
     let answers = python(
         &world,
         r#"
@@ -347,11 +337,7 @@ print(json.dumps([part.split(" ")[0] for part in exchange(all).split("HTTP/1.1 "
 fn a_head_that_comes_too_slowly_or_not_in_whole_is_recorded() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let settings = "[limits]\nheaders_seconds = 1";
-    let (world, upstream) = start(
-        "a_head_that_comes_too_slowly_or_not_in_whole_is_recorded",
-        ALLOW,
-        settings,
-    )?;
+    let (world, upstream) = start(ALLOW, settings)?;
     let answers = python(
         &world,
         r#"

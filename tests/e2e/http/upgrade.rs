@@ -22,7 +22,7 @@ def first(request):
 #[test]
 fn a_websocket_passes_both_ways_and_is_counted() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let (world, upstream) = start("a_websocket_passes_both_ways_and_is_counted", ALLOW, "")?;
+    let (world, upstream) = start(ALLOW, "")?;
     let script = format!(
         r#"{SHAKE}
 sock = connect()
@@ -92,7 +92,7 @@ print(status(first(shake("/ws/b").replace("websocket", "other"))))
 #[test]
 fn a_new_policy_closes_a_live_websocket_that_it_denies() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let (world, _upstream) = start("a_new_policy_closes_a_live_websocket_that_it_denies", ALLOW, "")?;
+    let (world, _upstream) = start(ALLOW, "")?;
     let script = format!(
         r#"{PRELUDE}{SHAKE}
 sock = connect()

@@ -13,7 +13,7 @@ use super::{SERVER, policy, records, run, shown, start};
 #[test]
 fn a_hundred_streams_with_bodies_both_ways_and_trailers_share_a_connection() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let (world, server) = start("a_hundred_streams_share_a_connection", "")?;
+    let (world, server) = start("")?;
     assert_eq!(run(&world, &["streams"])?["streams"], "100 of 100");
     let records = records(&world, 100)?;
     let paths: BTreeSet<_> = records.iter().map(|record| record.text("path")).collect();
@@ -37,7 +37,7 @@ fn a_hundred_streams_with_bodies_both_ways_and_trailers_share_a_connection() -> 
 #[test]
 fn allowed_and_denied_streams_of_one_connection_are_decided_each_by_itself() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let (world, server) = start("allowed_and_denied_streams_of_one_connection", "")?;
+    let (world, server) = start("")?;
     let got = run(&world, &["mixed"])?;
     assert_eq!(got["mixed"], "['status 403'] ['status 200'] None");
     let records = records(&world, 40)?;
@@ -65,7 +65,7 @@ fn allowed_and_denied_streams_of_one_connection_are_decided_each_by_itself() -> 
 #[test]
 fn a_name_that_the_connection_is_not_for_and_a_stream_too_many_are_refused_alone() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let (world, _server) = start("a_name_that_the_connection_is_not_for", "")?;
+    let (world, _server) = start("")?;
     let got = run(&world, &["coalesced", "one-too-many"])?;
     assert_eq!(got["coalesced"], "status 200, status 421, status 200");
     assert_eq!(got["one-too-many"], "rst 7");
@@ -83,7 +83,7 @@ fn a_name_that_the_connection_is_not_for_and_a_stream_too_many_are_refused_alone
 #[test]
 fn an_upload_that_is_answered_early_is_stopped_and_the_connection_goes_on() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let (world, server) = start("an_upload_that_is_answered_early_is_stopped", "")?;
+    let (world, server) = start("")?;
     let got = run(&world, &["denied-upload", "early-upload"])?;
     assert_eq!(got["denied-upload"], "status 403, rst 0; status 403");
     assert_eq!(got["early-upload"], "status 200, rst 0; status 200");
@@ -108,7 +108,7 @@ fn an_upload_that_is_answered_early_is_stopped_and_the_connection_goes_on() -> R
 #[test]
 fn a_stream_that_is_taken_back_in_whatever_phase_has_one_record_and_is_taken_back_upstream() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let (world, server) = start("a_stream_that_is_taken_back_in_whatever_phase", "")?;
+    let (world, server) = start("")?;
     let cases = ["back-head", "back-body", "back-waiting", "back-answer"];
     let got = run(&world, &cases)?;
     assert!(got.values().all(|got| got == "status 200"), "{got:?}");
@@ -136,7 +136,7 @@ fn a_stream_that_is_taken_back_in_whatever_phase_has_one_record_and_is_taken_bac
 #[test]
 fn an_upstream_that_resets_its_stream_is_a_failed_call_and_no_more() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let (world, _server) = start("an_upstream_that_resets_its_stream_is_a_failed_call", "")?;
+    let (world, _server) = start("")?;
     // The reset may overtake the answer's head.
     let got = &run(&world, &["server-reset"])?["server-reset"];
     assert!(got.ends_with("rst 2"), "{got}");
@@ -158,7 +158,7 @@ fn peers(server: &Scripted, path: &str) -> Result<BTreeSet<String>> {
 #[test]
 fn requests_that_the_upstream_did_not_read_may_be_sent_again_and_the_client_is_told_so() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let (world, server) = start("requests_that_the_upstream_did_not_read", "")?;
+    let (world, server) = start("")?;
     let got = run(&world, &["goaway", "refuse"])?;
     assert_eq!(got["goaway"], "status 200, ['rst 7'], status 200");
     assert_eq!(got["refuse"], "rst 7");
@@ -176,10 +176,7 @@ fn requests_that_the_upstream_did_not_read_may_be_sent_again_and_the_client_is_t
 #[test]
 fn a_connection_on_which_the_upstream_says_nothing_gets_no_further_calls() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let (world, server) = start(
-        "a_connection_on_which_the_upstream_says_nothing",
-        "[limits]\nanswer_seconds = 1\n",
-    )?;
+    let (world, server) = start("[limits]\nanswer_seconds = 1\n")?;
     assert_eq!(run(&world, &["dead"])?["dead"], "status 504, status 200");
     assert_ne!(peers(&server, "/wait/dead")?, peers(&server, "/dead-after")?);
     Ok(())
@@ -188,7 +185,7 @@ fn a_connection_on_which_the_upstream_says_nothing_gets_no_further_calls() -> Re
 #[test]
 fn a_policy_that_takes_a_call_back_ends_its_stream_also_while_the_client_takes_nothing() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let (world, server) = start("a_policy_that_takes_a_call_back_ends_its_stream", "")?;
+    let (world, server) = start("")?;
     let words = ["/usr/bin/python3", "-c", super::CLIENT, API, "stalled"];
     let client = world
         .workload("billing")?
@@ -212,7 +209,7 @@ fn a_policy_that_takes_a_call_back_ends_its_stream_also_while_the_client_takes_n
 #[test]
 fn events_arrive_one_by_one_and_a_refused_grpc_call_has_nothing_but_a_head() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let (world, _server) = start("events_arrive_one_by_one", "")?;
+    let (world, _server) = start("")?;
     let got = run(&world, &["events", "grpc-denied"])?;
     assert_eq!(
         got["events"],
@@ -238,7 +235,7 @@ fn events_arrive_one_by_one_and_a_refused_grpc_call_has_nothing_but_a_head() -> 
 #[test]
 fn http_2_and_http_1_are_translated_both_ways() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let mut world = World::new("http_2_and_http_1_are_translated_both_ways")?;
+    let mut world = World::new()?;
     let new = world.scripted_by(SERVER, API, Some(API))?;
     world.upstream(Upstream::new("other.example.test").http1())?;
     world.policy("http2.toml", &policy())?;
@@ -274,5 +271,20 @@ fn http_2_and_http_1_are_translated_both_ways() -> Result<()> {
     assert_eq!(world.server("other.example.test")?.log()?[0].protocol, "HTTP/1.1");
     let arrived = new.arrived()?;
     assert_eq!((arrived.len(), arrived[0].body), (1, 4), "{arrived:?}");
+    Ok(())
+}
+
+#[test]
+fn a_refused_upload_is_a_refusal_to_clients_that_take_resets_for_failures() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let (world, _server) = start("")?;
+    let url = format!("https://{API}/denied/curl");
+    for body in ["short", "@/usr/bin/openssl"] {
+        let curl =
+            format!("curl -sS -o /dev/null -w %{{http_code}} -m 10 --http2 --data-binary {body} {url}");
+        let script = format!("for i in $(seq 15); do {curl}; echo; done");
+        let got = world.workload("billing")?.run(["sh", "-c", &script])?.ok()?;
+        assert_eq!(got, "403\n".repeat(15), "{body}");
+    }
     Ok(())
 }

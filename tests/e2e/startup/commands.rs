@@ -13,7 +13,7 @@ use crate::identity::API;
 #[test]
 fn without_an_agent_each_command_says_so_or_does_without() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = world("without_an_agent_each_command_says_so_or_does_without")?;
+    let world = world()?;
     let words = [
         "the agent does not answer at",
         "run/admin.sock",
@@ -44,7 +44,7 @@ fn the_log_is_followed_over_its_rotation_and_shown_from_all_its_files() -> Resul
     const BEFORE: usize = 500;
     const AFTER: usize = 20;
     require!(Root, CgroupV2, Btf, Agent);
-    let mut world = world("the_log_is_followed_over_its_rotation")?;
+    let mut world = world()?;
     world.audit_settings("max_size_mib = 1\nkeep = 9");
     world.upstream(harness::Upstream::new(API))?;
     world.start_agent()?;
@@ -106,7 +106,7 @@ fn the_log_is_followed_over_its_rotation_and_shown_from_all_its_files() -> Resul
 #[test]
 fn what_the_kernel_side_refuses_is_in_the_log_at_its_level() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let mut world = world("what_the_kernel_side_refuses_is_in_the_log_at_its_level")?;
+    let mut world = world()?;
     world.agent_env("CALLGATE_LOG", "callgate::supervisor=debug,info");
     world.start_agent()?;
     let send = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(('192.0.2.1', 443))";

@@ -16,7 +16,7 @@ const NO: Option<i32> = Some(1);
 #[test]
 fn a_refused_reload_keeps_the_policy_and_is_told_until_one_is_taken() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_refused_reload_keeps_the_policy_and_is_told")?;
+    let world = start()?;
     let bad = world.dir().join("policy.d/bad.toml");
     let faults: Vec<&str> = POLICY_FAULTS.iter().flat_map(|(at, what)| [*at, *what]).collect();
     let cases: [(&str, Vec<u8>, Vec<&str>); 4] = [
@@ -86,7 +86,7 @@ fn a_refused_reload_keeps_the_policy_and_is_told_until_one_is_taken() -> Result<
 #[test]
 fn a_credential_broken_at_reload_is_told_and_refuses_its_calls_alone() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let world = start("a_credential_broken_at_reload_is_told_and_refuses_its_calls")?;
+    let world = start()?;
     let secret = world.secret("token", "tok_startup_1")?;
     fs::set_permissions(&secret, Permissions::from_mode(0o644))?;
     let with_token = workload("billing", "", "paths = [\"/with\"]\n  credential = \"token\"")

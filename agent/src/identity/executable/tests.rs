@@ -1,7 +1,8 @@
 //! Real executables that are deleted, replaced, bind-mounted and too large.
 
-use std::path::Path;
 use std::process::{Child, Command};
+
+use nix::sys::stat::{fstat, stat};
 
 use super::*;
 
@@ -135,8 +136,8 @@ fn another_file_than_the_reported_one_is_refused() {
             "{wrong:?}"
         );
     }
-    let device = superblock_device(&own, &own.executable().unwrap());
-    assert!(device.is_some(), "the mount of this program is in mountinfo");
+    let mount = mount_of(&own, &own.executable().unwrap());
+    assert!(mount.is_some(), "the mount of this program is in mountinfo");
 }
 
 #[test]
@@ -167,10 +168,13 @@ fn a_digest_is_kept_only_once_the_file_has_settled() {
 }
 
 #[test]
-fn mounts_are_found_by_id_and_devices_read() {
-    let text = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n310 23 8:17 / / rw - ext4 /dev/x rw\n";
-    assert_eq!(device_of_mount(text, "310"), Some(makedev(8, 17)));
-    assert_eq!(device_of_mount(text, "3"), None);
+fn mounts_are_found_by_id_with_device_and_kind() {
+    let text =
+        "31 23 0:28 / /sys/fs/cgroup rw - fuse.sshfs x rw\n310 23 8:17 / / rw shared:1 - ext4 /dev/x rw\n";
+    let mount = |device, is_local| Some(Mount { device, is_local });
+    assert_eq!(find_mount(text, "310"), mount(makedev(8, 17), true));
+    assert_eq!(find_mount(text, "31"), mount(makedev(0, 28), false));
+    assert_eq!(find_mount(text, "3"), None);
 }
 
 #[test]

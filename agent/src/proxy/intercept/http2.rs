@@ -60,6 +60,7 @@ where
             drained = true;
             serving.as_mut().graceful_shutdown();
         }
+        streams.poll(cx);
         let polled = serving.as_mut().poll(cx);
         for rejection in tally.rejections(handed_over.get()) {
             record(&entry, Some(rejection));

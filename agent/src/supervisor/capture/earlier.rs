@@ -16,7 +16,7 @@ pub(in crate::supervisor) struct Stranger {
 impl Capture {
     /// Takes up each workload that is held already, whether or not the policy still has it: the next
     /// [`Capture::arm_all`] gives it what the policy says, which may be nothing. What has no name here any more keeps
-    /// its programs and loses its rights at once.
+    /// its programs and loses its rights at once; what is gone is forgotten.
     pub(super) fn take_up(&mut self) -> Result<(), Error> {
         let armed: BTreeSet<u64> = self.programs.armed().iter().map(|(id, _)| *id).collect();
         for (name, id) in self.workloads.present()? {
@@ -34,14 +34,16 @@ impl Capture {
             .copied()
             .collect();
         for (cgroup, number) in strange {
-            self.programs.withdraw(number)?;
-            if self.programs.is_attached(cgroup) {
+            if self.programs.exists(cgroup) {
+                self.programs.withdraw(number)?;
                 tracing::warn!(
                     cgroup,
                     number,
                     "an earlier run held a cgroup that is no workload now (another `cgroup_parent`?); it stays held, and nothing is allowed in it"
                 );
                 self.strangers.push(Stranger { cgroup, number });
+            } else {
+                self.programs.disarm(number)?;
             }
         }
         Ok(())

@@ -7,13 +7,16 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::audit::record::{self, Caller, Decision, PolicyVersion, Protocol};
+use tokio::sync::mpsc;
+
+use crate::audit::record::{self, Caller, Decision, PolicyVersion, Protocol, Record};
 use crate::audit::{Kind, Outcome};
 use crate::ebpf::{Origin, Reason, Report};
-use crate::identity::Cgroup;
 use crate::identity::resolve::{Claim, Resolver, Want};
+use crate::identity::{Cgroup, WorkloadName};
 use crate::policy::Policy;
 
+use super::super::answers::Answers;
 use super::super::capture::Capture;
 use super::{Records, blank, digest};
 
@@ -35,19 +38,18 @@ struct Flood {
 impl Floods {
     /// Whether this one has a record of its own; what has none is counted.
     fn is_each(&mut self, report: &Report, now: Instant) -> bool {
-        let workload = report.origin.workload();
-        if report.suppressed > 0 {
-            // The kernel counts what it leaves out, but not which kinds.
-            let unknown = self.flood(workload, Reason::EventSuppressed, now);
-            unknown.left_out += u64::from(report.suppressed);
+        // A connection that passed is not a try: each that the kernel tells of has its record, and each destination of
+        // those that it only counted.
+        if report.reason == Reason::Direct {
+            return true;
         }
-        let flood = self.flood(workload, report.reason, now);
-        // A connection that passed is not a try: each that the kernel tells of has its record.
-        let each = flood.recorded < EACH || report.reason == Reason::Direct;
+        let flood = self.flood(report.origin.workload(), report.reason, now);
+        // Of a sum nothing else is known that a record could say.
+        let each = flood.recorded < EACH && report.suppressed == 0;
         if each {
             flood.recorded += 1;
         } else {
-            flood.left_out += 1;
+            flood.left_out += u64::from(report.suppressed) + 1;
         }
         each
     }
@@ -74,15 +76,75 @@ impl Floods {
     }
 }
 
+/// How long facts about a caller may take: what can't be seen by then is not in its record.
+const FACTS: Duration = Duration::from_secs(1);
+
+/// Records whose callers are being looked at.
+#[derive(Debug)]
+pub(super) struct Looking {
+    under_way: usize,
+    found: mpsc::UnboundedReceiver<Record>,
+    tell: mpsc::UnboundedSender<Record>,
+}
+
+impl Default for Looking {
+    fn default() -> Self {
+        let (tell, found) = mpsc::unbounded_channel();
+        Self {
+            under_way: 0,
+            found,
+            tell,
+        }
+    }
+}
+
+impl Looking {
+    /// Looks at who it was, beside everything else: a file system that hangs must hold up nobody.
+    fn look(&mut self, answers: &Arc<Answers>, origin: Origin, mut record: Record) {
+        self.under_way += 1;
+        let (answers, tell) = (Arc::clone(answers), self.tell.clone());
+        tokio::spawn(async move {
+            let look = answers.about(origin.workload(), move |resolver| proven(&origin, resolver));
+            if let Ok(Ok(Some(caller))) = tokio::time::timeout(FACTS, look).await {
+                record.caller = Arc::new(caller);
+            }
+            // The receiver lives as long as the supervisor.
+            drop(tell.send(record));
+        });
+    }
+
+    fn take(&mut self) -> Vec<Record> {
+        let found: Vec<_> = std::iter::from_fn(|| self.found.try_recv().ok()).collect();
+        self.under_way = self.under_way.saturating_sub(found.len());
+        found
+    }
+}
+
 impl Records {
-    /// Records what the kernel reported since the last time. Call it also when that is nothing.
+    /// Waits for the facts of the last records.
+    pub(in super::super) async fn last_facts(&mut self) {
+        while self.looking.under_way > 0 {
+            let Some(record) = self.looking.found.recv().await else {
+                return;
+            };
+            self.looking.under_way -= 1;
+            self.append(&record);
+        }
+    }
+
+    /// Records what the kernel reported since the last time. Call it also when that is nothing. After the `last` time
+    /// nothing is kept for later but what [`Records::last_facts`] waits for.
     pub(in super::super) fn kernel(
         &mut self,
         reports: &[Report],
         capture: &Capture,
         (policy, generation): (&Policy, u64),
-        resolver: &Resolver,
+        answers: &Arc<Answers>,
+        last: bool,
     ) {
+        for record in self.looking.take() {
+            self.append(&record);
+        }
         let now = Instant::now();
         let version = Arc::new(PolicyVersion {
             digest: digest(policy.digest()),
@@ -92,38 +154,42 @@ impl Records {
             if !self.floods.is_each(report, now) {
                 continue;
             }
-            let mut record = blank(kind(report.reason), caller(&report.origin, capture, resolver));
-            record.original_destination = Some(report.origin.destination());
+            let workload = capture.name_of(report.origin.workload()).cloned();
+            let mut record = blank(kind(report.reason), reported(&report.origin, workload));
+            let destination = report.origin.destination();
+            record.original_destination =
+                Some(destination).filter(|to| to.port() != 0 || !to.ip().is_unspecified());
             record.protocol = protocol(report.origin.protocol());
-            self.decided(record, report.reason, 1, &version);
+            let count = u64::from(report.suppressed) + 1;
+            decided(&mut record, report.reason, count, &version);
+            if report.origin.has_caller() {
+                self.looking.look(answers, report.origin, record);
+            } else {
+                self.append(&record);
+            }
         }
-        for (workload, reason, count) in self.floods.over(now) {
+        for (workload, reason, count) in self.floods.over(if last { now + WINDOW } else { now }) {
             let caller = Caller {
                 workload: capture.name_of(workload).cloned(),
                 ..Caller::default()
             };
-            self.decided(blank(kind(reason), caller), reason, count, &version);
+            let mut record = blank(kind(reason), caller);
+            decided(&mut record, reason, count, &version);
+            self.append(&record);
         }
     }
+}
 
-    fn decided(
-        &mut self,
-        mut record: record::Record,
-        reason: Reason,
-        count: u64,
-        version: &Arc<PolicyVersion>,
-    ) {
-        record.policy = Some(Arc::clone(version));
-        record.count = Some(count);
-        if reason == Reason::Direct {
-            record.decision = Some(Decision::Allow);
-            record.outcome = Outcome::Completed;
-        } else {
-            record.decision = Some(Decision::Deny);
-            record.outcome = Outcome::Denied;
-            record.reason = Some(reason.as_str().into());
-        }
-        self.append(&record);
+fn decided(record: &mut Record, reason: Reason, count: u64, version: &Arc<PolicyVersion>) {
+    record.policy = Some(Arc::clone(version));
+    record.count = Some(count);
+    if reason == Reason::Direct {
+        record.decision = Some(Decision::Allow);
+        record.outcome = Outcome::Completed;
+    } else {
+        record.decision = Some(Decision::Deny);
+        record.outcome = Outcome::Denied;
+        record.reason = Some(reason.as_str().into());
     }
 }
 
@@ -143,22 +209,21 @@ fn protocol(number: u8) -> Option<Protocol> {
     }
 }
 
-/// Who it was, from what `/proc` and the cgroup tree still say of it; where they say nothing any more, from the
-/// kernel's own facts alone.
-fn caller(origin: &Origin, capture: &Capture, resolver: &Resolver) -> Caller {
+/// Who it was, from what `/proc` and the cgroup tree still say of it; `None` where they say nothing any more. Blocks.
+fn proven(origin: &Origin, resolver: &Resolver) -> Option<Caller> {
     let want = Want {
         exe: true,
         digest: false,
     };
-    if origin.has_caller()
-        && let Ok(identity) = resolver.resolve(&Claim::from(origin), want)
-    {
-        let mut caller = Caller::from(&identity);
-        // The kernel reported the file even where its path can't be proven.
-        caller.exe = caller.exe.or_else(|| exe(origin));
-        return caller;
-    }
-    let workload = capture.name_of(origin.workload()).cloned();
+    let identity = resolver.resolve(&Claim::from(origin), want).ok()?;
+    let mut caller = Caller::from(&identity);
+    // The kernel reported the file even where its path can't be proven.
+    caller.exe = caller.exe.or_else(|| exe(origin));
+    Some(caller)
+}
+
+/// Who it was, from the kernel's own facts alone.
+fn reported(origin: &Origin, workload: Option<WorkloadName>) -> Caller {
     if !origin.has_caller() {
         return Caller {
             workload,
@@ -207,22 +272,33 @@ mod tests {
         let mut floods = Floods::default();
         let start = Instant::now();
         let each = (0..1000)
-            .filter(|_| floods.is_each(&report(Reason::PortNotNamed, 2), start))
+            .filter(|_| floods.is_each(&report(Reason::PortNotNamed, 0), start))
             .count();
         assert_eq!(each, EACH as usize);
         assert!(
             floods.is_each(&report(Reason::UdpNotAllowed, 0), start),
             "another kind"
         );
+        // What the kernel counted is of a known kind too.
+        assert!(!floods.is_each(&report(Reason::PortNotNamed, 499), start));
+        assert!(!floods.is_each(&report(Reason::Egress, 6), start));
         assert!(floods.over(start).is_empty());
         let mut over = floods.over(start + WINDOW);
         over.sort_by_key(|(_, reason, _)| *reason as u32);
         let expected = [
-            (0, Reason::PortNotNamed, 1000 - u64::from(EACH)),
-            (0, Reason::EventSuppressed, 2000),
+            (0, Reason::PortNotNamed, 1500 - u64::from(EACH)),
+            (0, Reason::Egress, 7),
         ];
         assert_eq!(over, expected);
         assert!(floods.over(start + WINDOW).is_empty());
         assert!(floods.is_each(&report(Reason::PortNotNamed, 0), start + WINDOW));
+    }
+
+    #[test]
+    fn a_connection_that_passed_is_never_left_out() {
+        let mut floods = Floods::default();
+        let start = Instant::now();
+        assert!((0..1000).all(|_| floods.is_each(&report(Reason::Direct, 3), start)));
+        assert!(floods.over(start + WINDOW).is_empty());
     }
 }

@@ -1,0 +1,105 @@
+//! What is kept, and what goes.
+
+use std::convert::Infallible;
+
+use hyper_util::rt::TokioIo;
+use tokio::io::DuplexStream;
+use tokio::task::LocalSet;
+
+use super::*;
+use crate::addr::HostName;
+
+fn key(host: &str, workload: &str) -> Key {
+    Key {
+        workload: WorkloadName::parse(workload).unwrap(),
+        netns_cookie: 1,
+        authority: Authority {
+            host: HostName::parse(host).unwrap(),
+            port: 443,
+        },
+        scheme: Scheme::Https,
+        credential: None,
+        versions: Versions::Http1,
+        public: true,
+    }
+}
+
+fn peer(last: u8) -> UpstreamAddr {
+    UpstreamAddr(([192, 0, 2, last], 443).into())
+}
+
+/// Calls a host once and keeps the connection; the far end is there for as long as the answer lives.
+async fn call(pool: &Pool, key: &Key, to: UpstreamAddr) -> (Lease, Option<DuplexStream>) {
+    let mut far = None;
+    let dial = async || {
+        let (near, end) = tokio::io::duplex(1024);
+        far = Some(end);
+        let (sender, connection) = http1::handshake(TokioIo::new(near)).await.unwrap();
+        tokio::task::spawn_local(async move { drop(connection.await) });
+        Ok::<_, Infallible>(Dialled::Http1(sender))
+    };
+    let lease = pool.lease(key, to, dial).await.unwrap();
+    (lease, far)
+}
+
+fn pool(kept_per_workload: usize) -> Pool {
+    Pool::new(PoolLimits {
+        idle_per_key: 64,
+        idle: Duration::from_secs(50),
+        kept_per_workload,
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_workload_that_calls_ever_new_hosts_keeps_the_latest_connections_only() {
+    let checked = async {
+        let (pool, mut ends) = (pool(3), Vec::new());
+        let (lease, end) = call(&pool, &key("api.example", "other"), peer(1)).await;
+        pool.give_back(lease);
+        ends.push(end);
+        for n in 0..10 {
+            let (lease, end) = call(&pool, &key(&format!("n{n}.example"), "busy"), peer(n)).await;
+            pool.give_back(lease);
+            ends.push(end);
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        let idle = |entry: &Rc<Entry>| entry.exclusive.borrow().len();
+        let of = |workload: &str| {
+            let entries = pool.entries.borrow();
+            let own = entries
+                .iter()
+                .filter(|(key, _)| key.workload.as_str() == workload);
+            own.map(|(_, entry)| idle(entry)).sum::<usize>()
+        };
+        assert_eq!((of("busy"), of("other")), (3, 1));
+        for (n, kept) in [(6, false), (7, true), (9, true)] {
+            let (lease, _end) = call(&pool, &key(&format!("n{n}.example"), "busy"), peer(n)).await;
+            assert_eq!(lease.reused(), kept, "{n}");
+        }
+    };
+    LocalSet::new().run_until(checked).await;
+}
+
+#[tokio::test]
+async fn a_kept_connection_says_where_it_leads() {
+    let checked = async {
+        let pool = pool(3);
+        let key = key("api.example", "billing");
+        let (lease, _end) = call(&pool, &key, peer(1)).await;
+        assert_eq!(lease.peer(), peer(1));
+        pool.give_back(lease);
+        let private = Key {
+            public: false,
+            ..key.clone()
+        };
+        let (other, _far) = call(&pool, &private, peer(2)).await;
+        assert!(
+            !other.reused(),
+            "what a rule with `private` opened is for such rules"
+        );
+        let (again, _none) = call(&pool, &key, peer(3)).await;
+        assert!(again.reused());
+        assert_eq!(again.peer(), peer(1));
+    };
+    LocalSet::new().run_until(checked).await;
+}
