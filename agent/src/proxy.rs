@@ -104,7 +104,7 @@ pub struct DataThread {
 
 /// See [`Shared::refusals`].
 pub const REFUSALS: Rate = Rate {
-    burst: 200,
+    burst: 64,
     per_second: 20,
 };
 

@@ -308,7 +308,8 @@ fn new_file(dir: &Path, base: &str) -> Result<(File, PathBuf), Error> {
             .mode(0o600)
             .open(&path);
         match made {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            // Another run's table; what is no table is nothing that belongs here.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_file() => {
                 path = dir.join(format!("{base}.{number}"));
             }
             made => return Ok((made.map_err(at("make", &path))?, path)),
