@@ -35,7 +35,7 @@ use crate::dns::resolver::Settings as Names;
 use crate::enroll::trust::{Trust, write_bundle};
 use crate::memory;
 use crate::policy::store::{self, Loaded};
-use crate::policy::{Diagnostic, Policy, Source};
+use crate::policy::{CredentialName, Diagnostic, Policy, Source};
 use crate::systemd;
 use crate::tls;
 
@@ -185,7 +185,7 @@ impl Supervisor {
         let Loaded { policy, sources } = store::load_dir(&config.policy_dir);
         let policy = Arc::new(policy.map_err(Error::Policy)?);
         let mut keepers: Vec<Keeper> = policy.credentials().cloned().map(Keeper::new).collect();
-        settle(&mut keepers).await;
+        settle(&mut keepers, FIRST_VALUES).await;
         // All that an operator can have got wrong comes before the kernel side, which outlives a failed start.
         let socket = Socket::bind(&config.admin_socket)?;
         let records = Records::open(&config)?;
@@ -361,10 +361,10 @@ fn unprivileged(name: &str) -> Result<Unprivileged, Error> {
     })
 }
 
-/// First values, all sources side by side: a slow helper must not keep another credential waiting. Who waits here
-/// answers nobody meanwhile; a slow helper's value comes later.
-async fn settle(keepers: &mut [Keeper]) {
-    let settling = keepers.iter_mut().map(|keeper| keeper.settle(FIRST_VALUES));
+/// Values, all sources side by side: a slow helper must not keep another credential waiting. Who waits here answers
+/// nobody meanwhile; a value that takes longer than `limit` comes later.
+async fn settle(keepers: &mut [Keeper], limit: Duration) {
+    let settling = keepers.iter_mut().map(|keeper| keeper.settle(limit));
     futures_util::future::join_all(settling).await;
 }
 
@@ -381,6 +381,15 @@ fn credential(update: Update) -> ToWorker {
     ToWorker::Credential {
         name: update.name.to_string().into(),
         state,
+    }
+}
+
+fn unread(name: &CredentialName) -> ToWorker {
+    ToWorker::Credential {
+        name: name.to_string().into(),
+        state: CredentialState::Unavailable {
+            reason: "it has not been read yet".into(),
+        },
     }
 }
 

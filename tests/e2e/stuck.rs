@@ -3,9 +3,12 @@
 use std::fs;
 use std::io::Write as _;
 use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use harness::launch::wait_for;
 use harness::{Upstream, World, assert_record, require, wait};
+use nix::sys::signal::Signal;
 
 use crate::identity::{API, CODE, status, workload};
 
@@ -74,9 +77,8 @@ struct Ended(Child);
 #[expect(clippy::print_stderr, reason = "a destructor has nobody else to tell")]
 impl Drop for Ended {
     fn drop(&mut self) {
-        if let Err(error) = self.0.kill().and_then(|()| self.0.wait()) {
-            eprintln!("a process of the test could not be ended: {error}");
-        }
+        // One that has ended already is as good.
+        drop(self.0.kill().and_then(|()| self.0.wait()));
     }
 }
 
@@ -150,5 +152,39 @@ fn a_program_on_a_file_system_that_never_answers_holds_up_nobody() -> Result<()>
         .workload("billing")?
         .run(curl.into_iter().chain([url.as_str()]))?;
     assert_eq!(status(&reply), 200, "{reply:?}");
+    Ok(())
+}
+
+#[test]
+fn a_revocation_does_not_wait_for_a_slow_helper() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let mut world = World::new("a_revocation_does_not_wait_for_a_slow_helper")?;
+    world.upstream(Upstream::new(API))?;
+    let other = workload("other", "", "credential = \"slow\"")
+        + &format!("[credential.slow]\nhosts = [\"{API}:443\"]\nscheme = \"bearer\"\n")
+        + "source = { exec = [\"/bin/sleep\", \"600\"], timeout_seconds = 300 }\n";
+    world.policy("stuck.toml", &workload("billing", "", ""))?;
+    world.start_agent()?;
+    // One client all along: while the agent reloads, nobody enters a workload.
+    let script = r#"
+        call() { curl -sS -m 5 -o /dev/null -w '%{http_code}' "$0"; }
+        call
+        until [ "$(call)" = 403 ]; do :; done
+    "#;
+    let mut client = world
+        .workload("billing")?
+        .command(["sh", "-c", script, &format!("https://{API}/calls")])
+        .stdout(fs::File::create(world.dir().join("client"))?)
+        .spawn()?;
+    says(&world.dir().join("client"), "200")?;
+    world.policy(
+        "stuck.toml",
+        &(workload("billing", "", "paths = [\"/none\"]") + &other),
+    )?;
+    let asked = Instant::now();
+    world.agent()?.signal(Signal::SIGHUP)?;
+    assert!(wait_for(&mut client, wait::PATIENCE)?.success());
+    let took = asked.elapsed();
+    assert!(took < Duration::from_secs(2), "{took:?}");
     Ok(())
 }

@@ -1,14 +1,18 @@
 //! A changed policy: put in force whole, or not at all.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::crew::Role;
-use super::{Error, Supervisor, credential, settle};
+use super::{Error, FIRST_VALUES, Supervisor, credential, settle, unread};
 use crate::admin::Reloaded;
 use crate::credential::source::{Keeper, Value};
 use crate::memory;
 use crate::policy::store::{self, Loaded};
-use crate::policy::{Diagnostic, Policy, Source};
+use crate::policy::{CredentialName, Diagnostic, Policy, Source};
+
+/// How long a new policy waits for the first values of its credentials.
+const AT_ONCE: Duration = Duration::from_millis(200);
 
 impl Supervisor {
     /// Reads the policy again. With errors, everything stays as it is.
@@ -71,21 +75,28 @@ impl Supervisor {
     }
 
     async fn put_in_force(&mut self, policy: Arc<Policy>, sources: Vec<Source>) -> Result<(), Error> {
-        let armed = self.capture.arm_all(&policy);
-        if armed.is_err()
-            && let Err(error) = self.capture.arm_all(&self.policy)
-        {
-            tracing::error!(%error, "the kernel's plans of the last good policy could not all be put back");
-        }
-        let fresh = armed?;
+        let fresh = match self.capture.arm_all(&policy) {
+            Ok(fresh) => fresh,
+            Err(error) => {
+                // It may have come half-way: what it opened is closed again.
+                if let Err(error) = self.capture.arm_all(&self.policy) {
+                    tracing::error!(%error, "the kernel's plans can't be set back to the policy in force");
+                }
+                return Err(error);
+            }
+        };
         self.answers.set_workloads(&self.capture);
         self.policy = policy;
         self.sources = sources;
         self.generation += 1;
-        // Before the policy goes out: the worker refuses calls whose credential it has no value for. Only helpers
-        // are waited for later: a right that is taken back must not live as long as they take.
-        self.keep_credentials();
+        // Files are read by then, and calls go on; for slower sources no revocation waits.
+        let changed = self.keep_credentials();
+        settle(&mut self.keepers, AT_ONCE).await;
         self.crew.tell(|worker, role| {
+            // A value that was read for another definition does not serve the new one.
+            for name in &changed {
+                worker.send(unread(name))?;
+            }
             worker.send(self.policy_message())?;
             for update in self.keepers.iter().filter_map(Keeper::current) {
                 worker.send(credential(update))?;
@@ -97,32 +108,33 @@ impl Supervisor {
             }
             Ok(())
         });
-        settle(&mut self.keepers).await;
+        self.capture.mark_armed()?;
+        settle(&mut self.keepers, FIRST_VALUES).await;
         self.crew.tell(|worker, _role| {
             for update in self.keepers.iter().filter_map(Keeper::current) {
                 worker.send(credential(update))?;
             }
             Ok(())
         });
-        self.capture.mark_armed()?;
         memory::give_back();
         Ok(())
     }
 
-    /// Keeps what is known of credentials that the new policy has unchanged; reads the others.
-    fn keep_credentials(&mut self) {
+    /// Keeps what is known of credentials that the new policy has unchanged; gives the names of the others.
+    fn keep_credentials(&mut self) -> Vec<CredentialName> {
+        let mut changed = Vec::new();
         let mut old = std::mem::take(&mut self.keepers);
         for spec in self.policy.credentials() {
             let kept = old.iter().position(|keeper| keeper.spec() == spec);
             self.keepers.push(match kept {
                 Some(place) => old.swap_remove(place),
-                None => Keeper::new(spec.clone()),
+                None => {
+                    changed.push(spec.name.clone());
+                    Keeper::new(spec.clone())
+                }
             });
         }
-        for keeper in &mut self.keepers {
-            // What it found is its current value.
-            drop(keeper.poll());
-        }
+        changed
     }
 }
 
