@@ -158,7 +158,7 @@ fn a_program_on_a_file_system_that_never_answers_holds_up_nobody() -> Result<()>
 #[test]
 fn a_revocation_does_not_wait_for_a_slow_helper() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    let mut world = World::new("a_revocation_does_not_wait_for_a_slow_helper")?;
+    let mut world = World::new()?;
     world.upstream(Upstream::new(API))?;
     let other = workload("other", "", "credential = \"slow\"")
         + &format!("[credential.slow]\nhosts = [\"{API}:443\"]\nscheme = \"bearer\"\n")
