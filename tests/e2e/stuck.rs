@@ -74,7 +74,6 @@ sys.stdin.readline()
 /// Ends the process with the test: its file system answers with errors then, and whoever hangs goes on.
 struct Ended(Child);
 
-#[expect(clippy::print_stderr, reason = "a destructor has nobody else to tell")]
 impl Drop for Ended {
     fn drop(&mut self) {
         // One that has ended already is as good.
