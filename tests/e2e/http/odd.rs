@@ -5,220 +5,155 @@ use harness::require;
 
 use super::{ALLOW, calls, python, shown, start};
 
-/// Name, the request's bytes as a Python expression, status, and outcome and reason of the record.
-type Case = (&'static str, &'static str, u64, &'static str);
+/// How requests are refused: the answer's status, the record's reason and whose fault it is, and each request with its
+/// name and its bytes as a Python expression.
+struct Refusal {
+    status: u64,
+    reason: &'static str,
+    source: &'static str,
+    requests: &'static [(&'static str, &'static str)],
+}
 
-const MALFORMED: [Case; 21] = [
-    (
-        "a quote in the query",
-        r#"get("/x/quote?a\"b")"#,
-        400,
-        "malformed_request",
-    ),
-    (
-        "cl-te",
-        r#"get("/x/cl-te", "Content-Length: 5", "Transfer-Encoding: chunked", method="POST", body="0\r\n\r\n")"#,
-        400,
-        "malformed_request",
-    ),
-    (
-        "te-cl",
-        r#"get("/x/te-cl", "Transfer-Encoding: chunked", "Content-Length: 5", method="POST", body="0\r\n\r\n")"#,
-        400,
-        "malformed_request",
-    ),
-    (
-        "two equal lengths",
-        r#"get("/x/cl2", "Content-Length: 1", "Content-Length: 1", method="POST", body="a")"#,
-        400,
-        "malformed_request",
-    ),
-    (
-        "two lengths",
-        r#"get("/x/cl-cl", "Content-Length: 1", "Content-Length: 2", method="POST", body="ab")"#,
-        400,
-        "malformed_request",
-    ),
-    (
-        "a list of lengths",
-        r#"get("/x/cl-list", "Content-Length: 1, 1", method="POST", body="a")"#,
-        400,
-        "malformed_request",
-    ),
-    (
-        "a coding after chunked",
-        r#"get("/x/te-id", "Transfer-Encoding: chunked, identity", method="POST", body="0\r\n\r\n")"#,
-        400,
-        "malformed_request",
-    ),
-    (
-        "another coding",
-        r#"get("/x/te-x", "Transfer-Encoding: xchunked", method="POST", body="0\r\n\r\n")"#,
-        400,
-        "malformed_request",
-    ),
-    (
-        "a blank before the colon",
-        r#"get("/x/blank", "Transfer-Encoding : chunked", method="POST", body="0\r\n\r\n")"#,
-        400,
-        "malformed_request",
-    ),
-    (
-        "bare LF",
-        r#"get("/x/lf").replace("\r\n", "\n")"#,
-        400,
-        "malformed_request",
-    ),
-    (
-        "one bare LF",
-        r#"get("/x/lf1", "A: b\nC: d")"#,
-        400,
-        "malformed_request",
-    ),
-    (
-        "obs-fold",
-        r#"get("/x/fold", "A: b\r\n c")"#,
-        400,
-        "malformed_request",
-    ),
-    (
-        "NUL in a value",
-        r#"get("/x/nul", "A: b\0c")"#,
-        400,
-        "malformed_request",
-    ),
-    (
-        "CR in a value",
-        r#"get("/x/cr", "A: b\rc")"#,
-        400,
-        "malformed_request",
-    ),
-    (
-        "two hosts",
-        r#"get("/x/host2", "Host: raw.example.test")"#,
-        400,
-        "malformed_request",
-    ),
-    (
-        "no host",
-        r#"get("/x/host0").replace("Host: raw.example.test\r\n", "")"#,
-        400,
-        "no_name",
-    ),
-    (
-        "Connection names Host",
-        r#"get("/x/conn", "Connection: Host")"#,
-        400,
-        "malformed_request",
-    ),
-    (
-        "HTTP/1.2",
-        r#"get("/x/version").replace("HTTP/1.1", "HTTP/1.2")"#,
-        400,
-        "malformed_request",
-    ),
-    (
-        "a blank in the target",
-        r#"get("/x/a b")"#,
-        400,
-        "malformed_request",
-    ),
-    (
-        "no colon",
-        r#"get("/x/colon", "nonsense")"#,
-        400,
-        "malformed_request",
-    ),
-    (
-        "a target that is none",
-        r#"get("/x/<a>")"#,
-        400,
-        "malformed_request",
-    ),
+const MALFORMED: [Refusal; 2] = [
+    Refusal {
+        status: 400,
+        reason: "malformed_request",
+        source: "downstream",
+        requests: &[
+            ("a quote in the query", r#"get("/x/quote?a\"b")"#),
+            (
+                "cl-te",
+                r#"get("/x/cl-te", "Content-Length: 5", "Transfer-Encoding: chunked", method="POST", body="0\r\n\r\n")"#,
+            ),
+            (
+                "te-cl",
+                r#"get("/x/te-cl", "Transfer-Encoding: chunked", "Content-Length: 5", method="POST", body="0\r\n\r\n")"#,
+            ),
+            (
+                "two equal lengths",
+                r#"get("/x/cl2", "Content-Length: 1", "Content-Length: 1", method="POST", body="a")"#,
+            ),
+            (
+                "two lengths",
+                r#"get("/x/cl-cl", "Content-Length: 1", "Content-Length: 2", method="POST", body="ab")"#,
+            ),
+            (
+                "a list of lengths",
+                r#"get("/x/cl-list", "Content-Length: 1, 1", method="POST", body="a")"#,
+            ),
+            (
+                "a coding after chunked",
+                r#"get("/x/te-id", "Transfer-Encoding: chunked, identity", method="POST", body="0\r\n\r\n")"#,
+            ),
+            (
+                "another coding",
+                r#"get("/x/te-x", "Transfer-Encoding: xchunked", method="POST", body="0\r\n\r\n")"#,
+            ),
+            (
+                "a blank before the colon",
+                r#"get("/x/blank", "Transfer-Encoding : chunked", method="POST", body="0\r\n\r\n")"#,
+            ),
+            ("bare LF", r#"get("/x/lf").replace("\r\n", "\n")"#),
+            ("one bare LF", r#"get("/x/lf1", "A: b\nC: d")"#),
+            ("obs-fold", r#"get("/x/fold", "A: b\r\n c")"#),
+            ("NUL in a value", r#"get("/x/nul", "A: b\0c")"#),
+            ("CR in a value", r#"get("/x/cr", "A: b\rc")"#),
+            ("two hosts", r#"get("/x/host2", "Host: raw.example.test")"#),
+            ("Connection names Host", r#"get("/x/conn", "Connection: Host")"#),
+            ("HTTP/1.2", r#"get("/x/version").replace("HTTP/1.1", "HTTP/1.2")"#),
+            ("a blank in the target", r#"get("/x/a b")"#),
+            ("no colon", r#"get("/x/colon", "nonsense")"#),
+            ("a target that is none", r#"get("/x/<a>")"#),
+        ],
+    },
+    Refusal {
+        status: 400,
+        reason: "no_name",
+        source: "policy",
+        requests: &[(
+            "no host",
+            r#"get("/x/host0").replace("Host: raw.example.test\r\n", "")"#,
+        )],
+    },
 ];
 
-const FORBIDDEN: [Case; 17] = [
-    (
-        "another host",
-        r#"get("/x/other", host="other.example.test")"#,
-        421,
-        "name_mismatch",
-    ),
-    (
-        "another port",
-        r#"get("/x/port", host="raw.example.test:8443")"#,
-        421,
-        "name_mismatch",
-    ),
-    (
-        "absolute form elsewhere",
-        r#"get("https://other.example.test/x/abs")"#,
-        421,
-        "name_mismatch",
-    ),
-    (
-        "absolute form in the clear",
-        r#"get("http://raw.example.test/x/abs")"#,
-        421,
-        "name_mismatch",
-    ),
-    (
-        "CONNECT",
-        r#"get("raw.example.test:443", method="CONNECT")"#,
-        403,
-        "forbidden_form",
-    ),
-    (
-        "TRACE",
-        r#"get("/x/trace", method="TRACE")"#,
-        403,
-        "forbidden_form",
-    ),
-    (
-        "h2c",
-        r#"get("/x/h2c", "Upgrade: h2c", "Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAMAAABkAAQAAP__")"#,
-        403,
-        "forbidden_form",
-    ),
-    ("dots", r#"get("/x/../y")"#, 403, "ambiguous_path"),
-    ("encoded dots", r#"get("/x/%2e%2e/y")"#, 403, "ambiguous_path"),
-    ("two slashes", r#"get("/x//y")"#, 403, "ambiguous_path"),
-    ("a backslash", r#"get("/x\\y")"#, 403, "ambiguous_path"),
-    ("an encoded slash", r#"get("/x%2fy")"#, 403, "ambiguous_path"),
-    ("an encoded backslash", r#"get("/x%5cy")"#, 403, "ambiguous_path"),
-    ("an encoded NUL", r#"get("/x%00y")"#, 403, "ambiguous_path"),
-    (
-        "too many fields",
-        r#"get("/x/many", *(f"A{n}: b" for n in range(99)))"#,
-        431,
-        "head_too_large",
-    ),
-    (
-        "too long a field",
-        r#"get("/x/long", "A: " + "b" * 66000)"#,
-        431,
-        "head_too_large",
-    ),
-    (
-        "too long a line",
-        r#"get("/x/" + "a" * 66000)"#,
-        431,
-        "head_too_large",
-    ),
+const FORBIDDEN: [Refusal; 4] = [
+    Refusal {
+        status: 421,
+        reason: "name_mismatch",
+        source: "policy",
+        requests: &[
+            ("another host", r#"get("/x/other", host="other.example.test")"#),
+            ("another port", r#"get("/x/port", host="raw.example.test:8443")"#),
+            (
+                "absolute form elsewhere",
+                r#"get("https://other.example.test/x/abs")"#,
+            ),
+            (
+                "absolute form in the clear",
+                r#"get("http://raw.example.test/x/abs")"#,
+            ),
+        ],
+    },
+    Refusal {
+        status: 403,
+        reason: "forbidden_form",
+        source: "policy",
+        requests: &[
+            ("CONNECT", r#"get("raw.example.test:443", method="CONNECT")"#),
+            ("TRACE", r#"get("/x/trace", method="TRACE")"#),
+            (
+                "h2c",
+                r#"get("/x/h2c", "Upgrade: h2c", "Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAMAAABkAAQAAP__")"#,
+            ),
+        ],
+    },
+    Refusal {
+        status: 403,
+        reason: "ambiguous_path",
+        source: "policy",
+        requests: &[
+            ("dots", r#"get("/x/../y")"#),
+            ("encoded dots", r#"get("/x/%2e%2e/y")"#),
+            ("two slashes", r#"get("/x//y")"#),
+            ("a backslash", r#"get("/x\\y")"#),
+            ("an encoded slash", r#"get("/x%2fy")"#),
+            ("an encoded backslash", r#"get("/x%5cy")"#),
+            ("an encoded NUL", r#"get("/x%00y")"#),
+        ],
+    },
+    Refusal {
+        status: 431,
+        reason: "head_too_large",
+        source: "downstream",
+        requests: &[
+            (
+                "too many fields",
+                r#"get("/x/many", *(f"A{n}: b" for n in range(99)))"#,
+            ),
+            ("too long a field", r#"get("/x/long", "A: " + "b" * 66000)"#),
+            ("too long a line", r#"get("/x/" + "a" * 66000)"#),
+        ],
+    },
 ];
 
 /// Each on a connection of its own: the status, one record with the reason, and nothing upstream.
-fn refused(cases: &[Case]) -> Result<()> {
+fn refused(refusals: &[Refusal]) -> Result<()> {
     let (world, upstream) = start(ALLOW, "")?;
-    let requests: Vec<_> = cases.iter().map(|case| case.1).collect();
+    let cases: Vec<_> = refusals
+        .iter()
+        .flat_map(|refusal| refusal.requests.iter().map(move |request| (refusal, request)))
+        .collect();
+    let requests: Vec<_> = cases.iter().map(|(_, (_, request))| *request).collect();
     let script = format!(
         "for request in [{}]:\n    print(json.dumps(exchange(request)))\n",
         requests.join(",\n")
     );
     let answers = python(&world, &script)?;
     let records = calls(&world, cases.len())?;
-    for (((what, _, status, reason), answer), record) in cases.iter().zip(&answers).zip(&records) {
+    for (((refusal, (what, _)), answer), record) in cases.iter().zip(&answers).zip(&records) {
         let answer = answer.as_str().context("no text")?;
+        let status = refusal.status;
         assert!(
             answer.starts_with(&format!("HTTP/1.1 {status} ")),
             "{what}: {answer}"
@@ -228,14 +163,10 @@ fn refused(cases: &[Case]) -> Result<()> {
             answer.contains(&record.text("id")),
             "{what}: {answer}\n{record:?}"
         );
-        assert_eq!(record.field("status"), *status, "{what}: {record:?}");
-        let source = match *reason {
-            "malformed_request" | "head_too_large" => "downstream",
-            _ => "policy",
-        };
+        assert_eq!(record.field("status"), status, "{what}: {record:?}");
         assert_eq!(
             shown(record, &["outcome", "reason", "error.source"]),
-            format!("denied {reason} {source}"),
+            format!("denied {} {}", refusal.reason, refusal.source),
             "{what}: {record:?}"
         );
     }
