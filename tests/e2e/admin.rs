@@ -102,11 +102,7 @@ fn connections_that_say_nothing_take_neither_descriptors_nor_anyones_turn() -> R
 
 #[test]
 fn a_process_that_got_the_number_of_a_peer_is_not_the_peer() -> Result<()> {
-    require!(Root, CgroupV2, Btf, Agent);
-    if !fs::exists("/proc/sys/kernel/ns_last_pid")? {
-        eprintln!("skipped: the kernel has no ns_last_pid (CONFIG_CHECKPOINT_RESTORE)");
-        return Ok(());
-    }
+    require!(Root, CgroupV2, Btf, Agent, NextPid);
     let world = start()?;
     let socket = world.dir().join("run/admin.sock");
     let socket = socket.to_str().context("a path")?;

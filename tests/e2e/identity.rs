@@ -389,6 +389,34 @@ fn a_units_name_counts_only_where_pid_1_puts_it() -> Result<()> {
 }
 
 #[test]
+fn a_setuid_program_calls_as_the_user_who_started_it() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start(&workload("billing", "", "user = \"root\""))?;
+    let program = world.dir().join("run/setuid-curl");
+    copy_of("/usr/bin/curl", &program)?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o4755))?;
+    let program = program.to_str().context("a path")?;
+    let inside = world.cgroup().join("workloads/callgate-billing.slice/service");
+    fs::create_dir(&inside)?;
+    let call = |user: u32, path: &str| {
+        let url = format!("https://{API}{path}");
+        let args = [program, "-ksS", "-o", "/dev/null", "-w", CODE, &url];
+        Place::in_cgroup(&inside).as_user(user).run(args)
+    };
+    let root = call(0, "/by-root")?;
+    assert_eq!(status(&root), 200, "{root:?}");
+    let nobody = call(NOBODY, "/by-nobody")?;
+    assert_eq!(status(&nobody), 403, "{nobody:?}");
+    assert_record!(
+        world,
+        "path" = "/by-nobody",
+        "uid" = NOBODY,
+        "reason" = "caller_not_allowed"
+    );
+    Ok(())
+}
+
+#[test]
 fn two_workloads_at_once_are_not_mixed_up() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     const PROCESSES: usize = 5;

@@ -7,8 +7,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 use harness::{Output, Record, Upstream, World, assert_record, require, wait};
-use serde_json::Value;
 
+use crate::http2::run_script;
 use crate::identity::{API, CODE, status, workload};
 
 const CLIENT: &str = include_str!("tls/client.py");
@@ -24,14 +24,7 @@ fn start(settings: &str) -> Result<World> {
 
 /// Runs the client's cases in one managed process; what it got, by case.
 fn run(world: &World, cases: &[&str]) -> Result<BTreeMap<String, String>> {
-    let fixed = ["/usr/bin/python3", "-c", CLIENT, API];
-    let output = world.workload("billing")?.run(fixed.iter().chain(cases))?.ok()?;
-    let read = |line: &str| {
-        let line: Value = serde_json::from_str(line).with_context(|| line.to_owned())?;
-        let text = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
-        Ok((text("case"), text("got")))
-    };
-    output.lines().map(read).collect()
+    run_script(world, CLIENT, cases)
 }
 
 /// `openssl s_client` as a managed process; its input ends when the handshake is over.

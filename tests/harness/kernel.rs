@@ -26,6 +26,8 @@ pub enum Feature {
     Strace,
     /// io_uring, which some kernels and sandboxes switch off.
     IoUring,
+    /// A file that says which process id comes next (CONFIG_CHECKPOINT_RESTORE).
+    NextPid,
 }
 
 /// What CI's machine is known to lack; a skip for anything else fails there.
@@ -54,6 +56,10 @@ impl Feature {
                     .args(["-qq", "-o", "/dev/null", "true"])
                     .status();
                 (!works.is_ok_and(|status| status.success())).then(|| "strace does not work here".to_owned())
+            }
+            Self::NextPid => {
+                let file = "/proc/sys/kernel/ns_last_pid";
+                (!Path::new(file).exists()).then(|| format!("the kernel has no {file}"))
             }
             Self::IoUring => {
                 let off = fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
