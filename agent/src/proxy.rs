@@ -13,7 +13,6 @@ pub mod connection;
 mod failure;
 mod figures;
 mod finish;
-mod flood;
 mod forward;
 mod in_force;
 mod intercept;
@@ -102,7 +101,7 @@ pub struct DataThread {
     connectors: RefCell<HashMap<WorkloadName, tls::upstream::Connector>>,
 }
 
-/// See [`Shared::refusals`].
+/// Records of refused connections or questions of one workload, each for itself; beyond it they are counted.
 pub const REFUSALS: Rate = Rate {
     burst: 64,
     per_second: 20,

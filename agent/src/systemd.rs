@@ -2,8 +2,6 @@
 //!
 //! Everything here does nothing where there is no service manager (`NOTIFY_SOCKET` is unset).
 
-use std::time::Duration;
-
 use sd_notify::NotifyState;
 
 /// Says that the agent serves.
@@ -32,12 +30,6 @@ pub fn stopping() {
 /// Feeds the watchdog.
 pub fn alive() {
     notify(&[NotifyState::Watchdog]);
-}
-
-/// How often [`alive`] has to be called: half of what the unit says; `None` without a watchdog.
-#[must_use]
-pub fn watchdog_interval() -> Option<Duration> {
-    sd_notify::watchdog_enabled().map(|timeout| timeout / 2)
 }
 
 fn notify(states: &[NotifyState<'_>]) {

@@ -56,6 +56,13 @@ fn put_back(world: &World, times: u64) -> Result<()> {
     })
 }
 
+/// A managed call goes by the agent.
+fn is_captured(world: &World) -> Result<()> {
+    assert_eq!(call(world, "/after")?, 200);
+    assert_record!(world, "path" = "/after", "workload" = "billing");
+    Ok(())
+}
+
 #[test]
 fn pins_that_are_removed_open_nothing_and_are_put_back() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
@@ -74,9 +81,7 @@ fn pins_that_are_removed_open_nothing_and_are_put_back() -> Result<()> {
     // The next run takes over what was put back.
     world.kill_agent()?;
     world.start_agent()?;
-    assert_eq!(call(&world, "/after")?, 200);
-    assert_record!(world, "path" = "/after", "workload" = "billing");
-    Ok(())
+    is_captured(&world)
 }
 
 #[test]
@@ -87,8 +92,7 @@ fn links_that_are_detached_are_made_again() -> Result<()> {
     detach.extend(pins(&world)?.into_iter().map(PathBuf::into_os_string));
     world.unmanaged()?.run(detach)?.ok()?;
     put_back(&world, 1)?;
-    assert_eq!(call(&world, "/after")?, 200);
-    assert_record!(world, "path" = "/after", "workload" = "billing");
+    is_captured(&world)?;
     recorded(&world, "cg_connect4")
 }
 
@@ -103,9 +107,7 @@ fn a_bpf_file_system_that_is_unmounted_is_mounted_again() -> Result<()> {
     pins(&world)?;
     world.kill_agent()?;
     world.start_agent()?;
-    assert_eq!(call(&world, "/after")?, 200);
-    assert_record!(world, "path" = "/after", "workload" = "billing");
-    Ok(())
+    is_captured(&world)
 }
 
 #[test]

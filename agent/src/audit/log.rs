@@ -172,7 +172,7 @@ impl Log {
         ))
     }
 
-    /// Counts a call or connection that was refused in a flood and has no record of its own: the counts make one now
+    /// Counts a call, connection or question that was refused in a flood and has no record of its own: the counts make one now
     /// and then.
     pub fn count_refused(&self, workload: &Option<WorkloadName>, reason: DenialReason) {
         self.0.shared.count_over(workload, reason.code());

@@ -68,11 +68,6 @@ impl Recorder {
         self.record.policy = Some(Arc::clone(version));
     }
 
-    /// It stands for so many of its kind.
-    pub fn stands_for(&mut self, count: u64) {
-        self.record.count = Some(count);
-    }
-
     /// Policy allowed it, or let it through in `observe` mode.
     pub fn permitted(&mut self, permit: &Permit) {
         self.record.rule = permit.rule().map(|rule| rule.as_ref().into());
