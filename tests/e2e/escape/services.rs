@@ -61,6 +61,8 @@ fn a_command_can_not_ask_the_users_terminal_to_run_something() -> Result<()> {
             .unmanaged()?
             .user(NOBODY)
             .env("HOME", "/nonexistent")
+            // Without it tmux takes the shell of the user, and that of nobody runs nothing.
+            .env("SHELL", "/bin/sh")
             .command(["tmux", "-D", "-S", &socket, "-f", "/dev/null"])
             .spawn()?;
         let _session = Session {
