@@ -32,6 +32,8 @@ mod http;
 mod http2;
 /// Who is calling: what the records say of the caller, and that nobody passes for another.
 mod identity;
+/// The package on a booted Debian.
+mod installed;
 /// Hosts that keep cgroups elsewhere, and kernels that lack something.
 mod layout;
 /// What the policy no longer names when the agent comes back.

@@ -29,6 +29,9 @@ const BUILD_PACKAGES: &[&str] = &[
     "libzstd-dev",
     "zlib1g-dev",
     "libxml2-dev",
+    "binutils",
+    "debhelper",
+    "dpkg-dev",
 ];
 
 /// What tests and demo use: real clients, a real server, and the tools that make a sandbox.
@@ -37,6 +40,7 @@ const RUN_PACKAGES: &[&str] = &[
     "ca-certificates",
     "curl",
     "iproute2",
+    "mmdebstrap",
     "nginx-light",
     "openssl",
     "procps",
@@ -44,6 +48,8 @@ const RUN_PACKAGES: &[&str] = &[
     "python3-grpcio",
     "python3-h2",
     "strace",
+    "systemd-container",
+    "tmux",
     "util-linux",
 ];
 
