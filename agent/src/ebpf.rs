@@ -17,6 +17,7 @@ pub mod foreign;
 pub mod loader;
 pub mod maps;
 mod object;
+pub mod others;
 mod perimeter;
 mod pins;
 mod suppressed;
@@ -32,6 +33,7 @@ pub use features::Feature;
 pub use foreign::Marks;
 pub use loader::{LoadOptions, Programs, WorkerFds};
 pub use maps::{Liveness, Origins};
+pub use others::{Other, others};
 pub use workload::{Direct, Transport, WorkloadPlan};
 
 /// What can go wrong between the agent and the kernel.

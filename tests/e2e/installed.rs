@@ -20,6 +20,17 @@ scheme = "bearer"
 source = { file = "/etc/callgate/secrets/api" }
 "#;
 
+const CALL: [&str; 8] = [
+    "callgate",
+    "exec",
+    "--workload",
+    "billing",
+    "--",
+    "curl",
+    "-sS",
+    "https://api.example.test/v1/charges",
+];
+
 fn installed() -> Result<Bed> {
     let mut world = World::new()?;
     world.upstream(Upstream::new("api.example.test").bearer("s3cret", "acme"))?;
@@ -33,17 +44,7 @@ fn installed() -> Result<Bed> {
 fn a_fresh_package_runs_the_agent_and_its_first_policy_lets_a_call_out() -> Result<()> {
     require!(Root, CgroupV2, Btf, Bed);
     let bed = installed()?;
-    let call = [
-        "callgate",
-        "exec",
-        "--workload",
-        "billing",
-        "--",
-        "curl",
-        "-sS",
-        "https://api.example.test/v1/charges",
-    ];
-    let reply = bed.run(call)?.ok()?;
+    let reply = bed.run(CALL)?.ok()?;
     assert!(reply.contains("acme"), "{reply}");
     assert_record!(
         bed,
@@ -51,5 +52,25 @@ fn a_fresh_package_runs_the_agent_and_its_first_policy_lets_a_call_out() -> Resu
         "status" = 200,
         "credential.name" = "api"
     );
+    Ok(())
+}
+
+#[test]
+fn filters_that_systemd_puts_on_workloads_are_named_by_the_doctor_and_do_no_harm() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let bed = installed()?;
+    // systemd puts the programs of this setting on the unit's own cgroup, below the workload's.
+    let unit = [
+        "systemd-run",
+        "--slice=callgate-billing.slice",
+        "--property=IPAddressDeny=192.0.2.0/24",
+        "sleep",
+        "60",
+    ];
+    bed.run(unit)?.ok()?;
+    let doctor = bed.run(["callgate", "doctor"])?;
+    assert!(doctor.stdout.contains("only filters: sd_fw_egress"), "{doctor:?}");
+    let reply = bed.run(CALL)?.ok()?;
+    assert!(reply.contains("acme"), "{reply}");
     Ok(())
 }

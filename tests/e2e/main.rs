@@ -18,6 +18,8 @@ mod capture_wire;
 mod credential;
 /// Names: what a workload may ask, by UDP and TCP.
 mod dns;
+/// What the doctor finds.
+mod doctor;
 /// A command under `exec` can neither leave its workload nor undo what holds it.
 mod escape;
 /// What is missing, broken or gone refuses, and is got over.

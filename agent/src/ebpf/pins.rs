@@ -71,6 +71,8 @@ pub(super) struct Pins {
     maps: Vec<(&'static str, OwnedFd)>,
 }
 
+const LINKS: &str = "links";
+
 /// Where distributions mount one for all. Below it nothing can be made before: it lies on sysfs.
 const STANDARD: &str = "/sys/fs/bpf";
 
@@ -118,7 +120,7 @@ impl Pins {
     }
 
     fn links(&self) -> PathBuf {
-        self.dir.join("links")
+        self.dir.join(LINKS)
     }
 
     fn links_of(&self, cgroup: u64) -> PathBuf {
@@ -167,6 +169,19 @@ impl Pins {
                 self.links.insert((cgroup, entry.program), link);
             }
         }
+    }
+
+    /// The numbers of the programs of all links that are pinned below `dir`; none where nothing is.
+    pub(super) fn programs(dir: &Path) -> Result<BTreeSet<u32>, Error> {
+        let mut programs = BTreeSet::new();
+        for cgroup in children(&dir.join(LINKS))? {
+            for pin in children(&cgroup)? {
+                let info = sys::obj_get(&pin).and_then(|link| sys::link_info(link.as_fd()));
+                let info = info.map_err(|source| Error::file("open the link", pin, source))?;
+                programs.insert(info.program);
+            }
+        }
+        Ok(programs)
     }
 
     /// The cgroups that links are held of.
