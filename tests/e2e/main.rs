@@ -55,6 +55,9 @@ mod reflect;
 mod replace;
 /// A right that is taken back while it is used.
 mod revoke;
+/// Unmodified programs of many runtimes on a booted Debian, each with its row in the README's table.
+#[cfg(test)]
+mod runtimes;
 /// The harness itself: the sandbox is one, the upstream tells callers apart, nothing is left behind.
 mod sandbox;
 /// What an operator can get wrong at start and reload: said clearly, nothing left behind, nothing lost.

@@ -39,6 +39,7 @@ const RUN_PACKAGES: &[&str] = &[
     "bind9-dnsutils",
     "ca-certificates",
     "curl",
+    "git",
     "iproute2",
     "mmdebstrap",
     "nginx-light",

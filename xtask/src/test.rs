@@ -37,6 +37,7 @@ pub(crate) fn all(filter: Option<&str>) -> Result<(Tally, Outcome)> {
         let mut whole = suite(&end_to_end, filter);
         whole
             .env("CALLGATE_BED", bed::debian()?)
+            .envs(bed::runtimes(filter)?.map(|dir| ("CALLGATE_BED_RUNTIMES", dir)))
             .env("CALLGATE_DEB", dist::package(Profile::Dev, dist::VERSION)?);
         suites.push(whole);
     } else {
