@@ -22,6 +22,7 @@ mod perimeter;
 mod pins;
 mod suppressed;
 mod sys;
+mod verified;
 pub mod workload;
 
 use std::io;

@@ -24,6 +24,8 @@ mod doctor;
 mod escape;
 /// What is missing, broken or gone refuses, and is got over.
 mod fail_closed;
+/// The kernel that the tests run on: what it lacks is named.
+mod features;
 /// gRPC by its own library: streams, trailers, refusals.
 mod grpc;
 /// Sockets made outside of a workload and handed in lead nowhere.
