@@ -4,7 +4,7 @@
 //! programs do is in `agent-ebpf`, what both sides share in `agent-common`.
 //!
 //! Links and maps are pinned: when the agent dies, the programs stay and refuse. Only [`Programs::disarm`] and
-//! [`Programs::remove`] let go.
+//! [`remove_pins`] let go.
 
 mod addresses;
 mod btf;
@@ -22,6 +22,7 @@ mod perimeter;
 mod pins;
 mod suppressed;
 mod sys;
+mod verified;
 pub mod workload;
 
 use std::io;
@@ -34,6 +35,7 @@ pub use foreign::Marks;
 pub use loader::{LoadOptions, Programs, WorkerFds};
 pub use maps::{Liveness, Origins};
 pub use others::{Other, others};
+pub use pins::remove_pins;
 pub use workload::{Direct, Transport, WorkloadPlan};
 
 /// What can go wrong between the agent and the kernel.

@@ -24,6 +24,8 @@ mod doctor;
 mod escape;
 /// What is missing, broken or gone refuses, and is got over.
 mod fail_closed;
+/// The kernel that the tests run on: what it lacks is named.
+mod features;
 /// gRPC by its own library: streams, trailers, refusals.
 mod grpc;
 /// Sockets made outside of a workload and handed in lead nowhere.
@@ -58,6 +60,9 @@ mod replace;
 mod restart;
 /// A right that is taken back while it is used.
 mod revoke;
+/// Unmodified programs of many runtimes on a booted Debian, each with its row in the README's table.
+#[cfg(test)]
+mod runtimes;
 /// The harness itself: the sandbox is one, the upstream tells callers apart, nothing is left behind.
 mod sandbox;
 /// What an operator can get wrong at start and reload: said clearly, nothing left behind, nothing lost.

@@ -21,6 +21,8 @@ use crate::world::World;
 
 /// The variable that names the directory with the Debian to boot.
 pub const ROOT_VARIABLE: &str = "CALLGATE_BED";
+/// The variable that names the one that has the runtimes of the README's table.
+pub const RUNTIMES_VARIABLE: &str = "CALLGATE_BED_RUNTIMES";
 /// The variable that names the package under test.
 pub const PACKAGE_VARIABLE: &str = "CALLGATE_DEB";
 
@@ -57,7 +59,11 @@ impl Bed {
     /// # Errors
     /// If it does not come up, with what its console says.
     pub fn boot(world: World) -> Result<Self> {
-        let root = overlay(&world)?;
+        Self::boot_from(ROOT_VARIABLE, world)
+    }
+
+    fn boot_from(variable: &str, world: World) -> Result<Self> {
+        let root = overlay(&world, &named(variable)?)?;
         prepare(&world, &root)?;
         let console = world.dir().join("console.log");
         let group = world.cgroup().join("bed");
@@ -82,6 +88,16 @@ impl Bed {
     /// If either fails.
     pub fn installed(world: World) -> Result<Self> {
         let bed = Self::boot(world)?;
+        bed.install(&package()?)?;
+        Ok(bed)
+    }
+
+    /// As [`Bed::installed`], one that has many runtimes.
+    ///
+    /// # Errors
+    /// If either fails.
+    pub fn with_runtimes(world: World) -> Result<Self> {
+        let bed = Self::boot_from(RUNTIMES_VARIABLE, world)?;
         bed.install(&package()?)?;
         Ok(bed)
     }
@@ -210,7 +226,15 @@ impl Bed {
         self.run(["sh", "-c", script])
     }
 
-    /// Where a file of the container is outside of it.
+    /// Whether there is such a file inside.
+    ///
+    /// # Errors
+    /// If nobody can look.
+    pub fn exists(&self, path: &str) -> Result<bool> {
+        Ok(self.run(["test", "-e", path])?.code() == Some(0))
+    }
+
+    /// Where a file of the container's root file system is outside of it. `/run` and `/tmp` are others.
     #[must_use]
     pub fn path(&self, inside: impl AsRef<Path>) -> PathBuf {
         let inside = inside.as_ref();
@@ -308,8 +332,7 @@ fn named(variable: &str) -> Result<PathBuf> {
 }
 
 /// Mounts the container's root in the calling thread's mount namespace, which is the world's.
-fn overlay(world: &World) -> Result<PathBuf> {
-    let below = named(ROOT_VARIABLE)?;
+fn overlay(world: &World, below: &Path) -> Result<PathBuf> {
     let place = world.dir().join("bed");
     let [upper, work, root] = ["upper", "work", "root"].map(|name| place.join(name));
     for dir in [&upper, &work, &root] {
@@ -343,6 +366,14 @@ fn prepare(world: &World, root: &Path) -> Result<()> {
     bundle.extend_from_slice(&authority);
     write("etc/ssl/certs/ca-certificates.crt", &bundle)?;
     write("usr/local/share/ca-certificates/outside.crt", &authority)?;
+    // A test that wants the resolver starts it.
+    let resolver = root.join("etc/systemd/system/sysinit.target.wants/systemd-resolved.service");
+    match fs::remove_file(&resolver) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("can't remove {}", resolver.display()));
+        }
+        Ok(()) | Err(_) => {}
+    }
     write("etc/hostname", b"bed\n")?;
     write("etc/machine-id", b"")
 }

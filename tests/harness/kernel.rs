@@ -28,6 +28,8 @@ pub enum Feature {
     IoUring,
     /// A Debian to boot, named by `CALLGATE_BED`, and the package to install in it, named by `CALLGATE_DEB`.
     Bed,
+    /// One that has many runtimes, named by `CALLGATE_BED_RUNTIMES`.
+    Runtimes,
     /// A file that says which process id comes next (CONFIG_CHECKPOINT_RESTORE).
     NextPid,
 }
@@ -63,6 +65,10 @@ impl Feature {
                 .into_iter()
                 .find(|variable| std::env::var_os(variable).is_none())
                 .map(|variable| format!("{variable} is not set; run `cargo xtask test`")),
+            Self::Runtimes => std::env::var_os(bed::RUNTIMES_VARIABLE).is_none().then(|| {
+                let variable = bed::RUNTIMES_VARIABLE;
+                format!("{variable} is not set; run `cargo xtask test --filter runtimes`")
+            }),
             Self::NextPid => {
                 let file = "/proc/sys/kernel/ns_last_pid";
                 (!Path::new(file).exists()).then(|| format!("the kernel has no {file}"))

@@ -165,11 +165,8 @@ impl Records {
 
     /// The tables of workers that an earlier supervisor left, and that live.
     pub(super) fn left(&self) -> Vec<&Path> {
-        let lives = |path: &&PathBuf| {
-            let locked = File::open(path).map(|table| table.try_lock());
-            matches!(locked, Ok(Err(std::fs::TryLockError::WouldBlock)))
-        };
-        self.owed.iter().filter(lives).map(PathBuf::as_path).collect()
+        let owed = self.owed.iter().map(PathBuf::as_path);
+        owed.filter(|path| left::is_held(path)).collect()
     }
 
     /// Ends those of them that were left under another policy than this.
@@ -180,7 +177,7 @@ impl Records {
                 continue;
             }
             match left::end(table) {
-                Ok(()) => tracing::warn!(
+                Ok(_process) => tracing::warn!(
                     "a worker of the last agent is ended with its calls: the policy is another one now, or it was not left in order"
                 ),
                 Err(error) => {
