@@ -4,6 +4,7 @@
 mod bundled;
 mod calls;
 mod git;
+mod names;
 mod packages;
 mod streams;
 
