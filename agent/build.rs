@@ -7,11 +7,13 @@
 //! `CALLGATE_BPF_RUSTC` names another compiler whose `core` sources are installed (Debian's `rust-web-src`);
 //! `CALLGATE_BPF_SKIP=1` leaves the empty object without trying.
 
+#[path = "build/object.rs"]
+mod object;
+
 use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -20,7 +22,13 @@ const OBJECT: &str = "capture.o";
 fn main() -> Result<()> {
     let out = PathBuf::from(variable("OUT_DIR")?);
     let root = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
-    for path in ["../agent-ebpf", "../agent-common", "../Cargo.lock", "build.rs"] {
+    for path in [
+        "../agent-ebpf",
+        "../agent-common",
+        "../Cargo.lock",
+        "build.rs",
+        "build",
+    ] {
         println!("cargo:rerun-if-changed={}", root.join(path).display());
     }
     for name in ["CALLGATE_BPF_RUSTC", "CALLGATE_BPF_SKIP"] {
@@ -62,47 +70,16 @@ fn find(program: &str) -> Option<PathBuf> {
 
 /// Runs cargo for the kernel's target. Always optimised: the verifier has no patience for debug code.
 fn build(package: &Path, target_dir: &Path) -> Result<PathBuf> {
-    let little = variable("CARGO_CFG_TARGET_ENDIAN")? != "big";
-    let target = if little {
-        "bpfel-unknown-none"
-    } else {
-        "bpfeb-unknown-none"
-    };
+    let little_endian = variable("CARGO_CFG_TARGET_ENDIAN")? != "big";
     let arch = variable("CARGO_CFG_TARGET_ARCH")?
         .into_string()
         .unwrap_or_default();
-    let flags = [
-        format!("--cfg=bpf_target_arch=\"{arch}\""),
-        "-Cdebuginfo=2".into(),
-        "-Clink-arg=--btf".into(),
-    ];
-    let mut cargo = Command::new(variable("CARGO")?);
-    cargo
-        .current_dir(package)
-        .args([
-            "build",
-            "--release",
-            "--bin",
-            "capture",
-            "-Z",
-            "build-std=core",
-            "--target",
-            target,
-        ])
-        .arg("--target-dir")
-        .arg(target_dir)
-        // `-Z` on a stable compiler, for this one build only.
-        .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
-    for name in [
-        "RUSTC",
-        "RUSTC_WRAPPER",
-        "RUSTC_WORKSPACE_WRAPPER",
-        "RUSTFLAGS",
-        "CARGO_BUILD_TARGET",
-    ] {
-        cargo.env_remove(name);
-    }
+    let (mut cargo, built) = object::cargo(
+        &variable("CARGO")?,
+        (package, target_dir),
+        (&arch, little_endian),
+        true,
+    );
     if let Some(compiler) = env::var_os("CALLGATE_BPF_RUSTC") {
         cargo.env("RUSTC", compiler);
     }
@@ -115,5 +92,5 @@ fn build(package: &Path, target_dir: &Path) -> Result<PathBuf> {
             String::from_utf8_lossy(&output.stderr)
         );
     }
-    Ok(target_dir.join(target).join("release/capture"))
+    Ok(built)
 }

@@ -60,7 +60,13 @@ worlds! {
     after_disarm_nothing_is_captured
 }
 
+worlds! {
+    verifier:
+    the_verifier_accepts_every_program_of_every_build
+}
+
 mod cases;
 mod flows;
 mod odd;
 mod told;
+mod verifier;

@@ -18,10 +18,14 @@ mod capture_wire;
 mod credential;
 /// Names: what a workload may ask, by UDP and TCP.
 mod dns;
+/// What the doctor finds.
+mod doctor;
 /// A command under `exec` can neither leave its workload nor undo what holds it.
 mod escape;
 /// What is missing, broken or gone refuses, and is got over.
 mod fail_closed;
+/// The kernel that the tests run on: what it lacks is named.
+mod features;
 /// gRPC by its own library: streams, trailers, refusals.
 mod grpc;
 /// Sockets made outside of a workload and handed in lead nowhere.

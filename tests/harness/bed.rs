@@ -226,7 +226,15 @@ impl Bed {
         self.run(["sh", "-c", script])
     }
 
-    /// Where a file of the container is outside of it.
+    /// Whether there is such a file inside.
+    ///
+    /// # Errors
+    /// If nobody can look.
+    pub fn exists(&self, path: &str) -> Result<bool> {
+        Ok(self.run(["test", "-e", path])?.code() == Some(0))
+    }
+
+    /// Where a file of the container's root file system is outside of it. `/run` and `/tmp` are others.
     #[must_use]
     pub fn path(&self, inside: impl AsRef<Path>) -> PathBuf {
         let inside = inside.as_ref();

@@ -14,6 +14,7 @@ mod manual;
 mod setup;
 mod test;
 mod tidy;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -45,6 +46,8 @@ enum Verb {
         #[arg(long)]
         filter: Option<String>,
     },
+    /// Boot other kernels in QEMU and run the tests of what depends on the kernel there
+    Vm(vm::Arguments),
     /// Format, lints, documentation, dependency policy
     Check,
     /// The rules of the repository that no compiler knows
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Verb::Setup => setup::run(),
         Verb::Demo { json } => demo::run(json),
         Verb::Test { filter } => test::run(filter.as_deref()),
+        Verb::Vm(arguments) => vm::run(&arguments),
         Verb::Check => check::run(),
         Verb::Tidy => tidy::run(),
         Verb::Dist { dev } => dist::run(if dev { Profile::Dev } else { Profile::Release }),

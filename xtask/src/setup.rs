@@ -4,6 +4,7 @@
 //! with the steps that it needs.
 
 mod apt;
+mod suite;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,6 +12,8 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::cmd::{self, Outcome};
+
+pub(crate) use suite::Suite;
 
 /// The linker for BPF objects, and the LLVM that it is built against.
 const BPF_LINKER: &str = "0.13.0";
@@ -54,6 +57,10 @@ const RUN_PACKAGES: &[&str] = &[
     "util-linux",
 ];
 
+/// What booting other kernels takes beside QEMU.
+const VM_PACKAGES: &[&str] = &["binutils", "busybox-static", "kmod", "xz-utils"];
+const QEMU: &str = "qemu-system-x86";
+
 /// Debian's own compiler and its source, a matching pair, for where rustup can't add `rust-src`.
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const FALLBACK_PACKAGES: &[&str] = &["rustc-web", "rust-web-src"];
@@ -74,6 +81,17 @@ pub(crate) fn all() -> Result<()> {
     apt::install(&packages)?;
     core_source()?;
     bpf_linker()
+}
+
+/// What `cargo xtask vm` needs.
+pub(crate) fn vm() -> Result<()> {
+    all()?;
+    apt::install(VM_PACKAGES)?;
+    // On Debian 12 by its backports: its own QEMU conflicts with newer qemu-utils, which some machines have.
+    match suite::own().as_deref() {
+        Some(own @ "bookworm") => apt::install_from(QEMU, &format!("{own}-backports")),
+        _ => apt::install(&[QEMU]),
+    }
 }
 
 /// Prepares a build of the agent: where its build script finds bpf-linker and a compiler with core's source.

@@ -72,18 +72,41 @@ pub(crate) enum Profile {
 
 /// Builds one binary and says where it is.
 pub(crate) fn build(package: &str, binary: &str, profile: Profile) -> Result<PathBuf> {
-    let mut command = setup::prepare(cmd::cargo(["build", "-p", package, "--bin", binary]));
+    let mut command = cmd::cargo(["build", "-p", package, "--bin", binary]);
+    command.args((profile == Profile::Release).then_some("--release"));
+    find(&messages(command)?, binary)
+}
+
+/// Builds the end-to-end tests and the client that they start; says where both are.
+pub(crate) fn build_end_to_end() -> Result<(PathBuf, PathBuf)> {
+    let text = messages(cmd::cargo([
+        "test",
+        "-p",
+        "callgate-tests",
+        "--test",
+        "e2e",
+        "--no-run",
+    ]))?;
+    Ok((find(&text, "e2e")?, find(&text, "probe")?))
+}
+
+/// What cargo says of each thing that it builds.
+fn messages(command: Command) -> Result<String> {
+    let mut command = setup::prepare(command);
     command
-        .args((profile == Profile::Release).then_some("--release"))
         .args(["--message-format", "json-render-diagnostics"])
         .stderr(Stdio::inherit());
     cmd::show(&command);
     let output = command.output().context("can't start cargo")?;
     if !output.status.success() {
-        bail!("{binary} does not build");
+        bail!("it does not build");
     }
-    let text = String::from_utf8(output.stdout).context("cargo's messages")?;
-    text.lines()
+    String::from_utf8(output.stdout).context("cargo's messages")
+}
+
+fn find(messages: &str, binary: &str) -> Result<PathBuf> {
+    messages
+        .lines()
         .find_map(|line| artifact(line, binary))
         .with_context(|| format!("cargo built no {binary}"))
 }

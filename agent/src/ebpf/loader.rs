@@ -56,6 +56,8 @@ pub struct LoadOptions {
     pub level: Option<tracing::Level>,
     /// Features to treat as missing: for tests of what the operator is told.
     pub missing: Vec<Feature>,
+    /// Another build of the kernel programs than the embedded one: for tests of what the verifier says to it.
+    pub object: Option<Vec<u8>>,
 }
 
 impl LoadOptions {
@@ -74,6 +76,7 @@ impl LoadOptions {
             type_info: features::TYPE_INFO.into(),
             level: tracing::level_filters::LevelFilter::current().into_level(),
             missing: Vec::new(),
+            object: None,
         }
     }
 }
@@ -111,7 +114,10 @@ impl Programs {
     /// Says which feature, file, program or version stands in the way. Nothing is attached then, but links of
     /// an earlier run stay.
     pub fn load(options: &LoadOptions) -> Result<Self, Error> {
-        let object = object::bytes()?;
+        let object = match &options.object {
+            Some(object) => object,
+            None => object::bytes()?,
+        };
         check_features(options)?;
         let mount = &options.mount;
         let agent = options.agent.clone().map_or_else(cgroup::own, Ok)?;
@@ -332,14 +338,6 @@ impl Programs {
             workload::count_swept(&mut self.ebpf, number, count)?;
         }
         Ok(stale.len())
-    }
-
-    /// Removes every pin: nothing is captured any more. For uninstall and tests.
-    ///
-    /// # Errors
-    /// If a pin can't be removed.
-    pub fn remove(self) -> Result<(), Error> {
-        self.pins.remove()
     }
 }
 

@@ -269,12 +269,11 @@ pub(super) fn ten_thousand_connections_are_told_apart(world: &mut World) -> Resu
         assert_eq!(line.trim(), format!("ok {} {}", 32 * 142, 32 * 15));
     }
     let seen = world.take_seen();
-    assert!(
-        seen.iter().all(Option::is_some),
-        "{} without an origin",
-        seen.iter().filter(|origin| origin.is_none()).count()
-    );
-    assert!(seen.len() >= 2 * 32 * 142);
+    // A client that resets its connection at once can be gone before the listener's end has seen its last packet of the
+    // handshake: then it has taken its name back, and what is accepted is nobody's.
+    let nameless = seen.iter().filter(|origin| origin.is_none()).count();
+    assert!(nameless <= 2 * 32 * 15, "{nameless} without an origin");
+    assert!(seen.len() - nameless >= 2 * 32 * 142);
     assert_eq!(world.count(Reason::FlowLost)?, 0);
     until(|| Ok(world.programs.sweep_flows(Duration::ZERO)? == 0))?;
     Ok(())

@@ -49,6 +49,20 @@ fn leave_handshakes(world: &World, name: &str, count: usize) -> Result<Clients> 
     Ok(clients)
 }
 
+/// Waits until both ends of every connection are closed: what a client's end takes back as it closes is taken back.
+fn settle() -> Result<()> {
+    const LISTEN: &str = "0A";
+    const TIME_WAIT: &str = "06";
+    until(|| {
+        let table = std::fs::read_to_string("/proc/thread-self/net/tcp")?;
+        let mut states = table
+            .lines()
+            .skip(1)
+            .filter_map(|line| line.split_whitespace().nth(3));
+        Ok(states.all(|state| state == LISTEN || state == TIME_WAIT))
+    })
+}
+
 pub(super) fn a_full_flow_table_refuses_and_counts(world: &mut World) -> Result<()> {
     world.reload(LoadOptions {
         max_flows: 1,
@@ -99,9 +113,11 @@ pub(super) fn a_workload_that_fills_its_share_keeps_nobody_else_out(world: &mut 
     // So is what clients take back that have gone.
     drop((one, two, more));
     until(|| Ok(world.seen.lock().unwrap().len() == 3 * SHARE))?;
+    settle()?;
     assert_eq!(world.programs.sweep_flows(Duration::ZERO)?, 0);
     drop(leave_handshakes(world, "one", SHARE)?);
     until(|| Ok(world.seen.lock().unwrap().len() == 4 * SHARE))?;
+    settle()?;
     assert_eq!(world.take_seen(), [None; 4 * SHARE]);
     // The listener's side again: what it takes out is room too.
     go(world, "agent")?;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use super::suite::Suite;
 use crate::cmd;
 
 /// invoke-rc.d and deb-systemd-invoke ask this file whether a service may be started (Debian Policy 9.3.3).
@@ -44,6 +45,23 @@ pub(super) fn install(packages: &[&str]) -> Result<()> {
         cmd::run(cmd::command("systemctl", ["disable", "nginx.service"]))
             .context("nginx would start at the next boot")?;
     }
+    Ok(())
+}
+
+/// Installs a package from another suite, where it is not there; the machine's sources stay as they are.
+pub(super) fn install_from(package: &str, suite: &str) -> Result<()> {
+    if missing(&[package]).is_empty() {
+        return Ok(());
+    }
+    eprintln!("setup: missing packages: {package}, from {suite}");
+    if !cmd::is_root() {
+        bail!("installing needs root: apt-get install --target-release {suite} {package}");
+    }
+    let suite = Suite::beside_own(suite)?;
+    suite.update()?;
+    let quiet = NoDaemons::new()?;
+    cmd::run(suite.install(package))?;
+    drop(quiet);
     Ok(())
 }
 

@@ -7,12 +7,11 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use nix::time::{ClockId, clock_gettime};
 
 use super::Check;
+use crate::ebpf::features;
 use crate::enroll::{Layout, Mount};
 use crate::identity::process::in_initial_pid_namespace;
 use crate::supervisor::ground;
 
-/// The oldest kernel that is tested.
-const OLDEST_KERNEL: (u32, u32) = (6, 1);
 /// Before this day (2025-01-01) the wall clock is surely wrong; nothing valid would be signed.
 const EARLIEST_TIME: i64 = 1_735_689_600;
 
@@ -38,8 +37,9 @@ fn kernel() -> Check {
         Ok(names) => names.release().to_string_lossy().into_owned(),
         Err(errno) => return Check::fail(NAME, format!("uname: {errno}"), "run on Linux 6.1 or later"),
     };
+    let oldest = features::TESTED_KERNELS.first().and_then(|name| version(name));
     match version(&release) {
-        Some(found) if found >= OLDEST_KERNEL => Check::pass(NAME, format!("Linux {release}")),
+        Some(found) if Some(found) >= oldest => Check::pass(NAME, format!("Linux {release}")),
         Some(_) => Check::warn(
             NAME,
             format!("Linux {release} is older than any that is tested"),
@@ -202,5 +202,6 @@ mod tests {
         assert_eq!(version("7.3.4+deb14-amd64"), Some((7, 3)));
         assert_eq!(version("6.1"), Some((6, 1)));
         assert_eq!(version("next"), None);
+        assert_eq!(version(features::TESTED_KERNELS[0]), Some((6, 1)));
     }
 }

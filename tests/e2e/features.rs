@@ -1,0 +1,39 @@
+//! What is said of the kernel that the tests run on, be it one that callgate can't run on.
+
+use anyhow::Result;
+use callgate::ebpf::features;
+use harness::{World, require};
+
+const LACKING: Option<i32> = Some(3);
+
+#[test]
+fn doctor_and_run_name_what_this_kernel_lacks() -> Result<()> {
+    require!(Root, CgroupV2, Agent);
+    let world = World::new()?;
+    world.write_config()?;
+    world.policy("one.toml", "[[workload]]\nname = \"billing\"\n")?;
+    let (there, missing): (Vec<_>, Vec<_>) = features::probe().into_iter().partition(|(_, present)| *present);
+    let doctor = world.callgate("doctor", &[])?;
+    for (feature, _) in &missing {
+        for part in [feature.name(), feature.why(), feature.fix()] {
+            assert!(doctor.stdout.contains(part), "{part}: {doctor:?}");
+        }
+    }
+    let said = |line: &str| {
+        let lacking = doctor.stdout.lines().filter(|line| line.starts_with("MISSING"));
+        lacking.into_iter().any(|found| found.contains(line))
+    };
+    for (feature, _) in &there {
+        assert!(!said(feature.name()), "{feature:?}: {doctor:?}");
+    }
+    let Some((first, _)) = missing.first() else {
+        return Ok(());
+    };
+    assert_eq!(doctor.code(), LACKING, "{doctor:?}");
+    let refused = world.callgate("run", &[])?;
+    assert_eq!(refused.code(), LACKING, "{refused:?}");
+    for part in [first.name(), first.why(), first.fix()] {
+        assert!(refused.stderr.contains(part), "{part}: {refused:?}");
+    }
+    Ok(())
+}

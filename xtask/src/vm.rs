@@ -1,0 +1,160 @@
+//! `cargo xtask vm`: boots other kernels in QEMU and runs there, as root, the end-to-end tests of what depends on the
+//! kernel, with agent, tests and tools in the guest's memory; and compares what the programs cost the verifier with
+//! a baseline.
+
+mod archive;
+mod baseline;
+mod build;
+mod guest;
+mod kernels;
+mod qemu;
+mod report;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::cmd::{self, Outcome};
+use crate::setup;
+use crate::test::Tally;
+
+use baseline::Baseline;
+use kernels::Line;
+use report::{Check, Report};
+
+/// The modules of tests/e2e that stand or fall with the kernel.
+const MODULES: &[&str] = &["features", "capture", "capture_wire", "identity", "fail_closed"];
+/// Of these, what a kernel can do that callgate can't run on.
+const MODULES_WITHOUT: &[&str] = &["features"];
+
+/// Past this a guest hangs.
+const LIMIT: Duration = Duration::from_mins(10);
+
+/// What the command line gives.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Arguments {
+    /// Lines of kernels, such as 6.1 or 7.x; all that are known if none is given
+    kernels: Vec<String>,
+    /// Write what the programs cost the verifier to the baseline, instead of comparing
+    #[arg(long)]
+    refresh: bool,
+    /// Only these modules of the end-to-end tests
+    #[arg(long, value_delimiter = ',')]
+    modules: Vec<String>,
+}
+
+/// Tries the kernels and ends with the closing line.
+pub(crate) fn run(arguments: &Arguments) -> Result<Outcome> {
+    let (tally, outcome) = all(arguments)?;
+    println!("{tally}");
+    Ok(outcome)
+}
+
+/// Tries the kernels and prints the table; the outcome also says whether the machine lacks something.
+pub(crate) fn all(arguments: &Arguments) -> Result<(Tally, Outcome)> {
+    let lines = chosen(&arguments.kernels)?;
+    if let Some(lacking) = lacking() {
+        eprintln!("vm: {lacking}");
+        let tally = Tally {
+            skipped: u64::try_from(lines.len()).unwrap_or(u64::MAX),
+            ..Tally::default()
+        };
+        return Ok((tally, Outcome::Lacking));
+    }
+    setup::vm()?;
+    let guest = cmd::root().join("target/vm/guest.cpio");
+    fs::create_dir_all(cmd::root().join("target/vm")).context("can't make target/vm")?;
+    let built = build::all()?;
+    guest::write(&built, &guest)?;
+    let mut baseline = Baseline::read()?;
+    let mut reports = Vec::new();
+    for line in lines {
+        let modules = modules(line, &arguments.modules);
+        let tried = attempt(line, &guest, &built, &modules);
+        let mut report = tried.unwrap_or_else(|error| Report::failed(line.name, &format!("{error:#}")));
+        if !report.verified.is_empty() {
+            let check = baseline.check(line.name, &report.verified, arguments.refresh);
+            report.checks.push(check);
+        }
+        report.explain();
+        reports.push(report);
+    }
+    if arguments.refresh {
+        baseline.write()?;
+    }
+    println!("{}", report::table(&reports));
+    let tally = reports.iter().fold(Tally::default(), |mut sum, report| {
+        sum.add(report.tally());
+        sum
+    });
+    let outcome = if tally.failed == 0 {
+        Outcome::Good
+    } else {
+        Outcome::No
+    };
+    Ok((tally, outcome))
+}
+
+fn attempt(line: &Line, guest: &std::path::Path, built: &build::Built, modules: &[&str]) -> Result<Report> {
+    let started = Instant::now();
+    let kernel = line.fetch()?;
+    let fetched = Check::of(
+        "fetched",
+        Tally {
+            passed: 1,
+            ..Tally::default()
+        },
+        started.elapsed(),
+    );
+    eprintln!("vm: {} is {}", line.name, kernel.release);
+    let session = qemu::run(&kernel, guest, built, modules, LIMIT)?;
+    let log = cmd::root().join(format!("target/vm/log-{}", line.name));
+    fs::write(&log, session.lines.join("\n")).with_context(|| format!("can't write {}", log.display()))?;
+    let mut report = report::read(line, &kernel, &session, modules);
+    report.checks.insert(0, fetched);
+    Ok(report)
+}
+
+fn modules<'a>(line: &Line, asked: &'a [String]) -> Vec<&'a str> {
+    let able = if line.lacks.is_empty() {
+        MODULES
+    } else {
+        MODULES_WITHOUT
+    };
+    if asked.is_empty() {
+        return able.to_vec();
+    }
+    asked.iter().map(String::as_str).collect()
+}
+
+fn chosen(names: &[String]) -> Result<Vec<&'static Line>> {
+    if names.is_empty() {
+        return Ok(kernels::LINES.iter().collect());
+    }
+    let find = |name: &String| {
+        let Some(line) = kernels::LINES.iter().find(|line| line.name == name) else {
+            let known: Vec<_> = kernels::LINES.iter().map(|line| line.name).collect();
+            bail!(
+                "{name} is no kernel that is known here; there are {}",
+                known.join(", ")
+            );
+        };
+        Ok(line)
+    };
+    names.iter().map(find).collect()
+}
+
+/// What this machine lacks to boot any kernel; `None` if nothing.
+fn lacking() -> Option<String> {
+    if std::env::consts::ARCH != "x86_64" {
+        return Some(
+            "the guest is made from this machine's programs, and the kernels are x86_64's".to_owned(),
+        );
+    }
+    if cmd::find("apt-get").is_none() {
+        return Some("kernels come from Debian's mirror, and this is no Debian (no apt-get)".to_owned());
+    }
+    let able = cmd::is_root() || cmd::find("qemu-system-x86_64").is_some();
+    (!able).then(|| "installing QEMU needs root: sudo cargo xtask vm".to_owned())
+}

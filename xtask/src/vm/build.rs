@@ -1,0 +1,53 @@
+//! What is tried on each kernel: agent, tests, and the kernel programs in more builds than the one that the agent has.
+
+#[path = "../../../agent/build/object.rs"]
+mod object;
+
+use std::env;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::test::{self, Profile};
+use crate::{cmd, setup};
+
+/// Where everything is that a guest takes over, each at the same place.
+#[derive(Debug)]
+pub(crate) struct Built {
+    pub(crate) agent: PathBuf,
+    pub(crate) probe: PathBuf,
+    pub(crate) tests: PathBuf,
+    /// Kernel programs by the name of their build.
+    pub(crate) objects: Vec<(&'static str, PathBuf)>,
+}
+
+/// Builds all of it.
+pub(crate) fn all() -> Result<Built> {
+    let agent = test::build("callgate", "callgate", Profile::Dev)?;
+    let (tests, probe) = test::build_end_to_end()?;
+    Ok(Built {
+        agent,
+        probe,
+        tests,
+        objects: vec![("dev", dev_object()?)],
+    })
+}
+
+/// The kernel programs in another build than the agent's.
+fn dev_object() -> Result<PathBuf> {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let (package, target) = (cmd::root().join("agent-ebpf"), cmd::root().join("target/vm/bpf"));
+    let machine = (env::consts::ARCH, cfg!(target_endian = "little"));
+    let (command, built) = object::cargo(&cargo, (&package, &target), machine, false);
+    let mut command = setup::prepare(command);
+    let compiler: Option<OsString> = command
+        .get_envs()
+        .find(|(name, _)| *name == "CALLGATE_BPF_RUSTC")
+        .and_then(|(_, value)| value.map(ToOwned::to_owned));
+    if let Some(compiler) = compiler {
+        command.env("RUSTC", compiler);
+    }
+    cmd::run(command)?;
+    Ok(built)
+}

@@ -1,0 +1,157 @@
+//! One start of a kernel in QEMU, and what it says.
+//!
+//! Emulated, not virtualised: that works on every machine, and in a minute.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+
+use super::build::Built;
+use super::kernels::Kernel;
+use crate::cmd;
+
+const MEBIBYTES: &str = "3072";
+const CORES: &str = "2";
+
+/// How it went.
+#[derive(Debug)]
+pub(crate) struct Session {
+    /// What PID 1 and the tests wrote.
+    pub(crate) lines: Vec<String>,
+    /// Whether the guest got to its end.
+    pub(crate) ended: bool,
+    /// From the start of QEMU to its end.
+    pub(crate) took: Duration,
+}
+
+/// Boots `kernel` on the guest's archive and lets it run the tests of `modules`.
+pub(crate) fn run(
+    kernel: &Kernel,
+    guest: &Path,
+    built: &Built,
+    modules: &[&str],
+    limit: Duration,
+) -> Result<Session> {
+    let dir = cmd::root().join("target/vm");
+    let (console, initrd) = (
+        dir.join(format!("console-{}", kernel.release)),
+        dir.join(format!("initrd-{}", kernel.release)),
+    );
+    join(&[guest, &kernel.modules], &initrd)?;
+    let mut command = command(kernel, &initrd, &console, &parameters(built, modules)?);
+    let started = Instant::now();
+    let mut child = command.spawn().context("can't start qemu-system-x86_64")?;
+    let lines = read(&mut child)?;
+    let collected = collect(&lines, started, limit);
+    // By itself if the guest got to its end.
+    if child.try_wait().context("can't wait for QEMU")?.is_none() && collected.is_err() {
+        child.kill().context("can't stop QEMU")?;
+    }
+    child.wait().context("can't wait for QEMU")?;
+    fs::remove_file(&initrd).with_context(|| format!("can't remove {}", initrd.display()))?;
+    let (lines, in_time) = match collected {
+        Ok(lines) => (lines, true),
+        Err(lines) => (lines, false),
+    };
+    Ok(Session {
+        ended: in_time && lines.iter().any(|line| line.starts_with("@vm end ")),
+        lines,
+        took: started.elapsed(),
+    })
+}
+
+fn command(kernel: &Kernel, initrd: &Path, console: &Path, parameters: &str) -> Command {
+    let mut command = cmd::command(
+        "qemu-system-x86_64",
+        [
+            "-M",
+            "q35",
+            "-accel",
+            "tcg,thread=multi",
+            "-cpu",
+            "max",
+            "-m",
+            MEBIBYTES,
+            "-smp",
+            CORES,
+            "-display",
+            "none",
+            "-monitor",
+            "none",
+            "-no-reboot",
+            "-nic",
+            "none",
+        ],
+    );
+    command
+        .arg("-kernel")
+        .arg(&kernel.image)
+        .arg("-initrd")
+        .arg(initrd)
+        .arg("-append")
+        .arg(parameters)
+        .arg("-serial")
+        .arg(format!("file:{}", console.display()))
+        .args(["-serial", "stdio"])
+        .stdout(Stdio::piped());
+    command
+}
+
+/// What the kernel is told; it ignores what is PID 1's.
+fn parameters(built: &Built, modules: &[&str]) -> Result<String> {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .context("the clock stands before 1970")?;
+    Ok(format!(
+        "console=ttyS0 quiet panic=-1 vm.agent={} vm.tests={} vm.modules={} vm.now={}",
+        built.agent.display(),
+        built.tests.display(),
+        modules.join(","),
+        now.as_secs()
+    ))
+}
+
+/// The kernel takes archives one after another for one.
+fn join(parts: &[&Path], into: &Path) -> Result<()> {
+    let mut file = fs::File::create(into).with_context(|| format!("can't write {}", into.display()))?;
+    for part in parts {
+        let mut from = fs::File::open(part).with_context(|| format!("can't read {}", part.display()))?;
+        std::io::copy(&mut from, &mut file).with_context(|| format!("can't write {}", into.display()))?;
+    }
+    Ok(())
+}
+
+fn read(child: &mut Child) -> Result<Receiver<String>> {
+    let stdout = child.stdout.take().context("QEMU has no standard output")?;
+    let (lines, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut reader = BufReader::new(stdout);
+        let mut line = Vec::new();
+        while reader.read_until(b'\n', &mut line).is_ok_and(|size| size > 0) {
+            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+            line.clear();
+            if lines.send(text).is_err() {
+                return;
+            }
+        }
+    });
+    Ok(receiver)
+}
+
+/// All lines until QEMU ends; as an error if it does not end in time.
+fn collect(lines: &Receiver<String>, started: Instant, limit: Duration) -> Result<Vec<String>, Vec<String>> {
+    let mut all = Vec::new();
+    loop {
+        match lines.recv_timeout(limit.saturating_sub(started.elapsed())) {
+            Ok(line) => all.push(line),
+            Err(RecvTimeoutError::Disconnected) => return Ok(all),
+            Err(RecvTimeoutError::Timeout) => return Err(all),
+        }
+    }
+}
