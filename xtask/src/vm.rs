@@ -107,10 +107,9 @@ fn attempt(line: &Line, guest: &std::path::Path, built: &build::Built, modules: 
         },
         started.elapsed(),
     );
-    eprintln!("vm: {} is {}", line.name, kernel.release);
-    let session = qemu::run(&kernel, guest, built, modules, LIMIT)?;
     let log = cmd::root().join(format!("target/vm/log-{}", line.name));
-    fs::write(&log, session.lines.join("\n")).with_context(|| format!("can't write {}", log.display()))?;
+    eprintln!("vm: {} is {}; as it goes: {}", line.name, kernel.release, log.display());
+    let session = qemu::run(&kernel, guest, built, modules, &log, LIMIT)?;
     let mut report = report::read(line, &kernel, &session, modules);
     report.checks.insert(0, fetched);
     Ok(report)

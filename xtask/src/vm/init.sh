@@ -29,7 +29,7 @@ for word in $(cat /proc/cmdline); do
     esac
 done
 export CALLGATE_TEST_OBJECTS=/objects CALLGATE_TEST_VERIFIED=/run/verified CALLGATE_SKIP_FILE=/run/skips
-export CALLGATE_TEST_STRICT=1 RUST_BACKTRACE=0
+export CALLGATE_TEST_SLOWNESS=5 CALLGATE_TEST_STRICT=1 RUST_BACKTRACE=0
 : >/run/skips
 : >/run/verified
 uptime() { cut -d ' ' -f 1 /proc/uptime; }
@@ -37,7 +37,7 @@ uptime() { cut -d ' ' -f 1 /proc/uptime; }
 echo "@vm up $(uname -r) $(uptime)"
 for module in $modules; do
     echo "@vm module $module $(uptime)"
-    "$tests" --test-threads 2 "$module::"
+    RUSTC_BOOTSTRAP=1 "$tests" -Zunstable-options --report-time --test-threads 2 "$module::"
     echo "@vm done $module $? $(uptime)"
 done
 sed 's/^/@vm skip /' /run/skips

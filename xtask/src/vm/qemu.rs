@@ -3,7 +3,7 @@
 //! Emulated, not virtualised: that works on every machine, and in a minute.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -30,12 +30,13 @@ pub(crate) struct Session {
     pub(crate) took: Duration,
 }
 
-/// Boots `kernel` on the guest's archive and lets it run the tests of `modules`.
+/// Boots `kernel` on the guest's archive, lets it run the tests of `modules`, and keeps what it says in `log` too.
 pub(crate) fn run(
     kernel: &Kernel,
     guest: &Path,
     built: &Built,
     modules: &[&str],
+    log: &Path,
     limit: Duration,
 ) -> Result<Session> {
     let dir = cmd::root().join("target/vm");
@@ -48,7 +49,8 @@ pub(crate) fn run(
     let started = Instant::now();
     let mut child = command.spawn().context("can't start qemu-system-x86_64")?;
     let lines = read(&mut child)?;
-    let collected = collect(&lines, started, limit);
+    let mut log = fs::File::create(log).with_context(|| format!("can't write {}", log.display()))?;
+    let collected = collect(&lines, &mut log, started, limit);
     // By itself if the guest got to its end.
     if child.try_wait().context("can't wait for QEMU")?.is_none() && collected.is_err() {
         child.kill().context("can't stop QEMU")?;
@@ -144,12 +146,21 @@ fn read(child: &mut Child) -> Result<Receiver<String>> {
     Ok(receiver)
 }
 
-/// All lines until QEMU ends; as an error if it does not end in time.
-fn collect(lines: &Receiver<String>, started: Instant, limit: Duration) -> Result<Vec<String>, Vec<String>> {
+/// All lines until QEMU ends, kept in `log` as they come; as an error if it does not end in time.
+fn collect(
+    lines: &Receiver<String>,
+    log: &mut fs::File,
+    started: Instant,
+    limit: Duration,
+) -> Result<Vec<String>, Vec<String>> {
     let mut all = Vec::new();
     loop {
         match lines.recv_timeout(limit.saturating_sub(started.elapsed())) {
-            Ok(line) => all.push(line),
+            Ok(line) => {
+                // For whoever looks on, and afterwards; the report does not read it.
+                writeln!(log, "{line}").ok();
+                all.push(line);
+            }
             Err(RecvTimeoutError::Disconnected) => return Ok(all),
             Err(RecvTimeoutError::Timeout) => return Err(all),
         }
