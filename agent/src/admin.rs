@@ -44,6 +44,8 @@ pub struct Enrolled {
     pub hidden: Vec<PathBuf>,
     /// What root must not change from inside.
     pub fixed: Vec<PathBuf>,
+    /// Files to mount over others, where these exist: roots to trust. Empty for other peers, who can't mount.
+    pub over: Vec<(PathBuf, PathBuf)>,
 }
 
 /// What became of a reload.

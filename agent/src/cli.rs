@@ -12,6 +12,7 @@ pub mod check;
 pub mod doctor;
 pub mod exec;
 pub mod explain;
+pub mod release;
 pub mod reload;
 pub mod run;
 pub mod status;
@@ -81,6 +82,13 @@ enum Command {
     },
     /// Put the changed policy in force
     Reload(Settings),
+    /// Let workloads go: they are managed no more
+    Release {
+        #[command(flatten)]
+        settings: Settings,
+        #[command(flatten)]
+        args: release::Args,
+    },
     /// Follow and show the records
     Audit(audit::AuditArgs),
     /// Show what this host lacks, and the fix
@@ -138,6 +146,12 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
                 return Ok(ExitCode::from(WRONG));
             };
             reload::run(&config.admin_socket, out)
+        }
+        Command::Release { settings, args } => {
+            let Some(config) = load(&settings.config)? else {
+                return Ok(ExitCode::from(WRONG));
+            };
+            release::run(&args, &config, out)
         }
         Command::Audit(args) => audit::run(&args, |path| Ok(load(path)?.map(|config| config.audit.file))),
         Command::Doctor { settings, args } => {

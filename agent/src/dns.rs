@@ -21,7 +21,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The system names no resolver, or its configuration can't be read.
-    #[error("no DNS resolvers: {detail}; name some in `dns.resolvers`, or repair /etc/resolv.conf")]
+    #[error("no DNS resolvers: {detail}; name some in `resolvers`, or repair /etc/resolv.conf")]
     Setup {
         /// What the library said.
         detail: String,

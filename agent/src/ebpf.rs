@@ -4,7 +4,7 @@
 //! programs do is in `agent-ebpf`, what both sides share in `agent-common`.
 //!
 //! Links and maps are pinned: when the agent dies, the programs stay and refuse. Only [`Programs::disarm`] and
-//! [`Programs::remove`] let go.
+//! [`remove_pins`] let go.
 
 mod addresses;
 mod btf;
@@ -17,6 +17,7 @@ pub mod foreign;
 pub mod loader;
 pub mod maps;
 mod object;
+pub mod others;
 mod perimeter;
 mod pins;
 mod suppressed;
@@ -33,6 +34,8 @@ pub use features::Feature;
 pub use foreign::Marks;
 pub use loader::{LoadOptions, Programs, WorkerFds};
 pub use maps::{Liveness, Origins};
+pub use others::{Other, others};
+pub use pins::remove_pins;
 pub use workload::{Direct, Transport, WorkloadPlan};
 
 /// What can go wrong between the agent and the kernel.

@@ -4,6 +4,7 @@
 //! slices that it makes itself when a unit asks for them; made here first, systemd takes them as they are and
 //! they keep their id. The supervisor owns this; nothing here knows what is attached to the directories.
 
+mod leave;
 pub mod mount;
 pub mod trust;
 
@@ -20,6 +21,7 @@ use crate::identity::WorkloadName;
 use crate::identity::process::{HeldProcess, ProcessError};
 use crate::identity::unit::EXEC_PREFIX;
 
+pub use leave::{occupied, remove_all};
 pub use mount::{Layout, Mount};
 
 /// Why a workload can't be made, entered or let go.

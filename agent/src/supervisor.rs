@@ -17,6 +17,7 @@ mod report;
 pub mod sandbox;
 mod succession;
 mod turns;
+pub mod uninstall;
 mod view;
 pub mod worker_process;
 
@@ -33,6 +34,7 @@ use crate::config::{Config, QueryValues};
 use crate::credential::source::{Keeper, Update, Value};
 use crate::dns::resolver::Settings as Names;
 use crate::enroll::trust::{Trust, write_bundle};
+use crate::identity::WorkloadName;
 use crate::memory;
 use crate::policy::store::{self, Loaded};
 use crate::policy::{CredentialName, Diagnostic, Policy, Source};
@@ -87,6 +89,15 @@ pub enum Error {
     Locked {
         /// The lock file.
         path: PathBuf,
+    },
+    /// Workloads that were to be let go are in use.
+    #[error(
+        "processes run in {}; stop them, or let them go as they are (`--running`)",
+        list(workloads)
+    )]
+    Occupied {
+        /// Which.
+        workloads: Vec<WorkloadName>,
     },
     /// The worker's user does not exist.
     #[error("there is no user {name:?} for the worker; create it, or set `worker_user`")]
@@ -348,6 +359,14 @@ impl Supervisor {
 
 fn on(kind: SignalKind) -> Result<Signal, Error> {
     signal(kind).map_err(io("catch", Path::new("signals")))
+}
+
+fn list(workloads: &[WorkloadName]) -> String {
+    workloads
+        .iter()
+        .map(WorkloadName::as_str)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 fn unprivileged(name: &str) -> Result<Unprivileged, Error> {

@@ -18,6 +18,8 @@ mod capture_wire;
 mod credential;
 /// Names: what a workload may ask, by UDP and TCP.
 mod dns;
+/// What the doctor finds.
+mod doctor;
 /// A command under `exec` can neither leave its workload nor undo what holds it.
 mod escape;
 /// What is missing, broken or gone refuses, and is got over.
@@ -34,6 +36,8 @@ mod http;
 mod http2;
 /// Who is calling: what the records say of the caller, and that nobody passes for another.
 mod identity;
+/// The package on a booted Debian.
+mod installed;
 /// Hosts that keep cgroups elsewhere, and kernels that lack something.
 mod layout;
 /// What the policy no longer names when the agent comes back.
@@ -53,6 +57,9 @@ mod reflect;
 mod replace;
 /// A right that is taken back while it is used.
 mod revoke;
+/// Unmodified programs of many runtimes on a booted Debian, each with its row in the README's table.
+#[cfg(test)]
+mod runtimes;
 /// The harness itself: the sandbox is one, the upstream tells callers apart, nothing is left behind.
 mod sandbox;
 /// What an operator can get wrong at start and reload: said clearly, nothing left behind, nothing lost.

@@ -186,7 +186,7 @@ fn without_rights_it_says_which_and_makes_nothing() -> Result<()> {
     assert_says(
         &looked,
         LACKING,
-        &["MISSING  privileges", "CAP_BPF", "-> run as root"],
+        &["FAIL privileges", "CAP_BPF", "-> run as root"],
     );
     assert!(!said(&looked).contains("use Linux 6.1"), "{looked:?}");
     Ok(())

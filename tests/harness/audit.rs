@@ -5,9 +5,11 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use serde_json::Value;
+
+use crate::wait;
 
 /// One audit record.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -70,6 +72,24 @@ pub fn matching<'a>(records: &'a [Record], expected: &[Expected<'_>]) -> Vec<&'a
         .iter()
         .filter(|record| record.differences(expected).is_empty())
         .collect()
+}
+
+/// Waits until `read` gives exactly one record with these fields.
+///
+/// # Errors
+/// If there is none in time, with the closest misses; or if there are several.
+pub fn expect(read: impl Fn() -> Result<Vec<Record>>, expected: &[Expected<'_>]) -> Result<Record> {
+    let mut last = Vec::new();
+    let found = wait::until("a record", wait::PATIENCE, || {
+        last = read().ok()?;
+        let all = matching(&last, expected);
+        (!all.is_empty()).then(|| all.into_iter().cloned().collect::<Vec<_>>())
+    });
+    match found.as_deref() {
+        Ok([one]) => Ok(one.clone()),
+        Ok(several) => bail!("{} records where one was expected: {several:?}", several.len()),
+        Err(_) => bail!("{}", closest_misses(&last, expected)),
+    }
 }
 
 /// Says why none fits: the nearest records first, each with the fields that differ.

@@ -114,7 +114,7 @@ pub fn kill_all(dir: &Path) {
 }
 
 /// Kills and removes, bottom up; a directory goes as soon as its last process has been taken down.
-fn remove(dir: &Path) {
+pub fn remove(dir: &Path) {
     let removed = wait::until("an empty cgroup", wait::PATIENCE, || {
         // In every round: a process that was just being started may join after the first.
         kill_all(dir);

@@ -9,7 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{agent, cgroup};
+use crate::{agent, bed, cgroup};
 
 /// Something that not every machine has.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -26,6 +26,10 @@ pub enum Feature {
     Strace,
     /// io_uring, which some kernels and sandboxes switch off.
     IoUring,
+    /// A Debian to boot, named by `CALLGATE_BED`, and the package to install in it, named by `CALLGATE_DEB`.
+    Bed,
+    /// One that has many runtimes, named by `CALLGATE_BED_RUNTIMES`.
+    Runtimes,
     /// A file that says which process id comes next (CONFIG_CHECKPOINT_RESTORE).
     NextPid,
 }
@@ -57,6 +61,14 @@ impl Feature {
                     .status();
                 (!works.is_ok_and(|status| status.success())).then(|| "strace does not work here".to_owned())
             }
+            Self::Bed => [bed::ROOT_VARIABLE, bed::PACKAGE_VARIABLE]
+                .into_iter()
+                .find(|variable| std::env::var_os(variable).is_none())
+                .map(|variable| format!("{variable} is not set; run `cargo xtask test`")),
+            Self::Runtimes => std::env::var_os(bed::RUNTIMES_VARIABLE).is_none().then(|| {
+                let variable = bed::RUNTIMES_VARIABLE;
+                format!("{variable} is not set; run `cargo xtask test --filter runtimes`")
+            }),
             Self::NextPid => {
                 let file = "/proc/sys/kernel/ns_last_pid";
                 (!Path::new(file).exists()).then(|| format!("the kernel has no {file}"))

@@ -23,6 +23,7 @@
 
 pub mod agent;
 pub mod audit;
+pub mod bed;
 pub mod ca;
 pub mod cgroup;
 pub mod kernel;
@@ -38,6 +39,7 @@ pub mod world;
 
 pub use agent::Agent;
 pub use audit::Record;
+pub use bed::Bed;
 pub use kernel::Feature;
 pub use launch::Output;
 pub use scripted::{Arrived, Scripted};

@@ -19,7 +19,6 @@ use crate::limit::{Limit, WORLD_LIMIT};
 use crate::sandbox::Sandbox;
 use crate::scripted::{self, Scripted};
 use crate::upstream::{Files, Server, Upstream};
-use crate::wait;
 use crate::workload::Client;
 
 const AUDIT_FILE: &str = "audit/calls.jsonl";
@@ -332,17 +331,13 @@ impl World {
     /// # Errors
     /// If there is none in time, with the closest misses; or if there are several.
     pub fn expect_record(&self, expected: &[Expected<'_>]) -> Result<Record> {
-        let mut last = Vec::new();
-        let found = wait::until("a record", wait::PATIENCE, || {
-            last = self.records().ok()?;
-            let all = audit::matching(&last, expected);
-            (!all.is_empty()).then(|| all.into_iter().cloned().collect::<Vec<_>>())
-        });
-        match found.as_deref() {
-            Ok([one]) => Ok(one.clone()),
-            Ok(several) => bail!("{} records where one was expected: {several:?}", several.len()),
-            Err(_) => bail!("{}", audit::closest_misses(&last, expected)),
-        }
+        audit::expect(|| self.records(), expected)
+    }
+
+    /// The certificate of the authority that upstreams are certified by (PEM file).
+    #[must_use]
+    pub fn authority(&self) -> &Path {
+        self.ca.certificate()
     }
 
     /// The agent's configuration file.

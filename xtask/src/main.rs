@@ -9,6 +9,7 @@ mod check;
 mod ci;
 mod cmd;
 mod demo;
+mod dist;
 mod manual;
 mod setup;
 mod test;
@@ -20,6 +21,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::cmd::Outcome;
+use crate::test::Profile;
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "Every chore of the project")]
@@ -50,6 +52,12 @@ enum Verb {
     Check,
     /// The rules of the repository that no compiler knows
     Tidy,
+    /// Build the Debian package: optimised binary, unit, settings, man pages, completions
+    Dist {
+        /// Unoptimised and unpacked, as the tests of the package use it
+        #[arg(long)]
+        dev: bool,
+    },
     /// Write the man pages and shell completions anew, after a change of the command line
     Manual,
     /// What CI runs: check, tidy and test, with one closing line
@@ -64,6 +72,7 @@ fn main() -> ExitCode {
         Verb::Vm(arguments) => vm::run(&arguments),
         Verb::Check => check::run(),
         Verb::Tidy => tidy::run(),
+        Verb::Dist { dev } => dist::run(if dev { Profile::Dev } else { Profile::Release }),
         Verb::Manual => manual::run(),
         Verb::Ci => ci::run(),
     };

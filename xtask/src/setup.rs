@@ -32,6 +32,9 @@ const BUILD_PACKAGES: &[&str] = &[
     "libzstd-dev",
     "zlib1g-dev",
     "libxml2-dev",
+    "binutils",
+    "debhelper",
+    "dpkg-dev",
 ];
 
 /// What tests and demo use: real clients, a real server, and the tools that make a sandbox.
@@ -39,7 +42,9 @@ const RUN_PACKAGES: &[&str] = &[
     "bind9-dnsutils",
     "ca-certificates",
     "curl",
+    "git",
     "iproute2",
+    "mmdebstrap",
     "nginx-light",
     "openssl",
     "procps",
@@ -47,6 +52,8 @@ const RUN_PACKAGES: &[&str] = &[
     "python3-grpcio",
     "python3-h2",
     "strace",
+    "systemd-container",
+    "tmux",
     "util-linux",
 ];
 

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: builds and runs every test that this machine can run, and counts them.
 
+mod bed;
 mod tally;
 
 use std::fs;
@@ -12,7 +13,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 
 use crate::cmd::{self, Outcome};
-use crate::setup;
+use crate::{dist, setup};
 
 pub(crate) use tally::Tally;
 
@@ -26,14 +27,19 @@ pub(crate) fn run(filter: Option<&str>) -> Result<Outcome> {
 /// Runs the tests; the outcome also says whether something could not be run.
 pub(crate) fn all(filter: Option<&str>) -> Result<(Tally, Outcome)> {
     setup::all()?;
-    let agent = build("callgate", "callgate")?;
+    let agent = build("callgate", "callgate", Profile::Dev)?;
     let notes = Notes::new()?;
     let packages = ["-p", "callgate", "-p", "callgate-common", "-p", "xtask"];
     let mut suites = vec![suite(&packages, filter), documentation(filter)];
     let end_to_end = ["-p", "callgate-tests"];
     let mut tally = Tally::default();
     if cmd::is_root() {
-        suites.push(suite(&end_to_end, filter));
+        let mut whole = suite(&end_to_end, filter);
+        whole
+            .env("CALLGATE_BED", bed::debian()?)
+            .envs(bed::runtimes(filter)?.map(|dir| ("CALLGATE_BED_RUNTIMES", dir)))
+            .env("CALLGATE_DEB", dist::package(Profile::Dev, dist::VERSION)?);
+        suites.push(whole);
     } else {
         // What needs no root among them (the harness's own tests) runs all the same.
         suites.push(suite(&["-p", "callgate-tests", "--lib", "--bins"], filter));
@@ -55,10 +61,20 @@ pub(crate) fn all(filter: Option<&str>) -> Result<(Tally, Outcome)> {
     Ok((tally, outcome))
 }
 
+/// How a binary is built.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Profile {
+    /// Quickly, for tests.
+    Dev,
+    /// Optimised, for hosts.
+    Release,
+}
+
 /// Builds one binary and says where it is.
-pub(crate) fn build(package: &str, binary: &str) -> Result<PathBuf> {
-    let text = messages(cmd::cargo(["build", "-p", package, "--bin", binary]))?;
-    find(&text, binary)
+pub(crate) fn build(package: &str, binary: &str, profile: Profile) -> Result<PathBuf> {
+    let mut command = cmd::cargo(["build", "-p", package, "--bin", binary]);
+    command.args((profile == Profile::Release).then_some("--release"));
+    find(&messages(command)?, binary)
 }
 
 /// Builds the end-to-end tests and the client that they start; says where both are.

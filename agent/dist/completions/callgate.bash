@@ -34,6 +34,9 @@ _callgate() {
             callgate,help)
                 cmd="callgate__subcmd__help"
                 ;;
+            callgate,release)
+                cmd="callgate__subcmd__release"
+                ;;
             callgate,reload)
                 cmd="callgate__subcmd__reload"
                 ;;
@@ -82,6 +85,9 @@ _callgate() {
             callgate__subcmd__help,help)
                 cmd="callgate__subcmd__help__subcmd__help"
                 ;;
+            callgate__subcmd__help,release)
+                cmd="callgate__subcmd__help__subcmd__release"
+                ;;
             callgate__subcmd__help,reload)
                 cmd="callgate__subcmd__help__subcmd__reload"
                 ;;
@@ -107,7 +113,7 @@ _callgate() {
 
     case "${cmd}" in
         callgate)
-            opts="-h -V --help --version run exec check explain status reload audit doctor worker help"
+            opts="-h -V --help --version run exec check explain status reload release audit doctor worker help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -387,7 +393,7 @@ _callgate() {
             return 0
             ;;
         callgate__subcmd__help)
-            opts="run exec check explain status reload audit doctor worker help"
+            opts="run exec check explain status reload release audit doctor worker help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -512,6 +518,20 @@ _callgate() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        callgate__subcmd__help__subcmd__release)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         callgate__subcmd__help__subcmd__reload)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -561,6 +581,24 @@ _callgate() {
                 return 0
             fi
             case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        callgate__subcmd__release)
+            opts="-h --config --all --running --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;

@@ -32,6 +32,7 @@ complete -c callgate -n "__fish_callgate_needs_command" -f -a "check" -d 'Show e
 complete -c callgate -n "__fish_callgate_needs_command" -f -a "explain" -d 'Show the decision on a call, and why'
 complete -c callgate -n "__fish_callgate_needs_command" -f -a "status" -d 'Show what runs'
 complete -c callgate -n "__fish_callgate_needs_command" -f -a "reload" -d 'Put the changed policy in force'
+complete -c callgate -n "__fish_callgate_needs_command" -f -a "release" -d 'Let workloads go: they are managed no more'
 complete -c callgate -n "__fish_callgate_needs_command" -f -a "audit" -d 'Follow and show the records'
 complete -c callgate -n "__fish_callgate_needs_command" -f -a "doctor" -d 'Show what this host lacks, and the fix'
 complete -c callgate -n "__fish_callgate_needs_command" -f -a "worker" -d 'The unprivileged half; started by `run`'
@@ -64,6 +65,10 @@ complete -c callgate -n "__fish_callgate_using_subcommand status" -l json -d 'On
 complete -c callgate -n "__fish_callgate_using_subcommand status" -s h -l help -d 'Print help'
 complete -c callgate -n "__fish_callgate_using_subcommand reload" -l config -d 'The agent\'s settings' -r -F
 complete -c callgate -n "__fish_callgate_using_subcommand reload" -s h -l help -d 'Print help'
+complete -c callgate -n "__fish_callgate_using_subcommand release" -l config -d 'The agent\'s settings' -r -F
+complete -c callgate -n "__fish_callgate_using_subcommand release" -l all -d 'All workloads; the agent must be stopped'
+complete -c callgate -n "__fish_callgate_using_subcommand release" -l running -d 'Also those in which processes run: these keep running, and nothing holds them any more'
+complete -c callgate -n "__fish_callgate_using_subcommand release" -s h -l help -d 'Print help'
 complete -c callgate -n "__fish_callgate_using_subcommand audit; and not __fish_seen_subcommand_from tail show help" -l config -d 'The agent\'s settings, which say where the log is' -r -F
 complete -c callgate -n "__fish_callgate_using_subcommand audit; and not __fish_seen_subcommand_from tail show help" -l file -d 'The log, instead of the one that the settings name' -r -F
 complete -c callgate -n "__fish_callgate_using_subcommand audit; and not __fish_seen_subcommand_from tail show help" -s h -l help -d 'Print help'
@@ -90,15 +95,16 @@ complete -c callgate -n "__fish_callgate_using_subcommand doctor" -s h -l help -
 complete -c callgate -n "__fish_callgate_using_subcommand worker" -l uid -d 'User id' -r
 complete -c callgate -n "__fish_callgate_using_subcommand worker" -l gid -d 'Group id' -r
 complete -c callgate -n "__fish_callgate_using_subcommand worker" -s h -l help -d 'Print help'
-complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload audit doctor worker help" -f -a "run" -d 'Run the agent'
-complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload audit doctor worker help" -f -a "exec" -d 'Run a command as a workload'
-complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload audit doctor worker help" -f -a "check" -d 'Show every error in settings and policy'
-complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload audit doctor worker help" -f -a "explain" -d 'Show the decision on a call, and why'
-complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload audit doctor worker help" -f -a "status" -d 'Show what runs'
-complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload audit doctor worker help" -f -a "reload" -d 'Put the changed policy in force'
-complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload audit doctor worker help" -f -a "audit" -d 'Follow and show the records'
-complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload audit doctor worker help" -f -a "doctor" -d 'Show what this host lacks, and the fix'
-complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload audit doctor worker help" -f -a "worker" -d 'The unprivileged half; started by `run`'
-complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload audit doctor worker help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload release audit doctor worker help" -f -a "run" -d 'Run the agent'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload release audit doctor worker help" -f -a "exec" -d 'Run a command as a workload'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload release audit doctor worker help" -f -a "check" -d 'Show every error in settings and policy'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload release audit doctor worker help" -f -a "explain" -d 'Show the decision on a call, and why'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload release audit doctor worker help" -f -a "status" -d 'Show what runs'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload release audit doctor worker help" -f -a "reload" -d 'Put the changed policy in force'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload release audit doctor worker help" -f -a "release" -d 'Let workloads go: they are managed no more'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload release audit doctor worker help" -f -a "audit" -d 'Follow and show the records'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload release audit doctor worker help" -f -a "doctor" -d 'Show what this host lacks, and the fix'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload release audit doctor worker help" -f -a "worker" -d 'The unprivileged half; started by `run`'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload release audit doctor worker help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c callgate -n "__fish_callgate_using_subcommand help; and __fish_seen_subcommand_from audit" -f -a "tail" -d 'Show the last records'
 complete -c callgate -n "__fish_callgate_using_subcommand help; and __fish_seen_subcommand_from audit" -f -a "show" -d 'Show all fields of one record'

@@ -4,6 +4,7 @@
 //! and handed in as further checks.
 
 mod probes;
+mod settings;
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -90,6 +91,7 @@ impl Check {
 pub fn run(args: Args, config: &Config, kernel_checks: Vec<Check>) -> anyhow::Result<ExitCode> {
     let mut checks = host_checks(&config.bpffs_dir);
     checks.extend(kernel_checks);
+    checks.extend(settings::checks(config));
     checks.extend(running_agent(&config.admin_socket));
     let text = if args.json { json(&checks)? } else { table(&checks) };
     writeln!(io::stdout().lock(), "{text}").context("can't write to standard output")?;
@@ -164,19 +166,19 @@ fn table(checks: &[Check]) -> String {
     let mut table = String::new();
     for check in checks {
         let status = match check.status {
-            Status::Pass => "ok",
-            Status::Warn => "warning",
-            Status::Fail => "MISSING",
+            Status::Pass => "pass",
+            Status::Warn => "warn",
+            Status::Fail => "FAIL",
         };
-        table += &format!("{status:<8} {:<width$}  {}\n", check.name, check.found);
+        table += &format!("{status:<4} {:<width$}  {}\n", check.name, check.found);
         if !check.fix.is_empty() {
-            table += &format!("{:<8} {:<width$}  -> {}\n", "", "", check.fix);
+            table += &format!("{:<4} {:<width$}  -> {}\n", "", "", check.fix);
         }
     }
     let summary = match code(checks) {
         0 => "callgate can run here.",
         1 => "callgate can run here, with the warnings above.",
-        _ => "callgate can't run here until what is MISSING above is put right.",
+        _ => "callgate can't run here until what fails above is put right.",
     };
     format!("{table}\n{summary}")
 }
@@ -199,7 +201,7 @@ mod tests {
     #[test]
     fn every_trouble_comes_with_its_fix() {
         let text = table(&checks(Check::fail("btf", "none", "get one")));
-        assert!(text.contains("MISSING") && text.contains("-> get one"), "{text}");
+        assert!(text.contains("FAIL") && text.contains("-> get one"), "{text}");
         for check in host_checks(&Config::default().bpffs_dir) {
             assert_eq!(check.fix.is_empty(), check.status == Status::Pass, "{check:?}");
             assert!(!check.found.is_empty(), "{check:?}");

@@ -18,6 +18,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, anyhow};
 
 use crate::admin;
+use crate::enroll::trust::JAVA_OPTIONS;
 use crate::identity::WorkloadName;
 
 /// The shell's code for "found, but can't be run".
@@ -82,6 +83,8 @@ pub struct Enrolled {
     pub hidden: Vec<PathBuf>,
     /// What it must not change: the policy.
     pub fixed: Vec<PathBuf>,
+    /// Files that it is to see in the place of others: the roots to trust.
+    pub over: Vec<(PathBuf, PathBuf)>,
 }
 
 /// Runs the command. `enrol` asks the agent to move this process and returns when it has.
@@ -107,9 +110,9 @@ pub fn run(
     } else {
         temporary::Temporary::Private
     };
-    isolate::isolate(&enrolled.hidden, &enrolled.fixed, temporary)?;
+    isolate::isolate(&enrolled, temporary)?;
     let mut command = Command::new(program);
-    command.args(arguments).envs(enrolled.env);
+    command.args(arguments).envs(enrolled.env.into_iter().map(added));
     for variable in SESSION {
         command.env_remove(variable);
     }
@@ -140,7 +143,20 @@ pub fn enrol(socket: &Path, workload: &WorkloadName) -> anyhow::Result<Enrolled>
         env: enrolled.env,
         hidden: enrolled.hidden,
         fixed: enrolled.fixed,
+        over: enrolled.over,
     })
+}
+
+/// Java's options are added to those that are set; of two that say the same, the last holds.
+fn added((name, value): (String, String)) -> (String, OsString) {
+    match std::env::var_os(&name) {
+        Some(mut options) if name == JAVA_OPTIONS => {
+            options.push(" ");
+            options.push(value);
+            (name, options)
+        }
+        _ => (name, value.into()),
+    }
 }
 
 fn code_of(error: &io::Error) -> u8 {

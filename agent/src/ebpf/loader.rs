@@ -339,14 +339,6 @@ impl Programs {
         }
         Ok(stale.len())
     }
-
-    /// Removes every pin: nothing is captured any more. For uninstall and tests.
-    ///
-    /// # Errors
-    /// If a pin can't be removed.
-    pub fn remove(self) -> Result<(), Error> {
-        self.pins.remove()
-    }
 }
 
 fn check_features(options: &LoadOptions) -> Result<(), Error> {

@@ -71,6 +71,9 @@ pub(super) struct Pins {
     maps: Vec<(&'static str, OwnedFd)>,
 }
 
+const LINKS: &str = "links";
+const MAPS_DIR: &str = "maps";
+
 /// Where distributions mount one for all. Below it nothing can be made before: it lies on sysfs.
 const STANDARD: &str = "/sys/fs/bpf";
 
@@ -114,11 +117,11 @@ impl Pins {
 
     /// Where maps are pinned.
     pub(super) fn maps(&self) -> PathBuf {
-        self.dir.join("maps")
+        self.dir.join(MAPS_DIR)
     }
 
     fn links(&self) -> PathBuf {
-        self.dir.join("links")
+        self.dir.join(LINKS)
     }
 
     fn links_of(&self, cgroup: u64) -> PathBuf {
@@ -167,6 +170,19 @@ impl Pins {
                 self.links.insert((cgroup, entry.program), link);
             }
         }
+    }
+
+    /// The numbers of the programs of all links that are pinned below `dir`; none where nothing is.
+    pub(super) fn programs(dir: &Path) -> Result<BTreeSet<u32>, Error> {
+        let mut programs = BTreeSet::new();
+        for cgroup in children(&dir.join(LINKS))? {
+            for pin in children(&cgroup)? {
+                let info = sys::obj_get(&pin).and_then(|link| sys::link_info(link.as_fd()));
+                let info = info.map_err(|source| Error::file("open the link", pin, source))?;
+                programs.insert(info.program);
+            }
+        }
+        Ok(programs)
     }
 
     /// The cgroups that links are held of.
@@ -247,17 +263,22 @@ impl Pins {
         self.links.retain(|(held, _), _| *held != cgroup);
         Ok(())
     }
+}
 
-    /// Removes all pins: links first, so that nothing runs on maps that are gone.
-    pub(super) fn remove(self) -> Result<(), Error> {
-        for dir in children(&self.links())? {
-            remove_dir(&dir)?;
-        }
-        for part in [self.links(), self.maps()] {
-            remove_dir(&part)?;
-        }
-        Ok(())
+/// Removes all pins below `dir`, and it: links first, so that nothing runs on maps that are gone. Nothing is captured any
+/// more. Fine if there is nothing.
+///
+/// # Errors
+/// If a pin can't be removed.
+pub fn remove_pins(dir: &Path) -> Result<(), Error> {
+    let links = dir.join(LINKS);
+    for cgroup in children(&links)? {
+        remove_dir(&cgroup)?;
     }
+    for part in [&links, &dir.join(MAPS_DIR), dir] {
+        remove_dir(part)?;
+    }
+    Ok(())
 }
 
 /// Replaces the program of the link pinned at `path`, if there is one whose cgroup is not gone.

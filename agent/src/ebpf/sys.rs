@@ -10,6 +10,7 @@ use std::path::Path;
 
 const OBJ_PIN: libc::c_long = 6;
 const OBJ_GET: libc::c_long = 7;
+const PROG_QUERY: libc::c_long = 16;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const MAP_LOOKUP_AND_DELETE: libc::c_long = 21;
 const LINK_CREATE: libc::c_long = 28;
@@ -32,6 +33,25 @@ pub(super) enum Hook {
     Setsockopt = 22,
     Peername4 = 29,
     Peername6 = 30,
+}
+
+impl Hook {
+    /// All of them, with the kernel's names.
+    pub(super) const ALL: [(Self, &str); 13] = [
+        (Self::Ingress, "ingress"),
+        (Self::Egress, "egress"),
+        (Self::SockCreate, "sock_create"),
+        (Self::SockOps, "sock_ops"),
+        (Self::Connect4, "connect4"),
+        (Self::Connect6, "connect6"),
+        (Self::Sendmsg4, "sendmsg4"),
+        (Self::Sendmsg6, "sendmsg6"),
+        (Self::Recvmsg4, "recvmsg4"),
+        (Self::Recvmsg6, "recvmsg6"),
+        (Self::Setsockopt, "setsockopt"),
+        (Self::Peername4, "getpeername4"),
+        (Self::Peername6, "getpeername6"),
+    ];
 }
 
 #[repr(C)]
@@ -65,7 +85,8 @@ struct InfoRequest {
 pub(super) struct LinkInfo {
     kind: u32,
     id: u32,
-    program: u32,
+    /// The number of the program.
+    pub(super) program: u32,
     pad: u32,
     /// Cgroup id; 0 once the cgroup is gone.
     pub(super) cgroup: u64,
@@ -81,6 +102,18 @@ struct Element {
     key: u64,
     value: u64,
     flags: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct Query {
+    target: u32,
+    hook: u32,
+    flags: u32,
+    attach_flags: u32,
+    ids: u64,
+    count: u32,
+    pad: u32,
 }
 
 fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<RawFd> {
@@ -210,6 +243,25 @@ pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     };
     bpf(OBJ_GET_INFO_BY_FD, &mut request)?;
     Ok(info)
+}
+
+/// The numbers of all programs that run for a cgroup at a hook, inherited ones included (BPF_F_QUERY_EFFECTIVE).
+pub(super) fn effective(cgroup: BorrowedFd<'_>, hook: Hook) -> io::Result<Vec<u32>> {
+    const EFFECTIVE: u32 = 1;
+    /// The kernel allows 64 on one cgroup (BPF_CGROUP_MAX_PROGS); it says so if all levels together have more.
+    const MOST: u32 = 1024;
+    let mut ids = vec![0_u32; MOST as usize];
+    let mut query = Query {
+        target: raw(cgroup),
+        hook: hook as u32,
+        flags: EFFECTIVE,
+        ids: ids.as_mut_ptr() as u64,
+        count: MOST,
+        ..Query::default()
+    };
+    bpf(PROG_QUERY, &mut query)?;
+    ids.truncate(query.count as usize);
+    Ok(ids)
 }
 
 /// The number of a link, or of a map: in both of their infos it is the second member. One of a kind while it lives.

@@ -1,11 +1,17 @@
 //! What a managed command must trust to accept the agent's certificates: the host's roots and the agent's.
 //!
-//! Always both: variables that replace a runtime's bundle would otherwise break all its other TLS.
+//! Always both: variables that replace a runtime's bundle would otherwise break all its other TLS. Programs that read
+//! no variable find the bundle in the usual places, over which it is mounted for them alone ([`Trust::over`]).
+
+mod java;
 
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 
 /// Where distributions keep their roots as one PEM file; the first that exists is the host's.
 const HOST_BUNDLES: &[&str] = &[
@@ -37,6 +43,15 @@ const BUNDLE_VARIABLES: &[&str] = &[
     "COMPOSER_CAFILE",
     "PERL_LWP_SSL_CA_FILE",
 ];
+
+/// Where distributions keep the roots of Java.
+const HOST_JAVA_STORES: &[&str] = &[
+    "/etc/ssl/certs/java/cacerts",
+    "/etc/pki/ca-trust/extracted/java/cacerts",
+    "/var/lib/ca-certificates/java-cacerts",
+];
+/// Options that every Java reads, added to those that are set. Other vendors' Javas have stores in their own directories.
+pub const JAVA_OPTIONS: &str = "JAVA_TOOL_OPTIONS";
 
 const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
 const END: &str = "-----END CERTIFICATE-----";
@@ -74,11 +89,30 @@ pub struct Trust {
     pub bundle: PathBuf,
     /// How many of the host's roots it holds; 0 on a host without any.
     pub host_roots: usize,
-    /// The variables that make runtimes read it.
+    /// The same as a store for Java.
+    pub java_store: PathBuf,
+    /// The variables that make runtimes read it. What [`JAVA_OPTIONS`] says is to be added to what is there.
     pub env: Vec<(String, String)>,
 }
 
-/// Writes `directory/ca-bundle.pem`: the host's roots and `root_pem`, readable by all, replaced in one step.
+impl Trust {
+    /// What to mount over which of the host's files, where these exist.
+    #[must_use]
+    pub fn over(&self) -> Vec<(PathBuf, PathBuf)> {
+        let pairs = |own: &PathBuf, places: &[&str]| -> Vec<_> {
+            let place = |place: &&str| (own.clone(), PathBuf::from(place));
+            places.iter().map(place).collect()
+        };
+        let bundles = pairs(&self.bundle, HOST_BUNDLES);
+        bundles
+            .into_iter()
+            .chain(pairs(&self.java_store, HOST_JAVA_STORES))
+            .collect()
+    }
+}
+
+/// Writes `directory/ca-bundle.pem` and `directory/truststore.p12`: the host's roots and `root_pem`, readable by all,
+/// each replaced in one step.
 ///
 /// # Errors
 /// If the root isn't PEM, or the system refuses.
@@ -100,15 +134,35 @@ fn write_merged(host: &str, root_pem: &str, directory: &Path) -> Result<Trust, T
     }
     let bundle = directory.join("ca-bundle.pem");
     replace(&bundle, text.as_bytes())?;
-    let value = bundle.to_string_lossy().into_owned();
+    let java_store = directory.join("truststore.p12");
+    let roots: Vec<_> = host.iter().chain(&own).filter_map(|pem| der(pem)).collect();
+    replace(&java_store, &java::store(roots.iter().map(Vec::as_slice)))?;
     Ok(Trust {
+        env: variables(&bundle, &java_store),
         bundle,
+        java_store,
         host_roots: host.len(),
-        env: BUNDLE_VARIABLES
-            .iter()
-            .map(|name| ((*name).to_owned(), value.clone()))
-            .collect(),
     })
+}
+
+fn variables(bundle: &Path, java_store: &Path) -> Vec<(String, String)> {
+    let bundle = bundle.to_string_lossy();
+    let java = format!(
+        "-Djavax.net.ssl.trustStore={} -Djavax.net.ssl.trustStoreType=PKCS12",
+        java_store.display()
+    );
+    let bundles = BUNDLE_VARIABLES.iter().map(|name| (*name, bundle.to_string()));
+    bundles
+        .chain([(JAVA_OPTIONS, java)])
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
+}
+
+/// What a PEM block holds; `None` for what is no base64.
+fn der(pem: &str) -> Option<Vec<u8>> {
+    let body = pem.strip_prefix(BEGIN)?.strip_suffix(END)?;
+    let text: String = body.split_ascii_whitespace().collect();
+    STANDARD.decode(text).ok()
 }
 
 fn host_bundle() -> Result<String, TrustError> {
@@ -151,7 +205,7 @@ fn certificates(pem: &str) -> Vec<&str> {
 fn replace(path: &Path, content: &[u8]) -> Result<(), TrustError> {
     let directory = path.parent().unwrap_or_else(|| Path::new("/"));
     fs::create_dir_all(directory).map_err(io_error("make", directory))?;
-    let aside = path.with_extension("pem.new");
+    let aside = path.with_added_extension("new");
     match fs::remove_file(&aside) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(io_error("remove", &aside)(error));
@@ -208,6 +262,11 @@ mod tests {
                 .env
                 .contains(&("SSL_CERT_FILE".to_owned(), value.to_owned()))
         );
+        let store = fs::read(&trust.java_store).unwrap();
+        for held in ["AAAA", "BBBB", "CCCC"] {
+            let held = STANDARD.decode(held).unwrap();
+            assert!(store.windows(held.len()).any(|bytes| bytes == held), "{held:?}");
+        }
     }
 
     #[test]
@@ -217,7 +276,8 @@ mod tests {
         let second = write_merged("", OWN, directory.path()).unwrap();
         assert_eq!(first.bundle, second.bundle);
         assert_eq!(second.host_roots, 0);
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+        assert_eq!(first.java_store, second.java_store);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
     }
 
     #[test]

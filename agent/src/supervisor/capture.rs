@@ -365,8 +365,8 @@ impl Capture {
             .map_err(|error| error.to_string())?;
         self.foreign.look();
         tracing::info!(%workload, uid = peer.uid, pid = peer.process.pid(), cgroup, "a command was enrolled");
-        let (hidden, fixed) = if peer.uid == 0 {
-            (self.view.hidden(policy), self.view.fixed(policy))
+        let (hidden, fixed, over) = if peer.uid == 0 {
+            (self.view.hidden(policy), self.view.fixed(policy), trust.over())
         } else {
             // Another user can't read or change these anyway.
             Default::default()
@@ -376,6 +376,7 @@ impl Capture {
             env: trust.env.clone(),
             hidden,
             fixed,
+            over,
         })
     }
 }

@@ -57,7 +57,7 @@ fn make_directories(config: &Config) -> Result<(), Error> {
 
 /// One agent at a time: two would hand the same workloads to two policies. Who can open the file can hold the
 /// lock, so nobody else may read it either.
-fn lock(dir: &Path) -> Result<Flock<File>, Error> {
+pub(super) fn lock(dir: &Path) -> Result<Flock<File>, Error> {
     let path = dir.join("lock");
     let file = File::options()
         .write(true)

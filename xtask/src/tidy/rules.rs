@@ -32,7 +32,10 @@ const OWNED: &[(&str, &[&str])] = &[
         ],
     ),
     ("aya_log", &["agent/src/ebpf.rs", "agent/src/ebpf/"]),
-    ("rustls", &["agent/src/tls.rs", "agent/src/tls/"]),
+    (
+        "rustls",
+        &["agent/src/tls.rs", "agent/src/tls/", "tests/clients/main.rs"],
+    ),
     ("tokio_rustls", &["agent/src/tls.rs", "agent/src/tls/"]),
 ];
 

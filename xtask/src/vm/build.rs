@@ -9,7 +9,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::{cmd, setup, test};
+use crate::test::{self, Profile};
+use crate::{cmd, setup};
 
 /// Where everything is that a guest takes over, each at the same place.
 #[derive(Debug)]
@@ -23,7 +24,7 @@ pub(crate) struct Built {
 
 /// Builds all of it.
 pub(crate) fn all() -> Result<Built> {
-    let agent = test::build("callgate", "callgate")?;
+    let agent = test::build("callgate", "callgate", Profile::Dev)?;
     let (tests, probe) = test::build_end_to_end()?;
     Ok(Built {
         agent,

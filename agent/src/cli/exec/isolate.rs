@@ -21,6 +21,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
 use nix::sys::stat::Mode;
 
+use super::Enrolled;
 use super::temporary::{self, Temporary};
 
 /// File systems through which the kernel takes orders from whoever owns the files.
@@ -78,9 +79,12 @@ const UNIT_CREDENTIALS: &str = "/run/credentials";
 /// Options of a file system with nothing in it.
 const EMPTY: &str = "mode=0555,size=4k";
 
-/// Moves this process, which must have one thread, into a view of its own. `hidden` can't be read there,
-/// `fixed` can't be changed; neither can another directory be put in the place of one above them.
-pub(super) fn isolate(hidden: &[PathBuf], fixed: &[PathBuf], temporary: Temporary) -> anyhow::Result<()> {
+/// Moves this process, which must have one thread, into a view of its own. What is `hidden` can't be read there, what
+/// is `fixed` can't be changed; neither can another directory be put in the place of one above them.
+pub(super) fn isolate(enrolled: &Enrolled, temporary: Temporary) -> anyhow::Result<()> {
+    let Enrolled {
+        hidden, fixed, over, ..
+    } = enrolled;
     if !caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN)? {
         if nix::unistd::geteuid().is_root() {
             bail!("without CAP_SYS_ADMIN a command can't be kept from root's files; run it as another user");
@@ -104,6 +108,7 @@ pub(super) fn isolate(hidden: &[PathBuf], fixed: &[PathBuf], temporary: Temporar
             narrow_proc(&entry)?;
         }
     }
+    over.iter().try_for_each(|(path, place)| show_over(path, place))?;
     fixed.iter().try_for_each(|path| fix(path))?;
     hidden.iter().try_for_each(|path| hide(path))?;
     let others = SERVICES.iter().chain(CREDENTIAL_STORES);
@@ -251,6 +256,17 @@ fn fix(path: &Path) -> anyhow::Result<()> {
     };
     bind(&path)?;
     read_only(&path, MsFlags::empty())
+}
+
+/// Puts a file in the place of another, read-only; fine if that isn't there.
+fn show_over(path: &Path, place: &Path) -> anyhow::Result<()> {
+    let Ok(place) = fs::canonicalize(place) else {
+        return Ok(());
+    };
+    let none: Option<&str> = None;
+    mount(Some(path), &place, none, MsFlags::MS_BIND, none)
+        .with_context(|| format!("can't put {} over {}", path.display(), place.display()))?;
+    read_only(&place, MsFlags::empty())
 }
 
 /// Makes a mount of its own of a path that may be a part of one.

@@ -1,0 +1,64 @@
+//! Taking the workloads' cgroups away, while no agent runs.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::{Error, Mount, Released, io_error, normal_parent, remove_if_empty};
+use crate::identity::WorkloadName;
+use crate::identity::unit::EXEC_PREFIX;
+
+/// The workloads below `parent` in which processes run, those of cgroups further below included.
+///
+/// # Errors
+/// If `parent` is no path below the mount, or the system refuses.
+pub fn occupied(mount: &Mount, parent: &str) -> Result<Vec<WorkloadName>, Error> {
+    let mut occupied = Vec::new();
+    for (name, directory) in workloads(mount, parent)? {
+        // The kernel's own word: 1 if there is a process anywhere below.
+        let events = directory.join("cgroup.events");
+        let text = fs::read_to_string(&events).map_err(io_error("read", &events))?;
+        if text.lines().any(|line| line == "populated 1") {
+            occupied.push(name);
+        }
+    }
+    Ok(occupied)
+}
+
+/// Removes the cgroups of all workloads below `parent` that no process is left in, and `parent` if none is left; gives
+/// those that stay.
+///
+/// # Errors
+/// If `parent` is no path below the mount, or the system refuses.
+pub fn remove_all(mount: &Mount, parent: &str) -> Result<Vec<WorkloadName>, Error> {
+    let mut busy = Vec::new();
+    for (name, directory) in workloads(mount, parent)? {
+        for child in directories(&directory)? {
+            let exec = child.file_name().and_then(|name| name.to_str());
+            if exec.is_some_and(|name| name.starts_with(EXEC_PREFIX)) {
+                remove_if_empty(&child)?;
+            }
+        }
+        if remove_if_empty(&directory)? == Released::Busy {
+            busy.push(name);
+        }
+    }
+    remove_if_empty(&mount.file(&normal_parent(parent)?))?;
+    Ok(busy)
+}
+
+fn workloads(mount: &Mount, parent: &str) -> Result<Vec<(WorkloadName, PathBuf)>, Error> {
+    let named = |path: PathBuf| Some((WorkloadName::of_slice(path.file_name()?.to_str()?)?, path));
+    let all = directories(&mount.file(&normal_parent(parent)?))?;
+    Ok(all.into_iter().filter_map(named).collect())
+}
+
+fn directories(parent: &Path) -> Result<Vec<PathBuf>, Error> {
+    let entries = match fs::read_dir(parent) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(io_error("list", parent)(error)),
+    };
+    let paths = entries.flatten().map(|entry| entry.path());
+    Ok(paths.filter(|path| path.is_dir()).collect())
+}

@@ -1,0 +1,56 @@
+//! Letting go of every workload, while no agent runs: what an uninstalled agent must not leave behind.
+
+use std::fs::{File, remove_dir_all};
+use std::io::ErrorKind;
+
+use nix::fcntl::Flock;
+
+use super::{Error, ground, io};
+use crate::config::Config;
+use crate::ebpf;
+use crate::enroll::{self, Mount};
+use crate::identity::WorkloadName;
+
+/// What becomes of workloads in which processes run.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Running {
+    /// Nothing is let go while there are any.
+    Refuse,
+    /// They run on, with the network of any other process. Their cgroups stay until they end.
+    LetGo,
+}
+
+/// Removes the programs, the marks that units wait for, and the cgroups. Gives the workloads in which processes run on.
+/// Policy, secrets, CA and records stay. Done again it finishes what was interrupted.
+///
+/// # Errors
+/// If the agent runs, rights are missing, processes run and shall not be let go, or the system refuses.
+pub fn release_all(config: &Config, running: Running) -> Result<Vec<WorkloadName>, Error> {
+    if let Some(missing) = ground::missing() {
+        return Err(Error::Rights { missing });
+    }
+    let _alone = alone(config)?;
+    let mount = Mount::find()?;
+    let parent = &config.cgroup_parent;
+    let occupied = enroll::occupied(&mount, parent)?;
+    if running == Running::Refuse && !occupied.is_empty() {
+        return Err(Error::Occupied { workloads: occupied });
+    }
+    // No unit may start as managed once its programs are gone.
+    let armed = config.runtime_dir.join("armed");
+    match remove_dir_all(&armed) {
+        Err(source) if source.kind() != ErrorKind::NotFound => return Err(io("remove", &armed)(source)),
+        _ => {}
+    }
+    ebpf::remove_pins(&config.bpffs_dir)?;
+    Ok(enroll::remove_all(&mount, parent)?)
+}
+
+/// The locks that a running agent holds. Where it has never run there are none.
+fn alone(config: &Config) -> Result<Vec<Flock<File>>, Error> {
+    let dirs = [&config.runtime_dir, &config.state_dir];
+    dirs.into_iter()
+        .filter(|dir| dir.exists())
+        .map(|dir| ground::lock(dir))
+        .collect()
+}

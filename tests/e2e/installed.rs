@@ -1,0 +1,194 @@
+//! The package on a booted Debian: what an operator installs, upgrades and removes.
+
+use anyhow::Result;
+use harness::{Bed, Upstream, World, assert_record, bed, require};
+
+const POLICY: &str = r#"
+[[workload]]
+name = "billing"
+
+  [[workload.allow]]
+  name       = "charges"
+  host       = "api.example.test"
+  paths      = ["/v1/charges"]
+  credential = "api"
+  private    = true
+
+[credential.api]
+hosts  = ["api.example.test:443"]
+scheme = "bearer"
+source = { file = "/etc/callgate/secrets/api" }
+"#;
+
+const CALL: [&str; 8] = [
+    "callgate",
+    "exec",
+    "--workload",
+    "billing",
+    "--",
+    "curl",
+    "-sS",
+    "https://api.example.test/v1/charges",
+];
+
+fn installed() -> Result<Bed> {
+    let mut world = World::new()?;
+    world.upstream(Upstream::new("api.example.test").bearer("s3cret", "acme"))?;
+    let bed = Bed::installed(world)?;
+    bed.secret("api", "s3cret")?;
+    bed.policy(POLICY)?;
+    Ok(bed)
+}
+
+#[test]
+fn a_fresh_package_runs_the_agent_and_its_first_policy_lets_a_call_out() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let bed = installed()?;
+    let reply = bed.run(CALL)?.ok()?;
+    assert!(reply.contains("acme"), "{reply}");
+    assert_record!(
+        bed,
+        "workload" = "billing",
+        "status" = 200,
+        "credential.name" = "api"
+    );
+    Ok(())
+}
+
+#[test]
+fn filters_that_systemd_puts_on_workloads_are_named_by_the_doctor_and_do_no_harm() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let bed = installed()?;
+    // systemd puts the programs of this setting on the unit's own cgroup, below the workload's.
+    let unit = [
+        "systemd-run",
+        "--slice=callgate-billing.slice",
+        "--property=IPAddressDeny=192.0.2.0/24",
+        "sleep",
+        "60",
+    ];
+    bed.run(unit)?.ok()?;
+    let doctor = bed.run(["callgate", "doctor"])?;
+    assert!(doctor.stdout.contains("only filters: sd_fw_egress"), "{doctor:?}");
+    let reply = bed.run(CALL)?.ok()?;
+    assert!(reply.contains("acme"), "{reply}");
+    Ok(())
+}
+
+/// What a package must not leave behind: files, users, units, cgroups, pins, and sockets that listen.
+const HOST: &str = r#"
+    find / -xdev \( -path /proc -o -path /sys -o -path /run/systemd/journal -o -path /run/log -o -path /var/log/journal \
+        -o -path /var/cache -o -path /var/lib/dpkg -o -path /var/log/dpkg.log -o -path /var/log/alternatives.log \
+        -o -path /run/systemd/units -o -path /run/systemd/journal -o -path /var/tmp -o -path /tmp \) -prune -o -print | sort
+    find /run -xdev -name '*callgate*' -not -path '/run/systemd/*' | sort
+    cat /etc/passwd /etc/group /etc/shadow /etc/subuid
+    systemctl list-unit-files --no-legend | sort
+    find /sys/fs/cgroup -name '*callgate*' | sort
+    find /sys/fs/bpf | sort
+    ss -Hltn
+"#;
+
+#[test]
+fn a_purge_leaves_the_host_as_it_was() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let mut world = World::new()?;
+    world.upstream(Upstream::new("api.example.test").bearer("s3cret", "acme"))?;
+    let bed = Bed::boot(world)?;
+    let before = bed.sh(HOST)?.ok()?;
+    bed.install(&bed::package()?)?;
+    bed.secret("api", "s3cret")?;
+    bed.policy(POLICY)?;
+    let during = bed.sh(HOST)?.ok()?;
+    for made in [
+        "/usr/bin/callgate",
+        "callgate-billing.slice",
+        "/sys/fs/bpf/callgate/links",
+        "\ncallgate:",
+    ] {
+        assert!(during.contains(made), "{made} is not there");
+    }
+    bed.run(["dpkg", "--purge", "callgate"])?.ok()?;
+    let after = bed.sh(HOST)?.ok()?;
+    assert_eq!(difference(&before, &after), Vec::<String>::new());
+    // Who was a managed process is nobody's now.
+    let direct = bed.run([
+        "curl",
+        "-sS",
+        "-o",
+        "/dev/null",
+        "-w",
+        "%{http_code}",
+        "https://api.example.test/v1/charges",
+    ])?;
+    assert_eq!(direct.ok()?, "401");
+    Ok(())
+}
+
+#[test]
+fn a_removed_package_keeps_what_the_operator_wrote_and_a_new_one_takes_it_up() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let bed = installed()?;
+    bed.run(["dpkg", "--remove", "callgate"])?.ok()?;
+    assert_eq!(
+        bed.sh("find /sys/fs/bpf/callgate /sys/fs/cgroup/callgate.slice /run/callgate")?
+            .stdout,
+        ""
+    );
+    assert!(bed.path("/etc/callgate/policy.d/test.toml").exists());
+    assert!(bed.path("/etc/callgate/secrets/api").exists());
+    let authority = std::fs::read(bed.path("/var/lib/callgate/ca.pem"))?;
+    bed.install(&bed::package()?)?;
+    let reply = bed.run(CALL)?.ok()?;
+    assert!(reply.contains("acme"), "{reply}");
+    assert_eq!(std::fs::read(bed.path("/var/lib/callgate/ca.pem"))?, authority);
+    Ok(())
+}
+
+/// The lines that only one of them has.
+fn difference(before: &str, after: &str) -> Vec<String> {
+    let lines = |text: &str| {
+        text.lines()
+            .map(str::to_owned)
+            .collect::<std::collections::BTreeSet<_>>()
+    };
+    let (before, after) = (lines(before), lines(after));
+    let gone = before.difference(&after).map(|line| format!("- {line}"));
+    gone.chain(after.difference(&before).map(|line| format!("+ {line}")))
+        .collect()
+}
+
+#[test]
+fn workloads_are_let_go_by_a_stopped_agent_alone_and_in_use_only_when_told() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let bed = installed()?;
+    let held = bed.run(["callgate", "release", "--all"])?;
+    assert_eq!(held.code(), Some(3), "{held:?}");
+    assert!(
+        held.stderr
+            .contains("another agent holds /run/callgate/lock; stop it first"),
+        "{held:?}"
+    );
+    bed.run([
+        "systemd-run",
+        "--slice=callgate-billing.slice",
+        "--unit=user",
+        "sleep",
+        "60",
+    ])?
+    .ok()?;
+    bed.systemctl(&["stop", "callgate"])?.ok()?;
+    let used = bed.run(["callgate", "release", "--all"])?;
+    assert_eq!(used.code(), Some(1), "{used:?}");
+    assert!(used.stderr.contains("processes run in billing"), "{used:?}");
+    assert!(
+        bed.exists("/run/callgate/armed/billing")?,
+        "a refused release changed something"
+    );
+
+    let told = bed.run(["callgate", "release", "--all", "--running"])?;
+    assert_eq!(told.code(), Some(0), "{told:?}");
+    assert!(told.stdout.contains("billing: its processes run on"), "{told:?}");
+    assert!(!bed.exists("/run/callgate/armed/billing")?);
+    assert_eq!(bed.property("user.service", "ActiveState")?, "active");
+    Ok(())
+}

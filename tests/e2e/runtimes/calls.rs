@@ -1,0 +1,80 @@
+//! Programs that call an HTTPS API, in each runtime's usual ways.
+
+use anyhow::Result;
+use harness::require;
+
+use super::*;
+
+pub(super) const COMMANDS: &[(&str, &str)] = &[("curl", "curl -sS URL"), ("wget", "wget -nv -O- URL")];
+
+pub(super) const PYTHON: &[(&str, &str)] = &[
+    ("Python urllib", "python3 /opt/clients/call.py urllib URL"),
+    ("Python requests", "python3 /opt/clients/call.py requests URL"),
+    ("Python httpx", "python3 /opt/clients/call.py httpx URL"),
+    ("Python aiohttp", "python3 /opt/clients/call.py aiohttp URL"),
+];
+
+pub(super) const NODE: &[(&str, &str)] = &[
+    ("Node fetch", "node /opt/clients/call.mjs fetch URL"),
+    ("Node https", "node /opt/clients/call.mjs https URL"),
+];
+
+pub(super) const COMPILED: &[(&str, &str)] = &[
+    ("Go net/http", "/opt/clients/call-go URL"),
+    ("Java HttpClient", "java /opt/clients/Call.java URL"),
+    ("Rust rustls, native roots", "/opt/clients/rust-client native URL"),
+];
+
+pub(super) const PHP_AND_RUBY: &[(&str, &str)] = &[
+    ("PHP streams", "php /opt/clients/call.php streams URL"),
+    ("PHP curl", "php /opt/clients/call.php curl URL"),
+    ("Ruby net/http", "ruby /opt/clients/call.rb URL"),
+];
+
+fn plain() -> Result<Host> {
+    Host::new("", |_world| Ok(()))
+}
+
+#[test]
+fn commands_call_with_the_credential() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Runtimes);
+    plain()?.check(COMMANDS)
+}
+
+#[test]
+fn python_calls_with_the_credential() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Runtimes);
+    let host = plain()?;
+    host.client("call.py", include_str!("clients/call.py"))?;
+    host.check(PYTHON)
+}
+
+#[test]
+fn node_calls_with_the_credential() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Runtimes);
+    let host = plain()?;
+    host.client("call.mjs", include_str!("clients/call.mjs"))?;
+    host.check(NODE)
+}
+
+#[test]
+fn go_java_and_rust_call_with_the_credential() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Runtimes);
+    let host = plain()?;
+    host.client("Call.java", include_str!("clients/Call.java"))?;
+    host.client("call.go", include_str!("clients/call.go"))?;
+    host.0
+        .sh("cd /opt/clients && go build -o call-go call.go")?
+        .ok()?;
+    host.rust_client()?;
+    host.check(COMPILED)
+}
+
+#[test]
+fn php_and_ruby_call_with_the_credential() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Runtimes);
+    let host = plain()?;
+    host.client("call.php", include_str!("clients/call.php"))?;
+    host.client("call.rb", include_str!("clients/call.rb"))?;
+    host.check(PHP_AND_RUBY)
+}

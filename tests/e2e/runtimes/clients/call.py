@@ -1,0 +1,25 @@
+"""`call.py LIBRARY URL` prints the answer's body."""
+import sys
+
+library, url = sys.argv[1:]
+if library == "urllib":
+    import urllib.request
+
+    print(urllib.request.urlopen(url, timeout=20).read().decode())
+elif library == "requests":
+    import requests
+
+    print(requests.get(url, timeout=20).text)
+elif library == "httpx":
+    import httpx
+
+    with httpx.Client(http2=True, timeout=20) as client:
+        print(client.get(url).text)
+elif library == "aiohttp":
+    import asyncio, aiohttp
+
+    async def call():
+        async with aiohttp.ClientSession() as session, session.get(url) as answer:
+            print(await answer.text())
+
+    asyncio.run(call())

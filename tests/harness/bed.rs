@@ -1,0 +1,429 @@
+//! A booted Debian with systemd in a container (systemd-nspawn), on the network of a [`World`], with the package
+//! installed as an operator would.
+//!
+//! Its root is an overlay over a Debian that `cargo xtask test` made once, mounted in the world's own mount namespace,
+//! so nothing of it stays. It sees cgroup v2 only, and its own part of it alone.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::mount::{MsFlags, mount};
+
+use crate::audit::{self, Expected, Record};
+use crate::cgroup;
+use crate::launch::{self, Output};
+use crate::wait;
+use crate::world::World;
+
+/// The variable that names the directory with the Debian to boot.
+pub const ROOT_VARIABLE: &str = "CALLGATE_BED";
+/// The variable that names the one that has the runtimes of the README's table.
+pub const RUNTIMES_VARIABLE: &str = "CALLGATE_BED_RUNTIMES";
+/// The variable that names the package under test.
+pub const PACKAGE_VARIABLE: &str = "CALLGATE_DEB";
+
+/// It takes a second on a quiet machine.
+const BOOT_LIMIT: Duration = Duration::from_secs(60);
+/// Where the records are, as the package's settings say.
+const AUDIT_FILE: &str = "var/log/callgate/audit.jsonl";
+/// What commands inside find.
+const ENVIRONMENT: &[(&str, &str)] = &[
+    (
+        "PATH",
+        "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    ),
+    ("HOME", "/root"),
+    ("LANG", "C.UTF-8"),
+    ("DEBIAN_FRONTEND", "noninteractive"),
+];
+
+/// A running container. Dropping it ends all in it; its world goes after it.
+#[derive(Debug)]
+pub struct Bed {
+    console: PathBuf,
+    root: PathBuf,
+    leader: u32,
+    container: Child,
+    group: PathBuf,
+    world: World,
+}
+
+impl Bed {
+    /// Boots a Debian on the network of `world`; the package is not in it yet. Upstreams that the world has, or gets
+    /// later, are known there by name and trusted.
+    ///
+    /// # Errors
+    /// If it does not come up, with what its console says.
+    pub fn boot(world: World) -> Result<Self> {
+        Self::boot_from(ROOT_VARIABLE, world)
+    }
+
+    fn boot_from(variable: &str, world: World) -> Result<Self> {
+        let root = overlay(&world, &named(variable)?)?;
+        prepare(&world, &root)?;
+        let console = world.dir().join("console.log");
+        let group = world.cgroup().join("bed");
+        fs::create_dir(&group).context("can't make the bed's cgroup")?;
+        let container = start(&world, &root, &group, &console)?;
+        let mut bed = Self {
+            console,
+            root,
+            leader: 0,
+            container,
+            group,
+            world,
+        };
+        bed.wait_until_up()
+            .with_context(|| format!("the console:\n{}", bed.console()))?;
+        Ok(bed)
+    }
+
+    /// Boots one and installs the package, which starts the agent without a policy.
+    ///
+    /// # Errors
+    /// If either fails.
+    pub fn installed(world: World) -> Result<Self> {
+        let bed = Self::boot(world)?;
+        bed.install(&package()?)?;
+        Ok(bed)
+    }
+
+    /// As [`Bed::installed`], one that has many runtimes.
+    ///
+    /// # Errors
+    /// If either fails.
+    pub fn with_runtimes(world: World) -> Result<Self> {
+        let bed = Self::boot_from(RUNTIMES_VARIABLE, world)?;
+        bed.install(&package()?)?;
+        Ok(bed)
+    }
+
+    /// Installs a package, or upgrades to it.
+    ///
+    /// # Errors
+    /// If dpkg refuses.
+    pub fn install(&self, package: &Path) -> Result<()> {
+        let name = package.file_name().context("a package's file name")?;
+        let inside = Path::new("/var/cache").join(name);
+        fs::copy(package, self.path(&inside)).context("can't copy the package in")?;
+        let options = ["--force-confnew", "--install"].map(OsStr::new);
+        self.run(
+            ["dpkg".as_ref()]
+                .into_iter()
+                .chain(options)
+                .chain([inside.as_os_str()]),
+        )?
+        .ok()
+        .context("dpkg")?;
+        fs::remove_file(self.path(&inside)).context("can't remove the package's copy")
+    }
+
+    /// Writes a policy and has the agent take it.
+    ///
+    /// # Errors
+    /// If the agent refuses it.
+    pub fn policy(&self, text: &str) -> Result<()> {
+        self.write("/etc/callgate/policy.d/test.toml", text)?;
+        self.run(["callgate", "reload"])?
+            .ok()
+            .context("callgate reload")?;
+        Ok(())
+    }
+
+    /// Writes a file, 0644.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub fn write(&self, path: &str, text: &str) -> Result<()> {
+        let path = self.path(path);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).with_context(|| format!("can't make {}", parent.display()))?;
+        }
+        fs::write(&path, text).with_context(|| format!("can't write {}", path.display()))
+    }
+
+    /// Writes a secret as only root may read it.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub fn secret(&self, name: &str, value: &str) -> Result<()> {
+        let script = r#"umask 077; printf %s "$1" > "/etc/callgate/secrets/$0""#;
+        self.run(["sh", "-c", script, name, value])?.ok()?;
+        Ok(())
+    }
+
+    /// Writes a unit, tells systemd, and gives back the unit's name.
+    ///
+    /// # Errors
+    /// If it can't be written or loaded.
+    pub fn unit(&self, name: &str, text: &str) -> Result<()> {
+        self.write(&format!("/etc/systemd/system/{name}"), text)?;
+        self.systemctl(&["daemon-reload"])?.ok()?;
+        Ok(())
+    }
+
+    /// systemctl(1) with these arguments.
+    ///
+    /// # Errors
+    /// If it can't be started or takes too long; not if it fails.
+    pub fn systemctl(&self, args: &[&str]) -> Result<Output> {
+        self.run(["systemctl"].iter().chain(args))
+    }
+
+    /// A property of a unit.
+    ///
+    /// # Errors
+    /// If systemd can't say.
+    pub fn property(&self, unit: &str, name: &str) -> Result<String> {
+        let text = self
+            .systemctl(&["show", "--value", "--property", name, unit])?
+            .ok()?;
+        Ok(text.trim_end().to_owned())
+    }
+
+    /// What the journal has of a unit.
+    ///
+    /// # Errors
+    /// If it can't be read.
+    pub fn journal(&self, unit: &str) -> Result<String> {
+        self.run(["journalctl", "--no-pager", "--output=cat", "--unit", unit])?
+            .ok()
+    }
+
+    /// The command that runs `args` inside, as root and outside every unit, for tests that feed it or let it run on.
+    #[must_use]
+    pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--target={}", self.leader))
+            .args([
+                "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--root", "--wd", "--",
+            ])
+            .args(args)
+            .env_clear()
+            .envs(ENVIRONMENT.iter().copied())
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs `args` inside to its end.
+    ///
+    /// # Errors
+    /// If it can't be started or takes too long; not if it fails.
+    pub fn run<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<Output> {
+        launch::finish(self.command(args))
+    }
+
+    /// Runs a shell script inside to its end.
+    ///
+    /// # Errors
+    /// If it can't be started or takes too long; not if it fails.
+    pub fn sh(&self, script: &str) -> Result<Output> {
+        self.run(["sh", "-c", script])
+    }
+
+    /// Whether there is such a file inside.
+    ///
+    /// # Errors
+    /// If nobody can look.
+    pub fn exists(&self, path: &str) -> Result<bool> {
+        Ok(self.run(["test", "-e", path])?.code() == Some(0))
+    }
+
+    /// Where a file of the container's root file system is outside of it. `/run` and `/tmp` are others.
+    #[must_use]
+    pub fn path(&self, inside: impl AsRef<Path>) -> PathBuf {
+        let inside = inside.as_ref();
+        self.root.join(inside.strip_prefix("/").unwrap_or(inside))
+    }
+
+    /// The world that it stands in: its upstreams, its outside.
+    #[must_use]
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// As [`Bed::world`], to give it another upstream.
+    pub fn world_mut(&mut self) -> &mut World {
+        &mut self.world
+    }
+
+    /// The cgroup directory, outside, that is the container's root.
+    #[must_use]
+    pub fn cgroup(&self) -> PathBuf {
+        self.group.join("payload")
+    }
+
+    /// All that its console showed.
+    #[must_use]
+    pub fn console(&self) -> String {
+        fs::read_to_string(&self.console).unwrap_or_default()
+    }
+
+    /// All audit records so far.
+    ///
+    /// # Errors
+    /// If the file can't be read or holds something else.
+    pub fn records(&self) -> Result<Vec<Record>> {
+        audit::read(&self.path(AUDIT_FILE))
+    }
+
+    /// Waits until there is exactly one record with these fields. See [`crate::assert_record!`].
+    ///
+    /// # Errors
+    /// If there is none in time, with the closest misses; or if there are several.
+    pub fn expect_record(&self, expected: &[Expected<'_>]) -> Result<Record> {
+        audit::expect(|| self.records(), expected)
+    }
+
+    fn wait_until_up(&mut self) -> Result<()> {
+        let procs = self.cgroup().join("init.scope/cgroup.procs");
+        let container = &mut self.container;
+        self.leader = wait::until("the container's first process", BOOT_LIMIT, || {
+            if let Ok(Some(status)) = container.try_wait() {
+                return Some(Err(anyhow::anyhow!("systemd-nspawn ended: {status}")));
+            }
+            let pids = fs::read_to_string(&procs).ok()?;
+            pids.lines().next()?.parse().ok().map(Ok)
+        })??;
+        let mut state = String::new();
+        let up = wait::until("systemd is up", BOOT_LIMIT, || {
+            let output = self.systemctl(&["is-system-running"]).ok()?;
+            state = output.stdout;
+            matches!(state.trim(), "running" | "degraded").then_some(())
+        });
+        up.with_context(|| format!("its state is {state:?}"))?;
+        if state.trim() != "running" {
+            let failed = self.systemctl(&["--failed", "--no-legend"])?.stdout;
+            bail!("units failed at boot:\n{failed}");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        // With its namespace's first process all others in it end.
+        cgroup::kill_all(&self.group);
+        drop(launch::wait_for(&mut self.container, wait::PATIENCE));
+        remove_version_1(&self.group);
+    }
+}
+
+/// The package under test.
+///
+/// # Errors
+/// If `CALLGATE_DEB` does not name a file.
+pub fn package() -> Result<PathBuf> {
+    named(PACKAGE_VARIABLE)
+}
+
+fn named(variable: &str) -> Result<PathBuf> {
+    let path = std::env::var_os(variable).map(PathBuf::from);
+    let path = path.with_context(|| format!("{variable} is not set; run `cargo xtask test`"))?;
+    if !path.exists() {
+        bail!("{variable}={} is not there", path.display());
+    }
+    Ok(path)
+}
+
+/// Mounts the container's root in the calling thread's mount namespace, which is the world's.
+fn overlay(world: &World, below: &Path) -> Result<PathBuf> {
+    let place = world.dir().join("bed");
+    let [upper, work, root] = ["upper", "work", "root"].map(|name| place.join(name));
+    for dir in [&upper, &work, &root] {
+        fs::create_dir_all(dir).with_context(|| format!("can't make {}", dir.display()))?;
+    }
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        below.display(),
+        upper.display(),
+        work.display()
+    );
+    mount(
+        Some("bed"),
+        &root,
+        Some("overlay"),
+        MsFlags::empty(),
+        Some(options.as_str()),
+    )
+    .context("can't mount the container's root")?;
+    Ok(root)
+}
+
+/// The upstreams' authority becomes one of the host's own.
+fn prepare(world: &World, root: &Path) -> Result<()> {
+    let write = |path: &str, bytes: &[u8]| {
+        fs::write(root.join(path), bytes).with_context(|| format!("can't write /{path} of the container"))
+    };
+    let authority = fs::read(world.authority()).context("can't read the test CA")?;
+    let mut bundle =
+        fs::read(root.join("etc/ssl/certs/ca-certificates.crt")).context("no ca-certificates")?;
+    bundle.extend_from_slice(&authority);
+    write("etc/ssl/certs/ca-certificates.crt", &bundle)?;
+    write("usr/local/share/ca-certificates/outside.crt", &authority)?;
+    // A test that wants the resolver starts it.
+    let resolver = root.join("etc/systemd/system/sysinit.target.wants/systemd-resolved.service");
+    match fs::remove_file(&resolver) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("can't remove {}", resolver.display()));
+        }
+        Ok(()) | Err(_) => {}
+    }
+    write("etc/hostname", b"bed\n")?;
+    write("etc/machine-id", b"")
+}
+
+fn start(world: &World, root: &Path, group: &Path, console: &Path) -> Result<Child> {
+    let log = fs::File::create(console).context("can't make the console's file")?;
+    let errors = log.try_clone().context("can't share the console's file")?;
+    let pins = world.dir().join("bpf");
+    let place = launch::Place::in_cgroup(group).with_env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1");
+    let dir = |option: &str, path: &Path| format!("--{option}={}", path.display());
+    let mut command = place.command([
+        "systemd-nspawn".to_owned(),
+        "--boot".to_owned(),
+        "--quiet".to_owned(),
+        "--register=no".to_owned(),
+        "--keep-unit".to_owned(),
+        "--console=read-only".to_owned(),
+        "--machine=bed".to_owned(),
+        // By its path it is the one of the thread that starts it.
+        "--network-namespace-path=/proc/self/ns/net".to_owned(),
+        "--resolv-conf=off".to_owned(),
+        "--timezone=off".to_owned(),
+        "--capability=all".to_owned(),
+        "--system-call-filter=bpf perf_event_open pidfd_getfd".to_owned(),
+        dir("directory", root),
+        format!("--bind={}:/sys/fs/bpf", pins.display()),
+        format!("--bind-ro={}:/etc/hosts", world.dir().join("hosts").display()),
+        format!(
+            "--bind-ro={}:/etc/resolv.conf",
+            world.dir().join("resolv.conf").display()
+        ),
+    ]);
+    command
+        .stdout(log)
+        .stderr(errors)
+        .spawn()
+        .context("can't start systemd-nspawn (package systemd-container)")
+}
+
+/// On a hybrid layout nspawn mirrors its cgroups in systemd's own hierarchy of version 1.
+fn remove_version_1(group: &Path) {
+    let Ok(mount) = cgroup::mount_point() else {
+        return;
+    };
+    let (Some(layout), Ok(below)) = (mount.parent(), group.strip_prefix(&mount)) else {
+        return;
+    };
+    let mirrored = layout.join("systemd").join(below);
+    // Of the world there is nothing else there.
+    if let Some(world) = mirrored.parent().filter(|dir| dir.exists()) {
+        cgroup::remove(world);
+    }
+}
