@@ -12,7 +12,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 
+use super::archive::Archive;
 use super::build::Built;
+use super::group::{self, Group};
 use super::kernels::Kernel;
 use crate::cmd;
 
@@ -30,12 +32,12 @@ pub(crate) struct Session {
     pub(crate) took: Duration,
 }
 
-/// Boots `kernel` on the guest's archive, lets it run the tests of `modules`, and keeps what it says in `log` too.
+/// Boots `kernel` on the guest's archive, lets it run the tests of `groups`, and keeps what it says in `log` too.
 pub(crate) fn run(
     kernel: &Kernel,
     guest: &Path,
     built: &Built,
-    modules: &[&str],
+    groups: &[Group],
     log: &Path,
     limit: Duration,
 ) -> Result<Session> {
@@ -44,8 +46,13 @@ pub(crate) fn run(
         dir.join(format!("console-{}", kernel.release)),
         dir.join(format!("initrd-{}", kernel.release)),
     );
-    join(&[guest, &kernel.modules], &initrd)?;
-    let mut command = command(kernel, &initrd, &console, &parameters(built, modules)?);
+    let table = dir.join(format!("groups-{}", kernel.release));
+    let mut archive = Archive::default();
+    archive.file(Path::new("groups"), 0o644, group::table(groups).as_bytes());
+    archive.write(&table)?;
+    join(&[guest, &kernel.modules, &table], &initrd)?;
+    remove(&table)?;
+    let mut command = command(kernel, &initrd, &console, &parameters(built)?);
     let started = Instant::now();
     let mut child = command.spawn().context("can't start qemu-system-x86_64")?;
     let lines = read(&mut child)?;
@@ -56,7 +63,7 @@ pub(crate) fn run(
         child.kill().context("can't stop QEMU")?;
     }
     child.wait().context("can't wait for QEMU")?;
-    fs::remove_file(&initrd).with_context(|| format!("can't remove {}", initrd.display()))?;
+    remove(&initrd)?;
     let (lines, in_time) = match collected {
         Ok(lines) => (lines, true),
         Err(lines) => (lines, false),
@@ -66,6 +73,10 @@ pub(crate) fn run(
         lines,
         took: started.elapsed(),
     })
+}
+
+fn remove(file: &Path) -> Result<()> {
+    fs::remove_file(file).with_context(|| format!("can't remove {}", file.display()))
 }
 
 fn command(kernel: &Kernel, initrd: &Path, console: &Path, parameters: &str) -> Command {
@@ -106,15 +117,14 @@ fn command(kernel: &Kernel, initrd: &Path, console: &Path, parameters: &str) -> 
 }
 
 /// What the kernel is told; it ignores what is PID 1's.
-fn parameters(built: &Built, modules: &[&str]) -> Result<String> {
+fn parameters(built: &Built) -> Result<String> {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .context("the clock stands before 1970")?;
     Ok(format!(
-        "console=ttyS0 quiet panic=-1 vm.agent={} vm.tests={} vm.modules={} vm.now={}",
+        "console=ttyS0 quiet panic=-1 vm.agent={} vm.tests={} vm.now={}",
         built.agent.display(),
         built.tests.display(),
-        modules.join(","),
         now.as_secs()
     ))
 }
