@@ -92,6 +92,14 @@ pub(crate) const FULL: &[Group] = &[
         name: "layout",
         filters: &["layout::"],
     },
+    Group {
+        name: "escape",
+        filters: &["escape::", "sandbox::"],
+    },
+    Group {
+        name: "admin",
+        filters: &["admin::"],
+    },
 ];
 
 const VERIFIER: &str = "capture::the_verifier_accepts_every_program_of_every_build";
