@@ -42,6 +42,9 @@ pub(crate) struct Arguments {
     /// One test of each kind only, as CI does
     #[arg(long)]
     pub(crate) quick: bool,
+    /// Only tests whose name contains one of these, whichever they are
+    #[arg(long, conflicts_with = "quick", value_delimiter = ',')]
+    pub(crate) only: Vec<String>,
 }
 
 /// Tries the kernels and ends with the closing line.
@@ -85,7 +88,7 @@ fn attempt_all(lines: &[&Line], arguments: &Arguments) -> Result<Vec<Report>> {
     let mut baseline = Baseline::read()?;
     let mut reports = Vec::new();
     for line in lines {
-        let tried = attempt(line, &guest, &built, arguments.quick);
+        let tried = attempt(line, &guest, &built, arguments);
         let mut report = tried.unwrap_or_else(|error| Report::failed(line.name, &format!("{error:#}")));
         if !report.verified.is_empty() {
             let check = baseline.check(line.name, &report.verified, arguments.refresh);
@@ -100,7 +103,7 @@ fn attempt_all(lines: &[&Line], arguments: &Arguments) -> Result<Vec<Report>> {
     Ok(reports)
 }
 
-fn attempt(line: &Line, guest: &Path, built: &Built, quick: bool) -> Result<Report> {
+fn attempt(line: &Line, guest: &Path, built: &Built, arguments: &Arguments) -> Result<Report> {
     let started = Instant::now();
     let kernel = line.fetch()?;
     let fetched = Check::of(
@@ -118,20 +121,22 @@ fn attempt(line: &Line, guest: &Path, built: &Built, quick: bool) -> Result<Repo
         kernel.release,
         log.display()
     );
-    let groups = groups(line, quick);
-    let limit = if quick { QUICK_LIMIT } else { FULL_LIMIT };
-    let session = qemu::run(&kernel, guest, built, groups, &log, limit)?;
+    let filters: Vec<_> = arguments.only.iter().map(String::as_str).collect();
+    let asked = [Group {
+        name: "asked for",
+        filters: &filters,
+    }];
+    let (groups, limit): (&[Group<'_>], _) = match (line.lacks.is_empty(), arguments.quick) {
+        _ if !filters.is_empty() => (&asked, FULL_LIMIT),
+        (false, _) => (group::LACKING, QUICK_LIMIT),
+        (true, true) => (group::QUICK, QUICK_LIMIT),
+        (true, false) => (group::FULL, FULL_LIMIT),
+    };
+    let table = group::table(groups, !filters.is_empty());
+    let session = qemu::run(&kernel, guest, built, &table, &log, limit)?;
     let mut report = report::read(line, &kernel, &session, groups);
     report.checks.insert(0, fetched);
     Ok(report)
-}
-
-fn groups(line: &Line, quick: bool) -> &'static [Group] {
-    match (line.lacks.is_empty(), quick) {
-        (false, _) => group::LACKING,
-        (true, true) => group::QUICK,
-        (true, false) => group::FULL,
-    }
 }
 
 fn chosen(names: &[String]) -> Result<Vec<&'static Line>> {

@@ -14,7 +14,6 @@ use anyhow::{Context, Result};
 
 use super::archive::Archive;
 use super::build::Built;
-use super::group::{self, Group};
 use super::kernels::Kernel;
 use crate::cmd;
 
@@ -34,12 +33,12 @@ pub(crate) struct Session {
     pub(crate) took: Duration,
 }
 
-/// Boots `kernel` on the guest's archive, lets it run the tests of `groups`, and keeps what it says in `log` too.
+/// Boots `kernel` on the guest's archive, lets it run the tests of `groups` (see `group::table`), and keeps what it says in `log` too.
 pub(crate) fn run(
     kernel: &Kernel,
     guest: &Path,
     built: &Built,
-    groups: &[Group],
+    groups: &str,
     log: &Path,
     limit: Duration,
 ) -> Result<Session> {
@@ -50,7 +49,7 @@ pub(crate) fn run(
     );
     let table = dir.join(format!("groups-{}", kernel.release));
     let mut archive = Archive::default();
-    archive.file(Path::new("groups"), 0o644, group::table(groups).as_bytes());
+    archive.file(Path::new("groups"), 0o644, groups.as_bytes());
     archive.write(&table)?;
     join(&[guest, &kernel.modules, &table], &initrd)?;
     remove(&table)?;

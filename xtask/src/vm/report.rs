@@ -85,7 +85,7 @@ impl Report {
 }
 
 /// Reads a session.
-pub(crate) fn read(line: &Line, kernel: &Kernel, session: &Session, groups: &[Group]) -> Report {
+pub(crate) fn read(line: &Line, kernel: &Kernel, session: &Session, groups: &[Group<'_>]) -> Report {
     let mut checks = vec![boots(session)];
     checks.extend(groups.iter().map(|group| of_group(session, *group)));
     if !line.lacks.is_empty() {
@@ -123,7 +123,7 @@ fn last(lines: &[String]) -> Vec<String> {
 }
 
 /// What stands between `@vm group WORD UPTIME` and `@vm done WORD CODE UPTIME`.
-fn of_group(session: &Session, group: Group) -> Check {
+fn of_group(session: &Session, group: Group<'_>) -> Check {
     let (name, word) = (group.name, group.word());
     let (begin, end) = (format!("@vm group {word} "), format!("@vm done {word} "));
     let from = session.lines.iter().position(|line| line.starts_with(&begin));
