@@ -1,10 +1,10 @@
-//! `cargo xtask ci`: check, tidy and test in one run; each check counts as one test in the closing line.
+//! `cargo xtask ci`: check, tidy, test and a look at other kernels in one run; each check counts as one test in the closing line.
 
 use anyhow::Result;
 
 use crate::cmd::Outcome;
 use crate::test::Tally;
-use crate::{check, setup, test, tidy};
+use crate::{check, setup, test, tidy, vm};
 
 /// Runs everything, whatever fails, and prints the closing line last.
 pub(crate) fn run() -> Result<Outcome> {
@@ -26,6 +26,18 @@ pub(crate) fn run() -> Result<Outcome> {
             Outcome::No
         }
     };
+    // On every kernel, but not every test: all of them are for `cargo xtask test --all`.
+    let quick = vm::Arguments {
+        quick: true,
+        ..vm::Arguments::default()
+    };
+    match vm::all(&quick) {
+        Ok((kernels, _)) => tally.add(kernels),
+        Err(error) => {
+            eprintln!("ci: other kernels can't be tried: {error:#}");
+            tally.failed += 1;
+        }
+    }
     println!("{tally}");
     Ok(if tally.failed > 0 { Outcome::No } else { outcome })
 }

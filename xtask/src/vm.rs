@@ -5,12 +5,14 @@
 mod archive;
 mod baseline;
 mod build;
+mod group;
 mod guest;
 mod kernels;
 mod qemu;
 mod report;
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -20,13 +22,10 @@ use crate::setup;
 use crate::test::Tally;
 
 use baseline::Baseline;
+use build::Built;
+use group::Group;
 use kernels::Line;
 use report::{Check, Report};
-
-/// The modules of tests/e2e that stand or fall with the kernel.
-const MODULES: &[&str] = &["features", "capture", "capture_wire", "identity", "fail_closed"];
-/// Of these, what a kernel can do that callgate can't run on.
-const MODULES_WITHOUT: &[&str] = &["features"];
 
 /// Past this a guest hangs.
 const LIMIT: Duration = Duration::from_mins(10);
@@ -35,13 +34,13 @@ const LIMIT: Duration = Duration::from_mins(10);
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Arguments {
     /// Lines of kernels, such as 6.1 or 7.x; all that are known if none is given
-    kernels: Vec<String>,
+    pub(crate) kernels: Vec<String>,
     /// Write what the programs cost the verifier to the baseline, instead of comparing
     #[arg(long)]
-    refresh: bool,
-    /// Only these modules of the end-to-end tests
-    #[arg(long, value_delimiter = ',')]
-    modules: Vec<String>,
+    pub(crate) refresh: bool,
+    /// One test of each kind only, as CI does
+    #[arg(long)]
+    pub(crate) quick: bool,
 }
 
 /// Tries the kernels and ends with the closing line.
@@ -70,8 +69,7 @@ pub(crate) fn all(arguments: &Arguments) -> Result<(Tally, Outcome)> {
     let mut baseline = Baseline::read()?;
     let mut reports = Vec::new();
     for line in lines {
-        let modules = modules(line, &arguments.modules);
-        let tried = attempt(line, &guest, &built, &modules);
+        let tried = attempt(line, &guest, &built, groups(line, arguments.quick));
         let mut report = tried.unwrap_or_else(|error| Report::failed(line.name, &format!("{error:#}")));
         if !report.verified.is_empty() {
             let check = baseline.check(line.name, &report.verified, arguments.refresh);
@@ -96,7 +94,7 @@ pub(crate) fn all(arguments: &Arguments) -> Result<(Tally, Outcome)> {
     Ok((tally, outcome))
 }
 
-fn attempt(line: &Line, guest: &std::path::Path, built: &build::Built, modules: &[&str]) -> Result<Report> {
+fn attempt(line: &Line, guest: &Path, built: &Built, groups: &[Group]) -> Result<Report> {
     let started = Instant::now();
     let kernel = line.fetch()?;
     let fetched = Check::of(
@@ -107,25 +105,25 @@ fn attempt(line: &Line, guest: &std::path::Path, built: &build::Built, modules: 
         },
         started.elapsed(),
     );
-    eprintln!("vm: {} is {}", line.name, kernel.release);
-    let session = qemu::run(&kernel, guest, built, modules, LIMIT)?;
     let log = cmd::root().join(format!("target/vm/log-{}", line.name));
-    fs::write(&log, session.lines.join("\n")).with_context(|| format!("can't write {}", log.display()))?;
-    let mut report = report::read(line, &kernel, &session, modules);
+    eprintln!(
+        "vm: {} is {}; as it goes: {}",
+        line.name,
+        kernel.release,
+        log.display()
+    );
+    let session = qemu::run(&kernel, guest, built, groups, &log, LIMIT)?;
+    let mut report = report::read(line, &kernel, &session, groups);
     report.checks.insert(0, fetched);
     Ok(report)
 }
 
-fn modules<'a>(line: &Line, asked: &'a [String]) -> Vec<&'a str> {
-    let able = if line.lacks.is_empty() {
-        MODULES
-    } else {
-        MODULES_WITHOUT
-    };
-    if asked.is_empty() {
-        return able.to_vec();
+fn groups(line: &Line, quick: bool) -> &'static [Group] {
+    match (line.lacks.is_empty(), quick) {
+        (false, _) => group::LACKING,
+        (true, true) => group::QUICK,
+        (true, false) => group::FULL,
     }
-    asked.iter().map(String::as_str).collect()
 }
 
 fn chosen(names: &[String]) -> Result<Vec<&'static Line>> {

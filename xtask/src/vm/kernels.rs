@@ -117,7 +117,8 @@ fn starts_with_digit(text: &str) -> bool {
 
 /// Puts image and modules at `dir`, whole or not at all.
 fn unpack(suite: &Suite, package: &str, release: &str, dir: &Path) -> Result<()> {
-    let (raw, kept) = (dir.with_extension("raw"), dir.with_extension("new"));
+    let beside = |kind| dir.with_file_name(format!("{release}.{kind}"));
+    let (raw, kept) = (beside("raw"), beside("new"));
     for place in [&raw, &kept] {
         remove(place)?;
         fs::create_dir_all(place).with_context(|| format!("can't make {}", place.display()))?;

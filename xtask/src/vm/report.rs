@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::baseline::Builds;
+use super::group::Group;
 use super::kernels::{Kernel, Line};
 use super::qemu::Session;
 use crate::test::Tally;
@@ -84,9 +85,9 @@ impl Report {
 }
 
 /// Reads a session.
-pub(crate) fn read(line: &Line, kernel: &Kernel, session: &Session, modules: &[&str]) -> Report {
+pub(crate) fn read(line: &Line, kernel: &Kernel, session: &Session, groups: &[Group]) -> Report {
     let mut checks = vec![boots(session)];
-    checks.extend(modules.iter().map(|name| module(session, name)));
+    checks.extend(groups.iter().map(|group| of_group(session, *group)));
     if !line.lacks.is_empty() {
         checks.push(lacks(line, session));
     }
@@ -107,9 +108,10 @@ fn boots(session: &Session) -> Check {
     Check::single("boots", up.is_some(), took, said)
 }
 
-/// What stands between `@vm module NAME UPTIME` and `@vm done NAME CODE UPTIME`.
-fn module(session: &Session, name: &str) -> Check {
-    let (begin, end) = (format!("@vm module {name} "), format!("@vm done {name} "));
+/// What stands between `@vm group WORD UPTIME` and `@vm done WORD CODE UPTIME`.
+fn of_group(session: &Session, group: Group) -> Check {
+    let (name, word) = (group.name, group.word());
+    let (begin, end) = (format!("@vm group {word} "), format!("@vm done {word} "));
     let from = session.lines.iter().position(|line| line.starts_with(&begin));
     let Some(from) = from else {
         return Check::single(name, false, Duration::ZERO, vec!["it did not begin".to_owned()]);
@@ -131,12 +133,8 @@ fn module(session: &Session, name: &str) -> Check {
     if (failed && tally.failed == 0) || tally == Tally::default() {
         tally.failed += 1;
     }
-    let skips = session
-        .lines
-        .iter()
-        .filter_map(|line| line.strip_prefix("@vm skip "));
-    let own = format!("{name}::");
-    tally.move_to_skipped(skips.filter(|line| line.starts_with(&own)).map(|_| 1).sum());
+    let skipped = lines.iter().filter(|line| line.starts_with("@vm skip "));
+    tally.move_to_skipped(skipped.map(|_| 1).sum());
     Check {
         said: lines.to_vec(),
         ..Check::of(name, tally, took)
