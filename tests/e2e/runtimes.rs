@@ -23,10 +23,15 @@ const TOKEN: &str = "the-runtimes-token";
 /// How a program becomes a managed one.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Way {
+    /// By a command of root.
     Exec,
+    /// By one of root for an ordinary user.
+    ExecAs,
 }
 
 const WAYS: &[Way] = &[Way::Exec];
+/// For those programs that need nothing but the network.
+const CALL_WAYS: &[Way] = &[Way::Exec, Way::ExecAs];
 
 /// A host with the runtimes, the agent and a policy.
 struct Host(Bed);
@@ -61,18 +66,13 @@ impl Host {
 
     /// Runs a shell script as the workload.
     fn run(&self, way: Way, script: &str) -> Result<Output> {
-        match way {
-            Way::Exec => self.0.run([
-                "callgate",
-                "exec",
-                "--workload",
-                "billing",
-                "--",
-                "sh",
-                "-c",
-                script,
-            ]),
-        }
+        let user: &[&str] = match way {
+            Way::Exec => &[],
+            Way::ExecAs => &["--user", "nobody"],
+        };
+        let exec = ["callgate", "exec", "--workload", "billing"];
+        self.0
+            .run([exec.as_slice(), user, &["--", "sh", "-c", script]].concat())
     }
 
     /// Runs each script, in which `URL` stands for one of the API's own to that run, as a managed program in each way,
@@ -81,7 +81,7 @@ impl Host {
         let mut wrong = Vec::new();
         for (number, (name, script)) in cases.iter().enumerate() {
             promises(&[name], "yes")?;
-            for way in WAYS {
+            for way in CALL_WAYS {
                 let path = format!("/v1/{number}/{way:?}");
                 let script = script.replace("URL", &format!("https://{API}{path}"));
                 let output = self.run(*way, &script)?;
