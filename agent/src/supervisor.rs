@@ -2,15 +2,18 @@
 //!
 //! Start: settings, CA, policy, credentials, what the last run left in the in-flight table, kernel programs,
 //! listeners and workloads, worker, ready. From the moment a workload is armed it is held, whether or not a
-//! worker serves it. Stop: the worker drains; pins stay, so what is managed stays held.
+//! worker serves it. Stop: the worker drains; pins stay, so what is managed stays held. Where the service manager keeps
+//! the listeners, the next agent need not wait for that ([`departure`]).
 
 pub mod answers;
 pub mod capture;
 mod crew;
+mod departure;
 mod foreign;
 pub mod ground;
 mod headroom;
 mod kernel_log;
+mod left;
 pub mod records;
 mod reload;
 mod report;
@@ -18,7 +21,7 @@ pub mod sandbox;
 mod succession;
 mod turns;
 pub mod uninstall;
-mod view;
+pub mod view;
 pub mod worker_process;
 
 use std::path::{Path, PathBuf};
@@ -33,7 +36,7 @@ use crate::channel::{self, CredentialState, PolicySource, ToWorker};
 use crate::config::{Config, QueryValues};
 use crate::credential::source::{Keeper, Update, Value};
 use crate::dns::resolver::Settings as Names;
-use crate::enroll::trust::{Trust, write_bundle};
+use crate::enroll::trust::{self, Trust};
 use crate::identity::WorkloadName;
 use crate::memory;
 use crate::policy::store::{self, Loaded};
@@ -44,6 +47,7 @@ use crate::tls;
 use answers::Answers;
 use capture::Capture;
 use crew::{Crew, Drain};
+use departure::Baton;
 use headroom::Headroom;
 use kernel_log::KernelLog;
 use records::Records;
@@ -64,6 +68,8 @@ const STOPPED: Drain = Drain {
 const STOP_LIMIT: Duration = Duration::from_secs(28);
 /// How long start and reload wait for the first values of credentials.
 const FIRST_VALUES: Duration = Duration::from_secs(3);
+/// Where below the runtime directory the roots for workloads are.
+pub const TRUST_DIR: &str = "trust";
 /// How often sources, pins and leftovers are looked at.
 const TICK: Duration = Duration::from_millis(500);
 /// How often the kernel's refusals are read.
@@ -116,7 +122,7 @@ pub enum Error {
     Tls(#[from] tls::Error),
     /// The trust bundle.
     #[error(transparent)]
-    Trust(#[from] crate::enroll::trust::TrustError),
+    Trust(#[from] trust::TrustError),
     /// Names.
     #[error(transparent)]
     Names(#[from] crate::dns::Error),
@@ -169,6 +175,7 @@ struct Supervisor {
     config: Config,
     user: Unprivileged,
     roots: Vec<Vec<u8>>,
+    roots_watch: trust::Watch,
     trust: Trust,
     policy: Arc<Policy>,
     sources: Vec<Source>,
@@ -191,7 +198,8 @@ impl Supervisor {
     async fn start(config: Config) -> Result<Self, Error> {
         let user = unprivileged(&config.worker_user)?;
         let root = tls::ca::Root::load_or_create(&config.state_dir.join("ca.pem"), SystemTime::now())?;
-        let trust = write_bundle(root.certificate_pem(), &config.runtime_dir.join("trust"))?;
+        let (roots_watch, trust) =
+            trust::Watch::start(root.certificate_pem(), config.runtime_dir.join(TRUST_DIR))?;
         let roots = tls::upstream::Roots::read(&config.upstream_ca)?;
         let Loaded { policy, sources } = store::load_dir(&config.policy_dir);
         let policy = Arc::new(policy.map_err(Error::Policy)?);
@@ -200,8 +208,11 @@ impl Supervisor {
         // All that an operator can have got wrong comes before the kernel side, which outlives a failed start.
         let socket = Socket::bind(&config.admin_socket)?;
         let records = Records::open(&config)?;
+        records.end_left(policy.digest());
         let mut capture = Capture::start(&config)?;
+        let baton = Baton::take(capture.store());
         capture.arm_all(&policy)?;
+        capture.store().forget_rest();
         let headroom = Headroom::of_self(capture.mount(), config.limits.memory_percent);
         let answers = Answers::new(&capture, Arc::new(root));
         let (server, admin) = socket.serve(capture.parent());
@@ -209,6 +220,7 @@ impl Supervisor {
             config,
             user,
             roots,
+            roots_watch,
             trust,
             policy,
             sources,
@@ -227,6 +239,7 @@ impl Supervisor {
             started: SystemTime::now(),
         };
         supervisor.first_worker().await?;
+        baton.done(supervisor.capture.store());
         supervisor.capture.mark_armed()?;
         Ok(supervisor)
     }
@@ -295,6 +308,7 @@ impl Supervisor {
                 None => Ok(()),
             });
         }
+        self.follow_roots();
         self.capture.look_after(&mut self.records);
         if let Err(error) = self.records.settle() {
             tracing::error!(%error, "calls of a worker that ended can't be recorded");
@@ -313,6 +327,30 @@ impl Supervisor {
         }
         self.crew.look_after();
         systemd::alive();
+    }
+
+    /// The host's roots may change while managed programs run, and upstreams are verified by them too.
+    fn follow_roots(&mut self) {
+        match self.roots_watch.look() {
+            Ok(None) => return,
+            Ok(Some(trust)) => self.trust = trust,
+            Err(error) => {
+                tracing::error!(%error, "the host's roots changed, and the bundle for workloads can't be renewed");
+                return;
+            }
+        }
+        tracing::info!(
+            host_roots = self.trust.host_roots,
+            "the host's roots changed: the bundle for workloads is renewed"
+        );
+        match tls::upstream::Roots::read(&self.config.upstream_ca) {
+            Ok(roots) if roots == self.roots => {}
+            Ok(roots) => {
+                self.roots = roots;
+                self.replace_worker();
+            }
+            Err(error) => tracing::error!(%error, "upstreams are verified by the roots from before"),
+        }
     }
 
     fn read_events(&mut self, last: bool) {
@@ -341,6 +379,15 @@ impl Supervisor {
     async fn stop(&mut self) -> Result<(), Error> {
         systemd::stopping();
         tracing::info!("stopping; what is managed stays held until the agent runs again or is released");
+        if !self.can_leave() || self.leave().await.is_err() {
+            self.wait_for_workers().await;
+        }
+        self.read_events(true);
+        self.records.last_facts().await;
+        Ok(())
+    }
+
+    async fn wait_for_workers(&mut self) {
         self.crew.retire(STOPPED);
         let ended = async {
             while !self.crew.is_empty() {
@@ -351,9 +398,6 @@ impl Supervisor {
         if tokio::time::timeout(STOP_LIMIT, ended).await.is_err() {
             tracing::error!("a worker does not end; its open calls are recorded by the next start");
         }
-        self.read_events(true);
-        self.records.last_facts().await;
-        Ok(())
     }
 }
 

@@ -55,6 +55,9 @@ mod reflect;
 /// One worker after another, by request and by death: nothing lost, nothing opened.
 #[cfg(test)]
 mod replace;
+/// The whole agent stopped, killed and upgraded while it is used.
+#[cfg(test)]
+mod restart;
 /// A right that is taken back while it is used.
 mod revoke;
 /// Unmodified programs of many runtimes on a booted Debian, each with its row in the README's table.

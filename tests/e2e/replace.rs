@@ -26,10 +26,17 @@ const COULD_NOT_CONNECT: Option<i32> = Some(7);
 /// The kernel refuses when the worker has given no sign of life for 2 s.
 const LIVENESS: Duration = Duration::from_secs(2);
 /// The body of `/stream`, which takes 8 s: longer than it takes to replace a worker, shorter than it may drain.
-const STREAM: usize = 128 * 1024;
+pub(crate) const STREAM: usize = 128 * 1024;
 
 /// A world with the API, which wants a token, and an agent that has it.
 fn start() -> Result<World> {
+    let mut world = prepared()?;
+    world.start_agent()?;
+    Ok(world)
+}
+
+/// The same, and the agent is still to be started.
+pub(crate) fn prepared() -> Result<World> {
     let mut world = World::new()?;
     let (big, stream) = (
         world.dir().join("upstream/big"),
@@ -41,7 +48,8 @@ fn start() -> Result<World> {
     let api = Upstream::new(API)
         .bearer(TOKEN, "acme")
         .location("= /slow", &slowly(big))
-        .location("= /stream", &slowly(stream));
+        .location("= /stream", &slowly(stream.clone()))
+        .location("~ ^/streams/", &slowly(stream));
     world.upstream(api)?;
     let file = world.secret("token", TOKEN)?;
     let credential = format!(
@@ -51,15 +59,14 @@ fn start() -> Result<World> {
     world.policy("audit.toml", &allowing(""))?;
     // A client that is held before it says anything must not time out.
     world.settings("[limits]\ndetect_seconds = 60");
-    world.start_agent()?;
     Ok(world)
 }
 
-fn allowing(more: &str) -> String {
+pub(crate) fn allowing(more: &str) -> String {
     workload("billing", "", &format!("credential = \"token\"\n{more}"))
 }
 
-fn signal(pid: u32, signal: Signal) -> Result<()> {
+pub(crate) fn signal(pid: u32, signal: Signal) -> Result<()> {
     kill(Pid::from_raw(i32::try_from(pid)?), signal).with_context(|| format!("can't send {signal}"))
 }
 
@@ -77,22 +84,22 @@ fn another(world: &World, before: u32) -> Result<u32> {
 }
 
 /// Clients that call without a pause.
-struct Load {
+pub(crate) struct Load {
     child: Child,
     said: PathBuf,
 }
 
 #[derive(Debug, Deserialize)]
-struct Said {
-    path: String,
-    status: u16,
+pub(crate) struct Said {
+    pub(crate) path: String,
+    pub(crate) status: u16,
     #[expect(dead_code, reason = "shown when a test fails")]
     #[serde(default)]
     error: String,
 }
 
 impl Load {
-    fn start(world: &World, kept: u32, fresh: u32) -> Result<Self> {
+    pub(crate) fn start(world: &World, kept: u32, fresh: u32) -> Result<Self> {
         let said = world.dir().join("load");
         let mut command = world.workload("billing")?.command(["python3", "-c", LOAD, API]);
         let child = command
@@ -107,7 +114,7 @@ impl Load {
     }
 
     /// Waits for twenty more answers.
-    fn goes_on(&self) -> Result<()> {
+    pub(crate) fn goes_on(&self) -> Result<()> {
         let answered =
             || -> Result<usize> { Ok(self.said()?.iter().filter(|one| one.status == 200).count()) };
         let before = answered()?;
@@ -126,7 +133,7 @@ impl Load {
             .collect()
     }
 
-    fn end(mut self) -> Result<Vec<Said>> {
+    pub(crate) fn end(mut self) -> Result<Vec<Said>> {
         drop(self.child.stdin.take());
         let ended = wait_for(&mut self.child, wait::PATIENCE)?;
         ensure!(ended.success(), "{ended}");
@@ -135,10 +142,10 @@ impl Load {
 }
 
 /// The records of calls by path.
-type Recorded = BTreeMap<String, Vec<Record>>;
+pub(crate) type Recorded = BTreeMap<String, Vec<Record>>;
 
 /// What is recorded and what the upstream has logged, once all is.
-fn settled(world: &World) -> Result<(Recorded, Vec<harness::Access>)> {
+pub(crate) fn settled(world: &World) -> Result<(Recorded, Vec<harness::Access>)> {
     let barrier = call_until(world, "/barrier/", 200)?;
     assert_record!(world, "path" = barrier.as_str());
     let arrived = world.server(API)?.log()?;
@@ -152,11 +159,14 @@ fn settled(world: &World) -> Result<(Recorded, Vec<harness::Access>)> {
 }
 
 /// Nothing went past the agent, and nothing that went through it is without its one record.
-fn check_records(records: &Recorded, arrived: &[harness::Access]) {
+pub(crate) fn check_records(records: &Recorded, arrived: &[harness::Access]) {
     for line in arrived {
         let of_it = records.get(&line.uri).map_or(&[][..], Vec::as_slice);
         assert_eq!(of_it.len(), 1, "records of {line:?}: {of_it:?}");
-        if !["/slow", "/stream"].contains(&line.uri.as_str()) {
+        let is_stream = ["/slow", "/stream"]
+            .iter()
+            .any(|start| line.uri.starts_with(start));
+        if !is_stream {
             assert_eq!(line.authorization, format!("Bearer {TOKEN}"), "{line:?}");
         }
     }

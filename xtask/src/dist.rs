@@ -80,12 +80,12 @@ fn changelog(version: &str) -> String {
 fn pack(tree: &Path, profile: Profile) -> Result<()> {
     let mut command = cmd::command("dpkg-buildpackage", ["--build=binary", "--no-sign"]);
     command.current_dir(tree);
-    // Debug symbols stay in the binary as line numbers, which a backtrace needs; a package of its own has no user.
-    command
-        .env("DEB_BUILD_OPTIONS", "noautodbgsym nostrip")
-        .env("DH_QUIET", "1");
+    // Debian's way: the symbols go into a package of their own (callgate-dbgsym).
+    command.env("DH_QUIET", "1");
     if profile == Profile::Dev {
-        command.env("CALLGATE_DEB_COMPRESSION", "none");
+        command
+            .env("DEB_BUILD_OPTIONS", "noautodbgsym nostrip")
+            .env("CALLGATE_DEB_COMPRESSION", "none");
     }
     cmd::run(command).context("the package")
 }
