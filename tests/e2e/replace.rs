@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -20,7 +20,7 @@ use crate::identity::{API, CODE, status, workload};
 
 const LOAD: &str = include_str!("replace/load.py");
 const SLOW: &str = include_str!("replace/slow.py");
-const TOKEN: &str = "tok_replace_1";
+pub(crate) const TOKEN: &str = "tok_replace_1";
 /// What curl exits with when it could not connect.
 const COULD_NOT_CONNECT: Option<i32> = Some(7);
 /// The kernel refuses when the worker has given no sign of life for 2 s.
@@ -99,10 +99,21 @@ pub(crate) struct Said {
 }
 
 impl Load {
-    pub(crate) fn start(world: &World, kept: u32, fresh: u32) -> Result<Self> {
+    pub(crate) fn start_in(world: &World, kept: u32, fresh: u32) -> Result<Self> {
+        let client = world.workload("billing")?;
+        Self::start(world, |args| client.command(args), kept, fresh)
+    }
+
+    /// Starts `kept` that keep their connection and `fresh` that make one for each call, as `command` does with these
+    /// arguments.
+    pub(crate) fn start(
+        world: &World,
+        command: impl FnOnce(&[&str]) -> Command,
+        kept: u32,
+        fresh: u32,
+    ) -> Result<Self> {
         let said = world.dir().join("load");
-        let mut command = world.workload("billing")?.command(["python3", "-c", LOAD, API]);
-        let child = command
+        let child = command(&["python3", "-c", LOAD, API])
             .args([kept.to_string(), fresh.to_string()])
             .stdin(Stdio::piped())
             .stdout(File::create(&said)?)
@@ -148,14 +159,17 @@ pub(crate) type Recorded = BTreeMap<String, Vec<Record>>;
 pub(crate) fn settled(world: &World) -> Result<(Recorded, Vec<harness::Access>)> {
     let barrier = call_until(world, "/barrier/", 200)?;
     assert_record!(world, "path" = barrier.as_str());
-    let arrived = world.server(API)?.log()?;
-    let mut records = Recorded::new();
-    for record in world.records()? {
+    Ok((by_path(world.records()?), world.server(API)?.log()?))
+}
+
+pub(crate) fn by_path(records: Vec<Record>) -> Recorded {
+    let mut calls = Recorded::new();
+    for record in records {
         if record.text("kind") == "call" {
-            records.entry(record.text("path")).or_default().push(record);
+            calls.entry(record.text("path")).or_default().push(record);
         }
     }
-    Ok((records, arrived))
+    calls
 }
 
 /// Nothing went past the agent, and nothing that went through it is without its one record.
@@ -213,7 +227,7 @@ fn length(file: &Path) -> u64 {
 fn workers_that_are_replaced_under_load_lose_no_call_and_their_streams_end_well() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let world = start()?;
-    let load = Load::start(&world, 4, 4)?;
+    let load = Load::start_in(&world, 4, 4)?;
     let mut multiplexed = many_by_http2(&world)?;
     let mut streams =
         [("h1", "--http1.1"), ("h2", "--http2")].map(|(name, version)| stream(&world, name, version));
@@ -282,7 +296,7 @@ fn workers_that_are_replaced_under_load_lose_no_call_and_their_streams_end_well(
 fn a_worker_that_is_killed_twenty_times_under_load_opens_nothing() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let world = start()?;
-    let load = Load::start(&world, 4, 4)?;
+    let load = Load::start_in(&world, 4, 4)?;
     let mut serving = worker(&world)?;
     for _ in 0..20 {
         signal(serving, Signal::SIGKILL)?;

@@ -1,8 +1,11 @@
 //! The whole agent, supervisor included, is restarted, killed and upgraded under load: connections wait instead of
 //! failing, calls under way end well, each has its one record, and nobody else gets at the ports.
 
+/// The same on a booted Debian, by systemd and dpkg.
+mod installed;
+
 use std::io::{BufRead as _, BufReader};
-use std::process::{Child, ChildStdout, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use harness::launch::wait_for;
@@ -11,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::audit::{agent_status, worker};
 use crate::identity::API;
-use crate::replace::{Load, STREAM, Said, check_records, prepared, settled};
+use crate::replace::{Load, Recorded, STREAM, Said, check_records, prepared, settled};
 
 /// Connections that are each in the middle of an answer.
 const STREAMS: usize = 200;
@@ -38,12 +41,10 @@ struct Streams {
 }
 
 impl Streams {
-    /// Starts it; all answers have begun then.
-    fn start(world: &World) -> Result<Self> {
+    /// Starts it as `command` does with these arguments; all answers have begun then.
+    fn start(command: impl FnOnce(&[&str]) -> Command) -> Result<Self> {
         let count = STREAMS.to_string();
-        let mut child = world
-            .workload("billing")?
-            .command(["python3", "-c", MANY, API, "/streams/", &count])
+        let mut child = command(&["python3", "-c", MANY, API, "/streams/", &count])
             .stdout(Stdio::piped())
             .spawn()
             .context("can't start python3")?;
@@ -81,8 +82,9 @@ fn a_restart_under_load_loses_no_call_and_lets_two_hundred_streams_end() -> Resu
     require!(Root, CgroupV2, Btf, Agent);
     let mut world = start()?;
     let (port, names) = (world.keeper()?.port(LISTENER)?, world.keeper()?.names());
-    let load = Load::start(&world, 4, 4)?;
-    let streams = Streams::start(&world)?;
+    let load = Load::start_in(&world, 4, 4)?;
+    let client = world.workload("billing")?;
+    let streams = Streams::start(|args| client.command(args))?;
     let old = worker(&world)?;
     restart(&mut world)?;
     assert_ne!(worker(&world)?, old);
@@ -99,8 +101,12 @@ fn a_restart_under_load_loses_no_call_and_lets_two_hundred_streams_end() -> Resu
     })?;
     let (records, arrived) = settled(&world)?;
     check_records(&records, &arrived);
-    let streamed = records.iter().filter(|(path, _)| path.starts_with("/streams/"));
-    let outcomes: Vec<_> = streamed.map(|(_, of_it)| of_it[0].text("outcome")).collect();
-    assert_eq!(outcomes, vec!["completed"; STREAMS]);
+    assert_eq!(of_streams(&records), vec!["completed"; STREAMS]);
     Ok(())
+}
+
+/// How the streams ended, as recorded.
+fn of_streams(records: &Recorded) -> Vec<String> {
+    let of_them = records.iter().filter(|(path, _)| path.starts_with("/streams/"));
+    of_them.map(|(_, of_it)| of_it[0].text("outcome")).collect()
 }
