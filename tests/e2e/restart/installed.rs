@@ -1,9 +1,11 @@
+//! The same on a booted Debian, by systemd and dpkg.
+
 use anyhow::Result;
 use harness::{Access, Bed, assert_record, bed, require, wait};
 
 use super::{STREAMS, Streams, all_answered, of_streams};
 use crate::identity::API;
-use crate::replace::{Load, Recorded, TOKEN, allowing, by_path, check_records, prepared};
+use crate::load::{Load, Recorded, TOKEN, allowing, by_path, check_records, prepared};
 
 const EXEC: [&str; 5] = ["callgate", "exec", "--workload", "billing", "--"];
 /// Who listens, and for whom.
