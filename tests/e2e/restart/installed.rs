@@ -3,7 +3,7 @@
 use anyhow::Result;
 use harness::{Access, Bed, assert_record, bed, require, wait};
 
-use super::{STREAMS, Streams, all_answered, of_streams};
+use super::{STREAMS, Streams, all_answered, check_killed, of_streams};
 use crate::identity::API;
 use crate::load::{Load, Recorded, TOKEN, allowing, by_path, check_records, prepared};
 
@@ -95,4 +95,46 @@ fn an_upgrade_of_the_package_under_load_loses_nothing() -> Result<()> {
         .ok()?;
     assert!(version.ends_with("+next"), "{version}");
     nobody_drains(&bed)
+}
+
+#[test]
+fn an_agent_that_is_killed_comes_back_on_its_ports_within_seconds() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let bed = start()?;
+    let listeners = bed.sh(LISTENERS)?.ok()?;
+    let load = Load::start(bed.world(), |args| bed.command(managed(args)), 4, 4)?;
+    for _ in 0..3 {
+        let before = main_pid(&bed)?;
+        bed.systemctl(&["kill", "--signal=KILL", "callgate"])?.ok()?;
+        wait::until("another agent", wait::PATIENCE, || {
+            let active = bed.property("callgate", "ActiveState").ok()? == "active";
+            (active && main_pid(&bed).ok()? != before).then_some(())
+        })?;
+        load.goes_on()?;
+    }
+    assert_eq!(bed.sh(LISTENERS)?.ok()?, listeners);
+    let said = load.end()?;
+    let (records, arrived) = settled(&bed)?;
+    check_records(&records, &arrived);
+    check_killed(&said, &records)
+}
+
+#[test]
+fn systemctl_stop_lets_calls_end_and_leaves_nothing_behind() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let bed = start()?;
+    let streams = Streams::start(|args| bed.command(managed(args)))?;
+    bed.systemctl(&["stop", "callgate"])?.ok()?;
+    assert_eq!(bed.sh(LISTENERS)?.ok()?, "");
+    streams.end_well()?;
+    let group = bed.cgroup().join("system.slice/callgate.service/cgroup.procs");
+    wait::until("the worker's end", wait::PATIENCE, || {
+        let left = std::fs::read_to_string(&group).unwrap_or_default();
+        left.is_empty().then_some(())
+    })?;
+    bed.systemctl(&["start", "callgate"])?.ok()?;
+    let (records, arrived) = settled(&bed)?;
+    check_records(&records, &arrived);
+    assert_eq!(of_streams(&records), vec!["completed"; STREAMS]);
+    Ok(())
 }
