@@ -377,14 +377,20 @@ fn prepare(world: &World, root: &Path) -> Result<()> {
     bundle.extend_from_slice(&authority);
     write("etc/ssl/certs/ca-certificates.crt", &bundle)?;
     write("usr/local/share/ca-certificates/outside.crt", &authority)?;
-    // A test that wants the resolver starts it.
-    let resolver = root.join("etc/systemd/system/sysinit.target.wants/systemd-resolved.service");
-    match fs::remove_file(&resolver) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("can't remove {}", resolver.display()));
+    // A test that wants systemd's resolver starts it; its link would have the file mounted in the resolver's directory.
+    for part in [
+        "etc/systemd/system/sysinit.target.wants/systemd-resolved.service",
+        "etc/resolv.conf",
+    ] {
+        let path = root.join(part);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("can't remove {}", path.display()));
+            }
+            Ok(()) | Err(_) => {}
         }
-        Ok(()) | Err(_) => {}
     }
+    write("etc/resolv.conf", b"")?;
     write("etc/hostname", b"bed\n")?;
     write("etc/machine-id", b"")
 }

@@ -3,7 +3,7 @@
 //! accept -> identify -> detect -> route, then `intercept` or
 //! `tunnel`; port 53 goes from identify to `questions`. A connection that ends before it carries a call leaves a record of its own.
 
-use std::cell::{Ref, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -46,6 +46,8 @@ pub(super) struct Connection {
     identity: RefCell<Rc<Identity>>,
     log: RefCell<audit::Connection>,
     pub(super) slot: Slot,
+    /// A call has begun its record.
+    carried: Cell<bool>,
     /// The name that the dialled address is known to be of: asked once, not for each call.
     named: RefCell<Option<HostName>>,
 }
@@ -156,6 +158,7 @@ async fn identify(
         identity: RefCell::new(Rc::new(identity)),
         log: RefCell::new(std::mem::replace(log, blank(thread, Caller::default()))),
         slot,
+        carried: Cell::new(false),
         named: RefCell::default(),
     };
     Ok((Rc::new(connection), stream))
@@ -300,5 +303,11 @@ impl Connection {
     pub(super) fn begun(&self) {
         let mut log = self.log.borrow_mut();
         (log.identify, log.detect, log.handshake) = (None, None, None);
+        self.carried.set(true);
+    }
+
+    /// Whether a call has begun its record.
+    pub(super) fn has_carried(&self) -> bool {
+        self.carried.get()
     }
 }
