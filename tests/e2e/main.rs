@@ -40,6 +40,9 @@ mod identity;
 mod installed;
 /// Hosts that keep cgroups elsewhere, and kernels that lack something.
 mod layout;
+/// Clients that call without a pause, for those who change the agent under them.
+#[cfg(test)]
+mod load;
 /// What the policy no longer names when the agent comes back.
 mod orphan;
 /// Kernel programs that root takes away: noticed, put back, on record.
