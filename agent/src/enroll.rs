@@ -6,7 +6,9 @@
 
 mod leave;
 pub mod mount;
+pub mod reach;
 pub mod trust;
+pub mod unit;
 
 use std::collections::BTreeMap;
 use std::fs;

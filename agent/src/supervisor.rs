@@ -21,7 +21,7 @@ pub mod sandbox;
 mod succession;
 mod turns;
 pub mod uninstall;
-mod view;
+pub mod view;
 pub mod worker_process;
 
 use std::path::{Path, PathBuf};
@@ -36,7 +36,7 @@ use crate::channel::{self, CredentialState, PolicySource, ToWorker};
 use crate::config::{Config, QueryValues};
 use crate::credential::source::{Keeper, Update, Value};
 use crate::dns::resolver::Settings as Names;
-use crate::enroll::trust::{Trust, write_bundle};
+use crate::enroll::trust::{self, Trust};
 use crate::identity::WorkloadName;
 use crate::memory;
 use crate::policy::store::{self, Loaded};
@@ -68,6 +68,8 @@ const STOPPED: Drain = Drain {
 const STOP_LIMIT: Duration = Duration::from_secs(28);
 /// How long start and reload wait for the first values of credentials.
 const FIRST_VALUES: Duration = Duration::from_secs(3);
+/// Where below the runtime directory the roots for workloads are.
+pub const TRUST_DIR: &str = "trust";
 /// How often sources, pins and leftovers are looked at.
 const TICK: Duration = Duration::from_millis(500);
 /// How often the kernel's refusals are read.
@@ -120,7 +122,7 @@ pub enum Error {
     Tls(#[from] tls::Error),
     /// The trust bundle.
     #[error(transparent)]
-    Trust(#[from] crate::enroll::trust::TrustError),
+    Trust(#[from] trust::TrustError),
     /// Names.
     #[error(transparent)]
     Names(#[from] crate::dns::Error),
@@ -173,6 +175,7 @@ struct Supervisor {
     config: Config,
     user: Unprivileged,
     roots: Vec<Vec<u8>>,
+    roots_watch: trust::Watch,
     trust: Trust,
     policy: Arc<Policy>,
     sources: Vec<Source>,
@@ -195,7 +198,8 @@ impl Supervisor {
     async fn start(config: Config) -> Result<Self, Error> {
         let user = unprivileged(&config.worker_user)?;
         let root = tls::ca::Root::load_or_create(&config.state_dir.join("ca.pem"), SystemTime::now())?;
-        let trust = write_bundle(root.certificate_pem(), &config.runtime_dir.join("trust"))?;
+        let (roots_watch, trust) =
+            trust::Watch::start(root.certificate_pem(), config.runtime_dir.join(TRUST_DIR))?;
         let roots = tls::upstream::Roots::read(&config.upstream_ca)?;
         let Loaded { policy, sources } = store::load_dir(&config.policy_dir);
         let policy = Arc::new(policy.map_err(Error::Policy)?);
@@ -216,6 +220,7 @@ impl Supervisor {
             config,
             user,
             roots,
+            roots_watch,
             trust,
             policy,
             sources,
@@ -303,6 +308,7 @@ impl Supervisor {
                 None => Ok(()),
             });
         }
+        self.follow_roots();
         self.capture.look_after(&mut self.records);
         if let Err(error) = self.records.settle() {
             tracing::error!(%error, "calls of a worker that ended can't be recorded");
@@ -321,6 +327,30 @@ impl Supervisor {
         }
         self.crew.look_after();
         systemd::alive();
+    }
+
+    /// The host's roots may change while managed programs run, and upstreams are verified by them too.
+    fn follow_roots(&mut self) {
+        match self.roots_watch.look() {
+            Ok(None) => return,
+            Ok(Some(trust)) => self.trust = trust,
+            Err(error) => {
+                tracing::error!(%error, "the host's roots changed, and the bundle for workloads can't be renewed");
+                return;
+            }
+        }
+        tracing::info!(
+            host_roots = self.trust.host_roots,
+            "the host's roots changed: the bundle for workloads is renewed"
+        );
+        match tls::upstream::Roots::read(&self.config.upstream_ca) {
+            Ok(roots) if roots == self.roots => {}
+            Ok(roots) => {
+                self.roots = roots;
+                self.replace_worker();
+            }
+            Err(error) => tracing::error!(%error, "upstreams are verified by the roots from before"),
+        }
     }
 
     fn read_events(&mut self, last: bool) {
