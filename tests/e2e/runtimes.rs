@@ -113,7 +113,7 @@ impl Host {
                 let path = format!("/v1/{number}/{way:?}");
                 let script = script.replace("URL", &format!("https://{API}{path}"));
                 let output = self.run(*way, &script)?;
-                if let Err(error) = self.called(&path, &output) {
+                if let Err(error) = self.called(*way, &path, &output) {
                     wrong.push(format!("{name} ({way:?}): {error:#}: {output:?}"));
                 }
             }
@@ -125,12 +125,13 @@ impl Host {
     }
 
     /// Whether a call to this path of the API came through with the credential, on record and in the API's own log.
-    fn called(&self, path: &str, output: &Output) -> Result<()> {
+    fn called(&self, way: Way, path: &str, output: &Output) -> Result<()> {
         if !output.status.success() || !output.stdout.contains("acme") {
             bail!("no answer");
         }
         self.0.expect_record(&[
             ("workload", "billing".into()),
+            ("unit", (way == Way::Unit).then_some(SERVICE).into()),
             ("authority", format!("{API}:443").into()),
             ("path", path.into()),
             ("outcome", "completed".into()),
