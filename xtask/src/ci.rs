@@ -15,7 +15,7 @@ pub(crate) fn run() -> Result<Outcome> {
     }
     count(&mut tally, Some(tidy::run()? == Outcome::Good));
     let tested = test::all(None);
-    let outcome = match &tested {
+    let mut outcome = match &tested {
         Ok((tests, outcome)) => {
             tally.add(*tests);
             *outcome
@@ -32,6 +32,10 @@ pub(crate) fn run() -> Result<Outcome> {
         ..vm::Arguments::default()
     };
     match vm::all(&quick) {
+        Ok((kernels, Outcome::Lacking)) => {
+            tally.add(kernels);
+            outcome = Outcome::Lacking;
+        }
         Ok((kernels, _)) => tally.add(kernels),
         Err(error) => {
             eprintln!("ci: other kernels can't be tried: {error:#}");

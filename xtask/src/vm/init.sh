@@ -40,10 +40,11 @@ while read -r group arguments <&3; do
     "$tests" --test-threads 2 $arguments 3<&-
     code=$?
     sed 's/^/@vm skip /' /run/skips
+    sed 's/^/@vm verified /' /run/verified
     : >/run/skips
+    : >/run/verified
     echo "@vm done $group $code $(uptime)"
 done 3</groups
-sed 's/^/@vm verified /' /run/verified
 "$CALLGATE_BIN" doctor | sed 's/^/@vm doctor /'
 echo "@vm end $(uptime)"
 busybox sync

@@ -169,9 +169,9 @@ fn keep_modules(from: &Path, release: &str, kept: &Path) -> Result<()> {
     expand.arg(&to);
     cmd::run(expand)?;
     for table in ["modules.builtin", "modules.builtin.modinfo", "modules.order"] {
-        if from.join(table).is_file() {
-            fs::copy(from.join(table), to.join(table)).with_context(|| format!("can't copy {table}"))?;
-        }
+        // depmod wants them, be there nothing to say.
+        let content = fs::read(from.join(table)).unwrap_or_default();
+        fs::write(to.join(table), content).with_context(|| format!("can't write {table}"))?;
     }
     let mut depmod = cmd::command("depmod", ["--basedir"]);
     depmod.arg(&stage).arg(release);
