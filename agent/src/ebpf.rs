@@ -110,7 +110,7 @@ pub enum Error {
         source: io::Error,
     },
     /// Pins of another version lie there.
-    #[error("{} holds pins of version {found}, this agent has version {ours}: stop the workloads and remove the directory, or run the agent that made it", path.display())]
+    #[error("{} holds pins of version {found}, this agent has version {ours}: stop the workloads and let go of them with `callgate release --all`, or run the agent that made them; until then nothing of a workload goes out", path.display())]
     Version {
         /// The pin directory.
         path: PathBuf,

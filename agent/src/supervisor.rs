@@ -313,6 +313,7 @@ impl Supervisor {
         if let Err(error) = self.records.settle() {
             tracing::error!(%error, "calls of a worker that ended can't be recorded");
         }
+        self.records.end_overdue();
         match self.records.rotate() {
             Ok(true) => self
                 .crew

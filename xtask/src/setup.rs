@@ -40,6 +40,7 @@ const BUILD_PACKAGES: &[&str] = &[
 /// What tests and demo use: real clients, a real server, and the tools that make a sandbox.
 const RUN_PACKAGES: &[&str] = &[
     "bind9-dnsutils",
+    "bpftool",
     "ca-certificates",
     "curl",
     "git",
