@@ -2,15 +2,18 @@
 //!
 //! Start: settings, CA, policy, credentials, what the last run left in the in-flight table, kernel programs,
 //! listeners and workloads, worker, ready. From the moment a workload is armed it is held, whether or not a
-//! worker serves it. Stop: the worker drains; pins stay, so what is managed stays held.
+//! worker serves it. Stop: the worker drains; pins stay, so what is managed stays held. Where the service manager keeps
+//! the listeners, the next agent need not wait for that ([`departure`]).
 
 pub mod answers;
 pub mod capture;
 mod crew;
+mod departure;
 mod foreign;
 pub mod ground;
 mod headroom;
 mod kernel_log;
+mod left;
 pub mod records;
 mod reload;
 mod report;
@@ -44,6 +47,7 @@ use crate::tls;
 use answers::Answers;
 use capture::Capture;
 use crew::{Crew, Drain};
+use departure::Baton;
 use headroom::Headroom;
 use kernel_log::KernelLog;
 use records::Records;
@@ -204,8 +208,11 @@ impl Supervisor {
         // All that an operator can have got wrong comes before the kernel side, which outlives a failed start.
         let socket = Socket::bind(&config.admin_socket)?;
         let records = Records::open(&config)?;
+        records.end_left(policy.digest());
         let mut capture = Capture::start(&config)?;
+        let baton = Baton::take(capture.store());
         capture.arm_all(&policy)?;
+        capture.store().forget_rest();
         let headroom = Headroom::of_self(capture.mount(), config.limits.memory_percent);
         let answers = Answers::new(&capture, Arc::new(root));
         let (server, admin) = socket.serve(capture.parent());
@@ -232,6 +239,7 @@ impl Supervisor {
             started: SystemTime::now(),
         };
         supervisor.first_worker().await?;
+        baton.done(supervisor.capture.store());
         supervisor.capture.mark_armed()?;
         Ok(supervisor)
     }
@@ -376,6 +384,15 @@ impl Supervisor {
     async fn stop(&mut self) -> Result<(), Error> {
         systemd::stopping();
         tracing::info!("stopping; what is managed stays held until the agent runs again or is released");
+        if !self.can_leave() || self.leave().await.is_err() {
+            self.wait_for_workers().await;
+        }
+        self.read_events(true);
+        self.records.last_facts().await;
+        Ok(())
+    }
+
+    async fn wait_for_workers(&mut self) {
         self.crew.retire(STOPPED);
         let ended = async {
             while !self.crew.is_empty() {
@@ -386,9 +403,6 @@ impl Supervisor {
         if tokio::time::timeout(STOP_LIMIT, ended).await.is_err() {
             tracing::error!("a worker does not end; its open calls are recorded by the next start");
         }
-        self.read_events(true);
-        self.records.last_facts().await;
-        Ok(())
     }
 }
 

@@ -40,6 +40,9 @@ mod identity;
 mod installed;
 /// Hosts that keep cgroups elsewhere, and kernels that lack something.
 mod layout;
+/// Clients that call without a pause, for those who change the agent under them.
+#[cfg(test)]
+mod load;
 /// What the policy no longer names when the agent comes back.
 mod orphan;
 /// Kernel programs that root takes away: noticed, put back, on record.
@@ -55,6 +58,9 @@ mod reflect;
 /// One worker after another, by request and by death: nothing lost, nothing opened.
 #[cfg(test)]
 mod replace;
+/// The whole agent stopped, killed and upgraded while it is used.
+#[cfg(test)]
+mod restart;
 /// A right that is taken back while it is used.
 mod revoke;
 /// Unmodified programs of many runtimes on a booted Debian, each with its row in the README's table.

@@ -3,6 +3,7 @@
 
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
@@ -89,6 +90,19 @@ impl Sender {
     /// If the worker is gone.
     pub fn audit_file(&self, file: OwnedFd) -> Result<(), WorkerGone> {
         self.queue(ToWorker::AuditFile, vec![file])
+    }
+
+    /// Tells it that this supervisor goes; see [`ToWorker::Leave`].
+    ///
+    /// # Errors
+    /// If the worker is gone.
+    pub fn leave(&self, deadline: Duration, idle: Duration, baton: UnixStream) -> Result<(), WorkerGone> {
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let message = ToWorker::Leave {
+            deadline_ms: millis(deadline),
+            idle_ms: millis(idle),
+        };
+        self.queue(message, vec![baton.into()])
     }
 
     /// Sends a message that has no descriptors.
@@ -179,6 +193,7 @@ fn check(message: &ToSupervisor) -> Result<(), Breach> {
         | ToSupervisor::Executable { .. }
         | ToSupervisor::Intermediate { .. }
         | ToSupervisor::Status { .. }
+        | ToSupervisor::Settled
         | ToSupervisor::Drained
         | ToSupervisor::Fault { .. } => Ok(()),
     }

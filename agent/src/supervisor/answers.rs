@@ -85,6 +85,7 @@ impl Answering for Answers {
             said @ (ToSupervisor::Ready
             | ToSupervisor::PolicyApplied { .. }
             | ToSupervisor::Status { .. }
+            | ToSupervisor::Settled
             | ToSupervisor::Drained
             | ToSupervisor::Fault { .. }) => return Some(said),
         };

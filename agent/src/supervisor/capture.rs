@@ -6,7 +6,6 @@ mod sockets;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -18,6 +17,7 @@ use crate::enroll::{Mount, Workloads};
 use crate::identity::WorkloadName;
 use crate::policy::matcher::Account;
 use crate::policy::{Policy, Workload};
+use crate::systemd::store::Store;
 
 use super::Error;
 use super::foreign::{Place, Watch};
@@ -25,7 +25,7 @@ use super::records::Records;
 use super::view::View;
 
 use earlier::Stranger;
-use sockets::{listeners, names, offers};
+use sockets::{Sockets, offers};
 
 pub(super) use sockets::Offer;
 
@@ -39,6 +39,7 @@ const REPORTS: usize = 4096;
 /// The workloads of this host, held.
 pub(super) struct Capture {
     programs: Programs,
+    store: Store,
     events: Option<ebpf::Events>,
     workloads: Workloads,
     held: BTreeMap<WorkloadName, Held>,
@@ -75,6 +76,7 @@ impl Capture {
         let mut capture = Self {
             foreign,
             programs,
+            store: Store::open(),
             events,
             workloads,
             held: BTreeMap::new(),
@@ -87,6 +89,11 @@ impl Capture {
         };
         capture.take_up()?;
         Ok(capture)
+    }
+
+    /// What the service manager keeps from run to run.
+    pub(super) fn store(&mut self) -> &mut Store {
+        &mut self.store
     }
 
     pub(super) fn mount(&self) -> &Path {
@@ -151,14 +158,7 @@ impl Capture {
             (workload.path().to_owned(), workload.id())
         };
         let number = self.number(id);
-        let listeners = listeners()?;
-        for (_, listener) in &listeners {
-            self.programs.mark_listener(number, listener.as_fd())?;
-        }
-        let names = names(&listeners)?;
-        for (_, socket) in &names {
-            self.programs.mark_listener(number, socket.as_fd())?;
-        }
+        let Sockets { listeners, names } = self.sockets(name, number)?;
         Ok(Held {
             number,
             id,

@@ -98,6 +98,7 @@ impl Supervisor {
         };
         self.answers.set_workloads(&self.capture);
         self.policy = policy;
+        self.records.end_left(self.policy.digest());
         self.sources = sources;
         self.generation += 1;
         // Files are read by then, and calls go on; for slower sources no revocation waits.

@@ -29,7 +29,7 @@ impl Supervisor {
                 Happened::Said(ToSupervisor::Fault { message }) => {
                     return Err(Error::NotServing { why: message });
                 }
-                Happened::Said(_) | Happened::StartDue => {}
+                Happened::Said(_) | Happened::Settled | Happened::StartDue => {}
             }
         }
     }
@@ -47,7 +47,7 @@ impl Supervisor {
             Happened::Said(ToSupervisor::PolicyApplied { generation }) => {
                 tracing::info!(generation, "policy in force");
             }
-            Happened::Said(_) => {}
+            Happened::Said(_) | Happened::Settled => {}
             Happened::Ended {
                 number,
                 role,
