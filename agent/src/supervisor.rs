@@ -42,8 +42,8 @@ use crate::systemd;
 use crate::tls;
 
 use answers::Answers;
-use capture::Capture;
-use crew::{Crew, Drain};
+use capture::{Capture, Change};
+use crew::{Crew, Drain, Role};
 use headroom::Headroom;
 use kernel_log::KernelLog;
 use records::Records;
@@ -249,6 +249,7 @@ impl Supervisor {
             hosts: names.hosts,
             query_values: self.config.audit.query_values == QueryValues::Plain,
             slots_per_workload: self.config.limits.calls,
+            netns: self.capture.home(),
         })
     }
 
@@ -317,11 +318,33 @@ impl Supervisor {
 
     fn read_events(&mut self, last: bool) {
         let reports = self.capture.reports(last);
+        self.keep_spaces();
         self.kernel_log.tell(&reports, Instant::now());
         self.kernel_log.tell_faults(self.capture.faults(), Instant::now());
         let in_force = (self.policy.as_ref(), self.generation);
         self.records
             .kernel(&reports, &self.capture, in_force, &self.answers, last);
+    }
+
+    /// Workers serve in each network namespace that workloads are in, and hold nothing in those that they have left.
+    fn keep_spaces(&mut self) {
+        for change in self.capture.keep_spaces() {
+            self.crew.tell(|worker, role| {
+                match &change {
+                    Change::Opened { .. } if role == Role::Leaving => {}
+                    Change::Opened { number, inode } => {
+                        for offer in self.capture.listeners_in(*number, *inode)? {
+                            offer.to(worker)?;
+                        }
+                    }
+                    Change::Closed { workload, netns } => worker.send(ToWorker::Unlisten {
+                        workload: workload.clone(),
+                        netns: *netns,
+                    })?,
+                }
+                Ok(())
+            });
+        }
     }
 
     async fn answer(&mut self, request: Request) {

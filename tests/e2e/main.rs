@@ -40,6 +40,8 @@ mod identity;
 mod installed;
 /// Hosts that keep cgroups elsewhere, and kernels that lack something.
 mod layout;
+/// Workloads in other network namespaces than the agent's.
+mod netns;
 /// What the policy no longer names when the agent comes back.
 mod orphan;
 /// Kernel programs that root takes away: noticed, put back, on record.

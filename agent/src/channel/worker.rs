@@ -50,10 +50,12 @@ pub enum Event {
     Listener(ListenerInfo, TcpListener),
     /// Answer this workload's questions about names; the socket is non-blocking.
     Names(ListenerInfo, UdpSocket),
-    /// Accept no more for this workload, close its connections.
+    /// Accept no more for this workload in this network namespace, and let go of all sockets there.
     Unlisten {
         /// Whose listeners to drop.
         workload: WorkloadName,
+        /// The namespace's cookie.
+        netns: u64,
     },
     /// A host's intermediate that was pushed ahead or asked for; askers are answered before this event.
     Intermediate {
@@ -204,6 +206,28 @@ impl Client {
         let answered = self.ask(ask, answer).await;
         self.pending.lock().executables.remove(&request);
         answered
+    }
+
+    /// A TCP socket in the network namespace that this kernel record of `workload` tells of.
+    ///
+    /// # Errors
+    /// Whatever is returned, nothing can be connected from there.
+    pub async fn socket(
+        &self,
+        workload: &WorkloadName,
+        origin: &[u8],
+        v6: bool,
+    ) -> Result<std::net::TcpStream, AskError> {
+        let _open = self.pending.open(workload)?;
+        let (request, answer) = self.register(|waiters| &mut waiters.sockets)?;
+        let ask = ToSupervisor::Socket {
+            request,
+            origin: origin.to_vec(),
+            v6,
+        };
+        let answered = self.ask(ask, answer).await;
+        self.pending.lock().sockets.remove(&request);
+        answered.map(std::net::TcpStream::from)
     }
 
     /// An intermediate for this host, asked for on behalf of `workload`; askers of one host at one time share one question.
@@ -366,13 +390,27 @@ fn sort(
             socket.set_nonblocking(true)?;
             return Ok(Some(Event::Names(info, socket)));
         }
+        ToWorker::Socket { request, result } => {
+            let waiter = pending.lock().sockets.remove(&request);
+            match result {
+                Ok(()) => {
+                    let [socket] = exactly(descriptors)?;
+                    answer(waiter, Ok(socket));
+                }
+                Err(refusal) => {
+                    let [] = exactly(descriptors)?;
+                    answer(waiter, Err(refusal));
+                }
+            }
+            return Ok(None);
+        }
         ToWorker::AuditFile => {
             let [file] = exactly(descriptors)?;
             return Ok(Some(Event::AuditFile(file)));
         }
         ToWorker::Policy { generation, sources } => Some(Event::Policy { generation, sources }),
         ToWorker::Credential { name, state } => Some(Event::Credential { name, state }),
-        ToWorker::Unlisten { workload } => Some(Event::Unlisten { workload }),
+        ToWorker::Unlisten { workload, netns } => Some(Event::Unlisten { workload, netns }),
         ToWorker::Drain { deadline_ms, idle_ms } => Some(Event::Drain {
             deadline: Duration::from_millis(deadline_ms),
             idle: Duration::from_millis(idle_ms),

@@ -2,10 +2,9 @@
 
 mod earlier;
 mod sockets;
+mod spaces;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -24,9 +23,11 @@ use super::records::Records;
 use super::view::View;
 
 use earlier::Stranger;
-use sockets::{listeners, names, offers};
+use sockets::Sockets;
+use spaces::Spaces;
 
 pub(super) use sockets::Offer;
+pub(super) use spaces::{Change, Doors};
 
 /// Handshakes older than this were never completed.
 const STALE: Duration = Duration::from_secs(60);
@@ -44,6 +45,9 @@ pub(super) struct Capture {
     strangers: Vec<Stranger>,
     summed: Instant,
     foreign: Watch,
+    spaces: Spaces,
+    /// Cookie of the agent's own network namespace.
+    home: u64,
     intact: bool,
     repairs: u64,
     view: View,
@@ -53,8 +57,7 @@ struct Held {
     number: u32,
     id: u64,
     cgroup: String,
-    listeners: Vec<(SocketAddr, TcpListener)>,
-    names: Vec<(SocketAddr, UdpSocket)>,
+    sockets: Sockets,
 }
 
 impl Capture {
@@ -69,8 +72,12 @@ impl Capture {
         let events = programs.events();
         let foreign =
             Watch::start(programs.marks()?).map_err(super::io("start a thread for", Path::new("sockets")))?;
+        let home = ebpf::netns::own_cookie()
+            .map_err(super::io("read", Path::new("the network namespace's cookie")))?;
         let mut capture = Self {
             foreign,
+            spaces: Spaces::default(),
+            home,
             programs,
             events,
             workloads,
@@ -147,20 +154,15 @@ impl Capture {
             (workload.path().to_owned(), workload.id())
         };
         let number = self.number(id);
-        let listeners = listeners()?;
-        for (_, listener) in &listeners {
-            self.programs.mark_listener(number, listener.as_fd())?;
-        }
-        let names = names(&listeners)?;
-        for (_, socket) in &names {
-            self.programs.mark_listener(number, socket.as_fd())?;
-        }
+        let sockets = Sockets::make().map_err(super::io("listen on", Path::new("a loopback address")))?;
+        // Those of an earlier run lead nowhere.
+        self.programs.unmark_all_but(number, self.home)?;
+        self.mark(number, &sockets)?;
         Ok(Held {
             number,
             id,
             cgroup,
-            listeners,
-            names,
+            sockets,
         })
     }
 
@@ -209,7 +211,8 @@ impl Capture {
             if only.is_some_and(|only| !only.contains(name)) {
                 continue;
             }
-            all.extend(offers(name, held)?);
+            all.extend(held.sockets.offers(name, held.number, self.home)?);
+            all.extend(self.listeners_elsewhere(held.number)?);
         }
         Ok(all)
     }
@@ -224,6 +227,10 @@ impl Capture {
         let mut reports = Vec::new();
         if let Some(events) = &mut self.events {
             events.drain(REPORTS, |report| reports.push(report));
+        }
+        let lost = |report: &&Report| report.reason == Reason::NoListener;
+        for report in reports.iter().filter(lost) {
+            self.foreign.hurry(report.origin.workload());
         }
         reports.extend(self.foreign.reports());
         if last || self.summed.elapsed() >= SUMS {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use socket2::{Domain, Socket, Type};
 
-use super::{Error, Held};
+use super::Error;
 use crate::channel::ListenerInfo;
 use crate::channel::supervisor::{Sender, WorkerGone};
 use crate::identity::WorkloadName;
@@ -32,47 +32,58 @@ impl Offer {
     }
 }
 
-pub(super) fn offers(name: &WorkloadName, held: &Held) -> Result<Vec<Offer>, Error> {
-    let info = |addr: SocketAddr| ListenerInfo {
-        workload: name.clone(),
-        number: held.number,
-        addr,
-    };
-    let failed = || io("duplicate", Path::new("a socket"));
-    let mut all = Vec::new();
-    for (addr, listener) in &held.listeners {
-        all.push(Offer::Connections(
-            info(*addr),
-            listener.try_clone().map_err(failed())?,
-        ));
-    }
-    for (addr, socket) in &held.names {
-        all.push(Offer::Names(info(*addr), socket.try_clone().map_err(failed())?));
-    }
-    Ok(all)
+/// The sockets that serve one workload in one network namespace.
+#[derive(Debug)]
+pub(super) struct Sockets {
+    /// For connections.
+    pub(super) listeners: Vec<(SocketAddr, TcpListener)>,
+    /// For questions about names, on each address that has a listener.
+    pub(super) names: Vec<(SocketAddr, UdpSocket)>,
 }
 
-/// A socket for names on each address that has a listener.
-pub(super) fn names(listeners: &[(SocketAddr, TcpListener)]) -> Result<Vec<(SocketAddr, UdpSocket)>, Error> {
-    let bind = |ip| {
-        let socket = UdpSocket::bind((ip, 0))?;
-        Ok((socket.local_addr()?, socket))
-    };
-    listeners
-        .iter()
-        .map(|(addr, _)| bind(addr.ip()).map_err(io("bind", Path::new("a UDP socket"))))
-        .collect()
-}
-
-/// One listener for IPv4 and one for IPv6, where the host has it; the ports are the kernel's choice.
-pub(super) fn listeners() -> Result<Vec<(SocketAddr, TcpListener)>, Error> {
-    let v4 = listen((Ipv4Addr::LOCALHOST, 0).into()).map_err(io("listen on", Path::new("127.0.0.1")))?;
-    let mut all = vec![v4];
-    match listen((Ipv6Addr::LOCALHOST, 0).into()) {
-        Ok(v6) => all.push(v6),
-        Err(error) => tracing::warn!(%error, "no listener on ::1: IPv6 connects of workloads are refused"),
+impl Sockets {
+    /// One of each kind for IPv4 and for IPv6, where the network namespace of the calling thread has it; the ports are
+    /// the kernel's choice.
+    ///
+    /// # Errors
+    /// If there is no IPv4, or the loopback device is down.
+    pub(super) fn make() -> std::io::Result<Self> {
+        let mut listeners = vec![listen((Ipv4Addr::LOCALHOST, 0).into())?];
+        match listen((Ipv6Addr::LOCALHOST, 0).into()) {
+            Ok(v6) => listeners.push(v6),
+            Err(error) => {
+                tracing::warn!(%error, "no listener on ::1: IPv6 connects of workloads are refused");
+            }
+        }
+        let bind = |ip| {
+            let socket = UdpSocket::bind((ip, 0))?;
+            Ok((socket.local_addr()?, socket))
+        };
+        let names = listeners.iter().map(|(addr, _)| bind(addr.ip()));
+        let names = names.collect::<std::io::Result<_>>()?;
+        Ok(Self { listeners, names })
     }
-    Ok(all)
+
+    /// Duplicates for a worker.
+    pub(super) fn offers(&self, name: &WorkloadName, number: u32, netns: u64) -> Result<Vec<Offer>, Error> {
+        let info = |addr: SocketAddr| ListenerInfo {
+            workload: name.clone(),
+            number,
+            addr,
+            netns,
+        };
+        let failed = || io("duplicate", Path::new("a socket"));
+        let mut all = Vec::new();
+        for (addr, listener) in &self.listeners {
+            let listener = listener.try_clone().map_err(failed())?;
+            all.push(Offer::Connections(info(*addr), listener));
+        }
+        for (addr, socket) in &self.names {
+            let socket = socket.try_clone().map_err(failed())?;
+            all.push(Offer::Names(info(*addr), socket));
+        }
+        Ok(all)
+    }
 }
 
 fn listen(addr: SocketAddr) -> std::io::Result<(SocketAddr, TcpListener)> {
