@@ -1,11 +1,14 @@
 //! Workloads in other network namespaces than the agent's: served there, their calls leave from there, and nothing is
 //! left of it when they are gone.
 
+/// In containers.
+mod container;
+
 use std::path::Path;
 use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result};
-use harness::launch::{Place, wait_for};
+use harness::launch::{self, Place, wait_for};
 use harness::sandbox::Room;
 use harness::{Output, Upstream, World, assert_record, require, wait};
 use nix::sys::signal::{Signal, kill};
