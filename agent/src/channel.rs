@@ -9,7 +9,7 @@ pub mod frame;
 pub mod supervisor;
 pub mod worker;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,10 @@ use crate::identity::{Executable, Identity, WorkloadName};
 pub use crate::tls::ca::Intermediate;
 
 pub use frame::FrameError;
+
+/// Where canaries dial: a loopback address that nobody uses, at a port that every workload may dial. Nothing that is
+/// sent there can leave the host.
+pub const CANARY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 67, 65, 78)), 53);
 
 /// Largest frame to the worker, in bytes: a policy of many megabytes fits.
 pub const MAX_TO_WORKER: usize = 64 << 20;
@@ -148,6 +152,11 @@ pub enum ToSupervisor {
     Intermediate {
         /// The name, re-parsed by the type on arrival.
         host: HostName,
+    },
+    /// A connection to [`CANARY`] came in.
+    Canary {
+        /// The kernel's record.
+        origin: Vec<u8>,
     },
     /// Answer to [`ToWorker::Status`].
     Status {

@@ -5,6 +5,7 @@
 //! worker serves it. Stop: the worker drains; pins stay, so what is managed stays held.
 
 pub mod answers;
+pub mod canary;
 pub mod capture;
 mod crew;
 mod foreign;
@@ -42,6 +43,7 @@ use crate::systemd;
 use crate::tls;
 
 use answers::Answers;
+use canary::Canaries;
 use capture::{Capture, Change};
 use crew::{Crew, Drain, Role};
 use headroom::Headroom;
@@ -176,6 +178,7 @@ struct Supervisor {
     reload_error: Option<String>,
     keepers: Vec<Keeper>,
     capture: Capture,
+    canaries: Canaries,
     headroom: Headroom,
     records: Records,
     kernel_log: KernelLog,
@@ -205,7 +208,9 @@ impl Supervisor {
         let headroom = Headroom::of_self(capture.mount(), config.limits.memory_percent);
         let answers = Answers::new(&capture, Arc::new(root));
         let (server, admin) = socket.serve(capture.parent());
+        let canaries = Canaries::new(config.canary_interval, user);
         let mut supervisor = Self {
+            canaries,
             config,
             user,
             roots,
@@ -297,6 +302,7 @@ impl Supervisor {
             });
         }
         self.capture.look_after(&mut self.records);
+        self.look_after_canaries();
         if let Err(error) = self.records.settle() {
             tracing::error!(%error, "calls of a worker that ended can't be recorded");
         }

@@ -9,6 +9,8 @@ mod address;
 mod admin;
 /// One record for each call, whatever ends it, and who writes it.
 mod audit;
+/// A connect from inside each workload that proves its capture.
+mod canary;
 /// The kernel side alone: each way to connect is caught and attributed, or refused.
 #[cfg(test)]
 mod capture;

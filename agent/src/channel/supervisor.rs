@@ -176,6 +176,7 @@ fn check(message: &ToSupervisor) -> Result<(), Breach> {
         ToSupervisor::Identify { origin, .. }
         | ToSupervisor::Executable { origin, .. }
         | ToSupervisor::Socket { origin, .. }
+        | ToSupervisor::Canary { origin }
             if origin.is_empty() || origin.len() > MAX_ORIGIN =>
         {
             Err(Breach::Field { field: "origin" })
@@ -188,6 +189,7 @@ fn check(message: &ToSupervisor) -> Result<(), Breach> {
         | ToSupervisor::Identify { .. }
         | ToSupervisor::Executable { .. }
         | ToSupervisor::Socket { .. }
+        | ToSupervisor::Canary { .. }
         | ToSupervisor::Intermediate { .. }
         | ToSupervisor::Status { .. }
         | ToSupervisor::Drained

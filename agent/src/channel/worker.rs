@@ -258,6 +258,16 @@ impl Client {
         answered
     }
 
+    /// Says that this kernel record of `workload` is of a connection to [`super::CANARY`].
+    ///
+    /// # Errors
+    /// If the supervisor is gone, or the workload makes too many.
+    pub async fn canary(&self, workload: &WorkloadName, origin: &[u8]) -> Result<(), AskError> {
+        let _open = self.pending.open(workload)?;
+        let origin = origin.to_vec();
+        self.send(ToSupervisor::Canary { origin }).await
+    }
+
     /// Says that listeners are being served.
     ///
     /// # Errors

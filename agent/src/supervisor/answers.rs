@@ -88,6 +88,7 @@ impl Answering for Answers {
             ToSupervisor::Intermediate { host } => Ok(self.intermediate(host)),
             said @ (ToSupervisor::Ready
             | ToSupervisor::PolicyApplied { .. }
+            | ToSupervisor::Canary { .. }
             | ToSupervisor::Status { .. }
             | ToSupervisor::Drained
             | ToSupervisor::Fault { .. }) => return Some(said),

@@ -157,7 +157,7 @@ impl Capture {
         let sockets = Sockets::make().map_err(super::io("listen on", Path::new("a loopback address")))?;
         // Those of an earlier run lead nowhere.
         self.programs.unmark_all_but(number, self.home)?;
-        self.mark(number, &sockets)?;
+        sockets.mark(&mut self.programs, number)?;
         Ok(Held {
             number,
             id,
@@ -194,6 +194,22 @@ impl Capture {
                 .unwrap_or_default(),
             listen_ports: workload.map(|one| one.listen().to_vec()).unwrap_or_default(),
         }
+    }
+
+    /// Writes all that the kernel knows of the workloads anew: somebody may have changed it.
+    pub(super) fn mend(&mut self, policy: &Policy) -> Result<(), Error> {
+        self.arm_all(policy)?;
+        for held in self.held.values() {
+            held.sockets.mark(&mut self.programs, held.number)?;
+        }
+        self.mark_spaces()
+    }
+
+    /// The file by which a process enters a cgroup of its own in this workload.
+    pub(super) fn cage(&self, workload: &WorkloadName) -> Result<std::fs::File, String> {
+        self.workloads
+            .room(workload, "canary")
+            .map_err(|error| error.to_string())
     }
 
     /// Says to systemd's assertions that units may start.

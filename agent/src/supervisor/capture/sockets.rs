@@ -1,6 +1,7 @@
 //! The sockets that serve a workload: made here, handed to workers as duplicates.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use socket2::{Domain, Socket, Type};
@@ -8,6 +9,7 @@ use socket2::{Domain, Socket, Type};
 use super::Error;
 use crate::channel::ListenerInfo;
 use crate::channel::supervisor::{Sender, WorkerGone};
+use crate::ebpf::Programs;
 use crate::identity::WorkloadName;
 use crate::supervisor::io;
 
@@ -62,6 +64,20 @@ impl Sockets {
         let names = listeners.iter().map(|(addr, _)| bind(addr.ip()));
         let names = names.collect::<std::io::Result<_>>()?;
         Ok(Self { listeners, names })
+    }
+
+    /// Tells the kernel side that these are ours.
+    ///
+    /// # Errors
+    /// If its maps can't be written.
+    pub(super) fn mark(&self, programs: &mut Programs, number: u32) -> Result<(), Error> {
+        for (_, listener) in &self.listeners {
+            programs.mark_listener(number, listener.as_fd())?;
+        }
+        for (_, socket) in &self.names {
+            programs.mark_listener(number, socket.as_fd())?;
+        }
+        Ok(())
     }
 
     /// Duplicates for a worker.

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -140,7 +140,7 @@ impl Capture {
         let failed = || io_error("enter", Path::new("a network namespace"));
         let netns = Netns::hold(file).map_err(failed())?;
         let sockets = netns.inside(Sockets::make).map_err(failed())?;
-        let marked = self.mark(number, &sockets);
+        let marked = sockets.mark(&mut self.programs, number);
         if marked.is_err() {
             self.programs.unmark_listeners(number, netns.cookie())?;
         }
@@ -159,13 +159,11 @@ impl Capture {
         Ok(())
     }
 
-    /// Marks the listeners as ours.
-    pub(super) fn mark(&mut self, number: u32, sockets: &Sockets) -> Result<(), Error> {
-        for (_, listener) in &sockets.listeners {
-            self.programs.mark_listener(number, listener.as_fd())?;
-        }
-        for (_, socket) in &sockets.names {
-            self.programs.mark_listener(number, socket.as_fd())?;
+    /// Marks all listeners anew.
+    pub(super) fn mark_spaces(&mut self) -> Result<(), Error> {
+        let Self { spaces, programs, .. } = self;
+        for ((number, _), served) in &spaces.served {
+            served.sockets.mark(programs, *number)?;
         }
         Ok(())
     }
