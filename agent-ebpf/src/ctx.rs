@@ -405,15 +405,6 @@ impl SockOption {
         Self { raw: ctx.sockopt }
     }
 
-    /// The socket.
-    #[inline(always)]
-    pub(crate) fn sk(&self) -> *mut c_void {
-        // SAFETY: `raw` is the context; the kernel rewrites this read into one of its own.
-        let sk = unsafe { core::ptr::read_volatile(&raw const (*self.raw).__bindgen_anon_1) };
-        // SAFETY: a plain pointer among the union's members.
-        unsafe { sk.sk }.cast()
-    }
-
     /// Level and name of the option.
     #[inline(always)]
     pub(crate) fn name(&self) -> (i32, i32) {

@@ -11,7 +11,7 @@ use callgate_common::Origin;
 use callgate_common::config::{MISSING, PIDS_ABSENT, PIDS_TRANSLATED};
 use callgate_common::origin::present;
 
-use crate::ctx::{self, SockAddr};
+use crate::ctx::SockAddr;
 use crate::{config, maps, storage};
 
 /// Takes the caller's facts into the socket's storage; false when memory is short.

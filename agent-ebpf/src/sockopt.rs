@@ -1,7 +1,5 @@
 //! setsockopt(): what would have the kernel itself send the process's words, or take foreign addresses for its own.
 
-use callgate_common::Reason;
-
 use crate::ctx::SockOption;
 use crate::{ctx, event};
 

@@ -26,11 +26,15 @@ pub(crate) fn cargo(
     } else {
         "bpfeb-unknown-none"
     };
-    let flags = [
+    let mut flags = vec![
         format!("--cfg=bpf_target_arch=\"{arch}\""),
         "-Cdebuginfo=2".into(),
         "-Clink-arg=--btf".into(),
     ];
+    if !release {
+        // The build that only we make: another's newer compiler may warn of more.
+        flags.push("-Dwarnings".into());
+    }
     let mut command = Command::new(cargo);
     command
         .current_dir(package)

@@ -104,6 +104,15 @@ pub enum ToWorker {
         /// Milliseconds for which a connection without a call is kept open, for its client's next request.
         idle_ms: u64,
     },
+    /// As `Drain`, and the supervisor goes: it waits for [`ToSupervisor::Settled`], for a moment at most. What needs it is
+    /// refused from then on; the calls go on all the same. Descriptor: a socket of a pair, which closes when connections
+    /// need not be kept from being refused any more, since the next agent serves, or none is to come.
+    Leave {
+        /// As in `Drain`.
+        deadline_ms: u64,
+        /// As in `Drain`.
+        idle_ms: u64,
+    },
     /// Asks for [`ToSupervisor::Status`].
     Status {
         /// Repeated in the answer.
@@ -165,6 +174,8 @@ pub enum ToSupervisor {
         /// What the worker counts.
         figures: Figures,
     },
+    /// No connection that was accepted needs the supervisor to begin.
+    Settled,
     /// The drain is over.
     Drained,
     /// The worker can't go on; it exits after this.

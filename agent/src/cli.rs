@@ -11,6 +11,7 @@ pub mod audit;
 pub mod canary;
 pub mod check;
 pub mod doctor;
+pub mod enable;
 pub mod exec;
 pub mod explain;
 pub mod release;
@@ -69,6 +70,15 @@ enum Command {
         #[command(flatten)]
         args: exec::Args,
     },
+    /// Make a systemd service a workload, or a part of one
+    Enable {
+        #[command(flatten)]
+        settings: Settings,
+        #[command(flatten)]
+        args: enable::Args,
+    },
+    /// Make a systemd service an ordinary one again
+    Disable(enable::DisableArgs),
     /// Show every error in settings and policy
     Check(check::CheckArgs),
     /// Show the decision on a call, and why
@@ -137,6 +147,13 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             };
             exec::run(&args, |workload| exec::enrol(&config.admin_socket, workload))
         }
+        Command::Enable { settings, args } => {
+            let Some(config) = load(&settings.config)? else {
+                return Ok(ExitCode::from(WRONG));
+            };
+            enable::run(&args, &config, out)
+        }
+        Command::Disable(args) => enable::disable(&args, out),
         Command::Check(args) => Ok(check::run(&args, out, styled)?),
         Command::Explain(args) => Ok(explain::run(&args, out, &mut io::stderr().lock())?),
         Command::Status { settings, json } => {

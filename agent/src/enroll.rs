@@ -6,7 +6,9 @@
 
 mod leave;
 pub mod mount;
+pub mod reach;
 pub mod trust;
+pub mod unit;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -265,6 +267,14 @@ impl Workloads {
         let released = remove_if_empty(&directory)?;
         self.known.remove(name);
         Ok(released)
+    }
+
+    /// Whether processes run in a workload, those of cgroups below it included.
+    ///
+    /// # Errors
+    /// If there is no such workload, or its cgroup can't be examined.
+    pub fn is_occupied(&self, name: &WorkloadName) -> Result<bool, Error> {
+        leave::is_occupied(&self.mount.file(self.get(name)?.path()))
     }
 
     /// Removes the parent too, if no workload is left in it. For a stop that shall leave nothing behind.

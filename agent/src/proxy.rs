@@ -45,7 +45,7 @@ use crate::ebpf;
 use crate::identity::WorkloadName;
 use crate::tls;
 
-pub use figures::Figures;
+pub use figures::{Arriving, Figures};
 pub use in_force::{Enforced, InForce};
 pub use limits::Limits;
 use pool::{Pool, PoolLimits};

@@ -2,16 +2,19 @@
 //!
 //! Start: settings, CA, policy, credentials, what the last run left in the in-flight table, kernel programs,
 //! listeners and workloads, worker, ready. From the moment a workload is armed it is held, whether or not a
-//! worker serves it. Stop: the worker drains; pins stay, so what is managed stays held.
+//! worker serves it. Stop: the worker drains; pins stay, so what is managed stays held. Where the service manager keeps
+//! the listeners, the next agent need not wait for that ([`departure`]).
 
 pub mod answers;
 pub mod canary;
 pub mod capture;
 mod crew;
+mod departure;
 mod foreign;
 pub mod ground;
 mod headroom;
 mod kernel_log;
+mod left;
 pub mod records;
 mod reload;
 mod report;
@@ -19,7 +22,7 @@ pub mod sandbox;
 mod succession;
 mod turns;
 pub mod uninstall;
-mod view;
+pub mod view;
 pub mod worker_process;
 
 use std::path::{Path, PathBuf};
@@ -34,7 +37,7 @@ use crate::channel::{self, CredentialState, PolicySource, ToWorker};
 use crate::config::{Config, QueryValues};
 use crate::credential::source::{Keeper, Update, Value};
 use crate::dns::resolver::Settings as Names;
-use crate::enroll::trust::{Trust, write_bundle};
+use crate::enroll::trust::{self, Trust};
 use crate::identity::WorkloadName;
 use crate::memory;
 use crate::policy::store::{self, Loaded};
@@ -46,6 +49,7 @@ use answers::Answers;
 use canary::Canaries;
 use capture::{Capture, Change};
 use crew::{Crew, Drain, Role};
+use departure::Baton;
 use headroom::Headroom;
 use kernel_log::KernelLog;
 use records::Records;
@@ -66,6 +70,8 @@ const STOPPED: Drain = Drain {
 const STOP_LIMIT: Duration = Duration::from_secs(28);
 /// How long start and reload wait for the first values of credentials.
 const FIRST_VALUES: Duration = Duration::from_secs(3);
+/// Where below the runtime directory the roots for workloads are.
+pub const TRUST_DIR: &str = "trust";
 /// How often sources, pins and leftovers are looked at.
 const TICK: Duration = Duration::from_millis(500);
 /// How often the kernel's refusals are read.
@@ -118,7 +124,7 @@ pub enum Error {
     Tls(#[from] tls::Error),
     /// The trust bundle.
     #[error(transparent)]
-    Trust(#[from] crate::enroll::trust::TrustError),
+    Trust(#[from] trust::TrustError),
     /// Names.
     #[error(transparent)]
     Names(#[from] crate::dns::Error),
@@ -171,6 +177,7 @@ struct Supervisor {
     config: Config,
     user: Unprivileged,
     roots: Vec<Vec<u8>>,
+    roots_watch: trust::Watch,
     trust: Trust,
     policy: Arc<Policy>,
     sources: Vec<Source>,
@@ -194,7 +201,8 @@ impl Supervisor {
     async fn start(config: Config) -> Result<Self, Error> {
         let user = unprivileged(&config.worker_user)?;
         let root = tls::ca::Root::load_or_create(&config.state_dir.join("ca.pem"), SystemTime::now())?;
-        let trust = write_bundle(root.certificate_pem(), &config.runtime_dir.join("trust"))?;
+        let (roots_watch, trust) =
+            trust::Watch::start(root.certificate_pem(), config.runtime_dir.join(TRUST_DIR))?;
         let roots = tls::upstream::Roots::read(&config.upstream_ca)?;
         let Loaded { policy, sources } = store::load_dir(&config.policy_dir);
         let policy = Arc::new(policy.map_err(Error::Policy)?);
@@ -203,8 +211,11 @@ impl Supervisor {
         // All that an operator can have got wrong comes before the kernel side, which outlives a failed start.
         let socket = Socket::bind(&config.admin_socket)?;
         let records = Records::open(&config)?;
+        records.end_left(policy.digest());
         let mut capture = Capture::start(&config)?;
+        let baton = Baton::take(capture.store());
         capture.arm_all(&policy)?;
+        capture.store().forget_rest();
         let headroom = Headroom::of_self(capture.mount(), config.limits.memory_percent);
         let answers = Answers::new(&capture, Arc::new(root));
         let (server, admin) = socket.serve(capture.parent());
@@ -214,6 +225,7 @@ impl Supervisor {
             config,
             user,
             roots,
+            roots_watch,
             trust,
             policy,
             sources,
@@ -232,6 +244,7 @@ impl Supervisor {
             started: SystemTime::now(),
         };
         supervisor.first_worker().await?;
+        baton.done(supervisor.capture.store());
         supervisor.capture.mark_armed()?;
         Ok(supervisor)
     }
@@ -301,6 +314,7 @@ impl Supervisor {
                 None => Ok(()),
             });
         }
+        self.follow_roots();
         self.capture.look_after(&mut self.records);
         self.look_after_canaries();
         if let Err(error) = self.records.settle() {
@@ -320,6 +334,30 @@ impl Supervisor {
         }
         self.crew.look_after();
         systemd::alive();
+    }
+
+    /// The host's roots may change while managed programs run, and upstreams are verified by them too.
+    fn follow_roots(&mut self) {
+        match self.roots_watch.look() {
+            Ok(None) => return,
+            Ok(Some(trust)) => self.trust = trust,
+            Err(error) => {
+                tracing::error!(%error, "the host's roots changed, and the bundle for workloads can't be renewed");
+                return;
+            }
+        }
+        tracing::info!(
+            host_roots = self.trust.host_roots,
+            "the host's roots changed: the bundle for workloads is renewed"
+        );
+        match tls::upstream::Roots::read(&self.config.upstream_ca) {
+            Ok(roots) if roots == self.roots => {}
+            Ok(roots) => {
+                self.roots = roots;
+                self.replace_worker();
+            }
+            Err(error) => tracing::error!(%error, "upstreams are verified by the roots from before"),
+        }
     }
 
     fn read_events(&mut self, last: bool) {
@@ -364,12 +402,26 @@ impl Supervisor {
             } => {
                 reply.send(self.capture.enroll(&peer, &workload, &self.policy, &self.trust));
             }
+            Request::Release {
+                workload,
+                running,
+                reply,
+            } => reply.send(self.release(&workload, running)),
         }
     }
 
     async fn stop(&mut self) -> Result<(), Error> {
         systemd::stopping();
         tracing::info!("stopping; what is managed stays held until the agent runs again or is released");
+        if !self.can_leave() || self.leave().await.is_err() {
+            self.wait_for_workers().await;
+        }
+        self.read_events(true);
+        self.records.last_facts().await;
+        Ok(())
+    }
+
+    async fn wait_for_workers(&mut self) {
         self.crew.retire(STOPPED);
         let ended = async {
             while !self.crew.is_empty() {
@@ -380,9 +432,6 @@ impl Supervisor {
         if tokio::time::timeout(STOP_LIMIT, ended).await.is_err() {
             tracing::error!("a worker does not end; its open calls are recorded by the next start");
         }
-        self.read_events(true);
-        self.records.last_facts().await;
-        Ok(())
     }
 }
 

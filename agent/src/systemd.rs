@@ -1,6 +1,8 @@
-//! Talking to the service manager: readiness, status, watchdog.
+//! Talking to the service manager: readiness, status, watchdog, and the sockets that it keeps ([`store`]).
 //!
 //! Everything here does nothing where there is no service manager (`NOTIFY_SOCKET` is unset).
+
+pub mod store;
 
 use sd_notify::NotifyState;
 

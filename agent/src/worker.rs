@@ -5,6 +5,7 @@
 //! of life of all data threads: a worker that hangs stops being fed, and the kernel then refuses connections.
 
 mod data;
+mod drain;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -32,6 +33,7 @@ use crate::proxy::{self, InForce, Limits, Shared, questions};
 use crate::tls;
 
 use data::DataThreads;
+use drain::Drain;
 
 /// How often the kernel's liveness word is fed; it counts as stale after two seconds.
 const BEAT: Duration = Duration::from_millis(250);
@@ -67,7 +69,7 @@ pub enum Error {
     InFlight(#[from] audit::inflight::Error),
 }
 
-/// Runs until the supervisor says drain, or is gone. The caller has entered the sandbox before.
+/// Runs until the supervisor says drain or leave, or is gone. The caller has entered the sandbox before.
 ///
 /// # Errors
 /// If the worker can't be set up or the channel breaks. Open calls end as *aborted* then.
@@ -116,23 +118,6 @@ async fn control(socket: OwnedFd) -> Result<(), Error> {
     Ok(())
 }
 
-/// How to end.
-#[derive(Clone, Copy, Debug)]
-struct Drain {
-    /// How long calls may go on.
-    deadline: Duration,
-    /// How long a connection without a call stays open, for its client's next request.
-    idle: Duration,
-}
-
-impl Drain {
-    /// Nobody is there any more to drain for.
-    const NOW: Self = Self {
-        deadline: Duration::ZERO,
-        idle: Duration::ZERO,
-    };
-}
-
 /// The control side's state.
 struct Worker {
     shared: Arc<Shared>,
@@ -166,7 +151,7 @@ impl Worker {
         descriptors: StartDescriptors,
         client: Client,
     ) -> Result<(Self, Writer), Error> {
-        let table = audit::inflight::Table::map(&File::from(descriptors.inflight))?;
+        let table = audit::inflight::Table::map(File::from(descriptors.inflight))?;
         let sink = audit::file::FileSink::new(
             File::from(descriptors.audit),
             audit::file::Writes::Worker,
@@ -234,7 +219,24 @@ impl Worker {
             }
             Event::AuditFile(file) => self.shared.audit.reopen(File::from(file)),
             Event::Memory { short } => self.shared.memory_short.store(short, Ordering::Relaxed),
-            Event::Drain { deadline, idle } => return Ok(Some(Drain { deadline, idle })),
+            Event::Drain { deadline, idle } => {
+                return Ok(Some(Drain {
+                    deadline,
+                    idle,
+                    baton: None,
+                }));
+            }
+            Event::Leave {
+                deadline,
+                idle,
+                baton,
+            } => {
+                return Ok(Some(Drain {
+                    deadline,
+                    idle,
+                    baton: Some(baton),
+                }));
+            }
             Event::Status { request } => self.client.status(request, self.figures()).await?,
         }
         Ok(None)
@@ -358,36 +360,6 @@ impl Worker {
             audit_ok: self.shared.audit.failure().is_none(),
             audit_error: self.shared.audit.failure().map(|why| why.to_string()),
             workloads,
-        }
-    }
-
-    /// Accepts nothing more, lets calls under way end, cuts off what still runs at the deadline. Meanwhile a new
-    /// policy is put to those calls, and whatever else the supervisor says is heeded.
-    ///
-    /// The liveness word is not fed any more from here on: when this is a replacement the new worker does it.
-    async fn drain(&mut self, drain: Drain, channel: &mut Channel) -> Result<(), Error> {
-        self.draining = true;
-        for listening in self.listeners.values() {
-            listening.stop.cancel();
-        }
-        let ended = self.threads.drain(drain.deadline, drain.idle);
-        tokio::pin!(ended);
-        loop {
-            let event = tokio::select! {
-                () = &mut ended => return Ok(()),
-                event = channel.next() => event?,
-            };
-            let sooner = match event {
-                Some(event) => self.handle(event).await?,
-                None => Some(Drain::NOW),
-            };
-            if let Some(sooner) = sooner {
-                self.threads.drain_sooner(sooner.deadline, sooner.idle);
-                if sooner.deadline.is_zero() {
-                    ended.await;
-                    return Ok(());
-                }
-            }
         }
     }
 }

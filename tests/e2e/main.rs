@@ -42,6 +42,9 @@ mod identity;
 mod installed;
 /// Hosts that keep cgroups elsewhere, and kernels that lack something.
 mod layout;
+/// Clients that call without a pause, for those who change the agent under them.
+#[cfg(test)]
+mod load;
 /// Workloads in other network namespaces than the agent's.
 mod netns;
 /// What the policy no longer names when the agent comes back.
@@ -59,6 +62,9 @@ mod reflect;
 /// One worker after another, by request and by death: nothing lost, nothing opened.
 #[cfg(test)]
 mod replace;
+/// The whole agent stopped, killed and upgraded while it is used.
+#[cfg(test)]
+mod restart;
 /// A right that is taken back while it is used.
 mod revoke;
 /// Unmodified programs of many runtimes on a booted Debian, each with its row in the README's table.
@@ -66,6 +72,9 @@ mod revoke;
 mod runtimes;
 /// The harness itself: the sandbox is one, the upstream tells callers apart, nothing is left behind.
 mod sandbox;
+/// The agent's own unit file, as systemd's offline checks see it.
+#[cfg(test)]
+mod service;
 /// What an operator can get wrong at start and reload: said clearly, nothing left behind, nothing lost.
 mod startup;
 /// What never answers holds up its own workload alone.
@@ -74,5 +83,7 @@ mod stuck;
 mod tls;
 /// `tunnel` rules: TLS passed unread, within its limits and for as long as the policy allows it.
 mod tunnel;
+/// systemd services that are enabled as workloads, on a booted Debian.
+mod units;
 /// Connections to upstreams: what shares one, resumption, and certificates that prove nothing.
 mod upstream;

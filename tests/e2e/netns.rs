@@ -17,6 +17,36 @@ use nix::unistd::Pid;
 use crate::audit::worker;
 use crate::identity::{API, CODE, NOBODY, status, workload};
 
+/// Calls over a socket that was made before the process went to another namespace, and over one that was made there.
+const MOVES: &str = r#"
+import ctypes, os, socket, ssl, sys
+room, bundle, host = sys.argv[1:]
+context = ssl.create_default_context(cafile=bundle)
+def call(plain):
+    plain.settimeout(5)
+    plain.connect((host, 443))
+    with context.wrap_socket(plain, server_hostname=host) as stream:
+        stream.sendall(f"GET /who HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        answer = b""
+        while piece := stream.recv(65536):
+            answer += piece
+    print(answer.decode().splitlines()[-1])
+before = socket.socket()
+assert ctypes.CDLL(None, use_errno=True).setns(os.open(room, os.O_RDONLY), 0x40000000) == 0
+call(before)
+call(socket.socket())
+"#;
+
+/// Keeps more network namespaces than a workload is served in.
+const MANY: &str = r#"
+n=0
+while [ $n -lt 70 ]; do
+    unshare --net sh -c 'ip link set lo up; exec sleep 100' &
+    n=$((n+1))
+done
+wait
+"#;
+
 /// The upstream at API that tells its clients on `/who` from where they came.
 fn start() -> Result<World> {
     let mut world = World::new()?;
@@ -177,5 +207,53 @@ fn a_new_worker_and_a_new_agent_serve_in_the_namespace_again() -> Result<()> {
     world.start_agent()?;
     let reply = served(&world, &room, &args)?;
     assert!(reply.stdout.contains(&from), "{reply:?}");
+    Ok(())
+}
+
+#[test]
+fn a_process_that_moves_on_is_served_by_where_its_socket_was_made() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let mut world = start()?;
+    let room = world.room()?;
+    let _stays = Stays::start(&world, &room)?;
+    served(&world, &room, &[&format!("https://{API}/who")])?;
+    let place = Place::in_cgroup(world.cgroup().join("workloads/callgate-billing.slice"));
+    let bundle = world.dir().join("run/trust/ca-bundle.pem").display().to_string();
+    let file = room.file.display().to_string();
+    let told = place.run(["python3", "-c", MOVES, &file, &bundle, API])?.ok()?;
+    assert_eq!(told, format!("from=203.0.113.1\nfrom={}\n", room.v4));
+    Ok(())
+}
+
+#[test]
+fn a_workload_in_too_many_namespaces_is_served_in_those_it_was_in_first_and_others_go_on() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let mut world = World::new()?;
+    world.upstream(Upstream::new(API).location("= /who", "return 200 \"from=$remote_addr\\n\";"))?;
+    let both = workload("billing", "", "") + &workload("other", "", "");
+    world.policy("netns.toml", &both)?;
+    world.start_agent()?;
+    let room = world.room()?;
+    let _stays = Stays::start(&world, &room)?;
+    let url = format!("https://{API}/who");
+    served(&world, &room, &[&url])?;
+    let place = Place::in_cgroup(world.cgroup().join("workloads/callgate-billing.slice"));
+    let mut many = place
+        .command(["sh", "-c", MANY])
+        .spawn()
+        .context("can't start sh")?;
+    wait::until("a word of too many namespaces", wait::PATIENCE, || {
+        let log = world.agent().ok()?.log();
+        log.contains("more network namespaces than it is served in")
+            .then_some(())
+    })?;
+    assert_eq!(status(&curl(&world, &room.file, &[&url])?), 200);
+    let other = world.workload("other")?;
+    assert_eq!(
+        other.run(["curl", "-sS", "-4", &url])?.stdout,
+        "from=203.0.113.1\n"
+    );
+    many.kill()?;
+    many.wait()?;
     Ok(())
 }

@@ -1,13 +1,18 @@
 //! Unmodified programs of many runtimes on a booted Debian, each with its row in the README's table: it runs as a managed
 //! workload, and its row says what came of it.
 
+mod bundled;
 mod calls;
+mod git;
+mod names;
+mod packages;
+mod streams;
 
 use std::collections::BTreeMap;
 use std::fs;
 
 use anyhow::{Context, Result, bail};
-use harness::{Bed, Output, Upstream, World, wait};
+use harness::{Access, Bed, Output, Upstream, World, wait};
 
 const README: &str = include_str!("../../README.md");
 /// Where the clients are in the bed.
@@ -15,44 +20,47 @@ const CLIENTS: &str = "/opt/clients";
 const API: &str = "api.example.test";
 const TOKEN: &str = "the-runtimes-token";
 
-const POLICY: &str = r#"
-[[workload]]
-name = "billing"
-
-[credential.api]
-hosts = ["api.example.test:443"]
-scheme = "bearer"
-source = { file = "/etc/callgate/secrets/api" }
-"#;
-
-const ALLOW_API: &str = r#"
-[[workload.allow]]
-host = "api.example.test"
-credential = "api"
-private = true
-"#;
-
 /// How a program becomes a managed one.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Way {
+    /// By a command of root.
     Exec,
+    /// By one of root for an ordinary user.
+    ExecAs,
+    /// As a service, with nothing but `callgate enable`.
+    Unit,
 }
 
-const WAYS: &[Way] = &[Way::Exec];
+const WAYS: &[Way] = &[Way::Exec, Way::Unit];
+/// For those programs that need nothing but the network.
+const CALL_WAYS: &[Way] = &[Way::Exec, Way::ExecAs, Way::Unit];
+
+/// Runs what is at [`SCRIPT`].
+const SERVICE: &str = "client.service";
+const SCRIPT: &str = "/opt/clients/service.sh";
+const STDOUT: &str = "/opt/clients/service.out";
+const STDERR: &str = "/opt/clients/service.err";
 
 /// A host with the runtimes, the agent and a policy.
 struct Host(Bed);
 
 impl Host {
-    /// With an API that answers whoever has its token, and what else `outside` adds; `rules` come beside the API's.
-    fn new(rules: &str, outside: impl FnOnce(&mut World) -> Result<()>) -> Result<Self> {
+    /// With an API that answers whoever has its token, and what else `outside` starts; the workload may call the API and
+    /// these `hosts` with the token, and what further `rules` say.
+    fn new(hosts: &[&str], rules: &str, outside: impl FnOnce(&mut World) -> Result<()>) -> Result<Self> {
         let mut world = World::new()?;
         world.upstream(Upstream::new(API).bearer(TOKEN, "acme"))?;
         outside(&mut world)?;
         let bed = Bed::with_runtimes(world)?;
         bed.secret("api", TOKEN)?;
-        let (workload, credential) = POLICY.split_once("\n\n").context("two parts")?;
-        bed.policy(&format!("{workload}\n{ALLOW_API}{rules}\n{credential}"))?;
+        bed.policy(&policy(hosts, rules))?;
+        let service = format!(
+            "[Unit]\nStartLimitIntervalSec=0\n[Service]\nType=oneshot\nEnvironment=HOME=/root\nExecStart=/bin/sh {SCRIPT}\nStandardOutput=truncate:{STDOUT}\nStandardError=truncate:{STDERR}\n"
+        );
+        bed.write(SCRIPT, "")?;
+        bed.unit(SERVICE, &service)?;
+        bed.run(["callgate", "enable", SERVICE, "--workload", "billing"])?
+            .ok()?;
         Ok(Self(bed))
     }
 
@@ -73,34 +81,40 @@ impl Host {
 
     /// Runs a shell script as the workload.
     fn run(&self, way: Way, script: &str) -> Result<Output> {
-        match way {
-            Way::Exec => self.0.run([
-                "callgate",
-                "exec",
-                "--workload",
-                "billing",
-                "--",
-                "sh",
-                "-c",
-                script,
-            ]),
-        }
+        let user: &[&str] = match way {
+            Way::Exec => &[],
+            Way::ExecAs => &["--user", "nobody"],
+            Way::Unit => return self.serve(script),
+        };
+        let exec = ["callgate", "exec", "--workload", "billing"];
+        self.0
+            .run([exec.as_slice(), user, &["--", "sh", "-c", script]].concat())
+    }
+
+    /// Runs it as the service.
+    fn serve(&self, script: &str) -> Result<Output> {
+        self.0.write(SCRIPT, script)?;
+        let started = self.0.systemctl(&["start", SERVICE])?;
+        let read = |path| fs::read_to_string(self.0.path(path)).unwrap_or_default();
+        Ok(Output {
+            status: started.status,
+            stdout: read(STDOUT),
+            stderr: read(STDERR) + &started.stderr,
+        })
     }
 
     /// Runs each script, in which `URL` stands for one of the API's own to that run, as a managed program in each way,
     /// and holds what comes of it against its row in the table.
     fn check(&self, cases: &[(&str, &str)]) -> Result<()> {
-        let table = table()?;
         let mut wrong = Vec::new();
         for (number, (name, script)) in cases.iter().enumerate() {
-            let promised = table.get(*name).with_context(|| format!("no row for {name}"))?;
-            for way in WAYS {
+            promises(&[name], "yes")?;
+            for way in CALL_WAYS {
                 let path = format!("/v1/{number}/{way:?}");
                 let script = script.replace("URL", &format!("https://{API}{path}"));
                 let output = self.run(*way, &script)?;
-                match self.called(&path, &output) {
-                    Ok(()) if promised == "yes" => {}
-                    outcome => wrong.push(format!("{name} ({way:?}): {outcome:?}: {output:?}")),
+                if let Err(error) = self.called(*way, &path, &output) {
+                    wrong.push(format!("{name} ({way:?}): {error:#}: {output:?}"));
                 }
             }
         }
@@ -111,12 +125,13 @@ impl Host {
     }
 
     /// Whether a call to this path of the API came through with the credential, on record and in the API's own log.
-    fn called(&self, path: &str, output: &Output) -> Result<()> {
+    fn called(&self, way: Way, path: &str, output: &Output) -> Result<()> {
         if !output.status.success() || !output.stdout.contains("acme") {
             bail!("no answer");
         }
         self.0.expect_record(&[
             ("workload", "billing".into()),
+            ("unit", (way == Way::Unit).then_some(SERVICE).into()),
             ("authority", format!("{API}:443").into()),
             ("path", path.into()),
             ("outcome", "completed".into()),
@@ -127,10 +142,48 @@ impl Host {
         wait::until("a line in the API's log", wait::PATIENCE, || {
             let log = server.log().ok()?;
             let bearer = format!("Bearer {TOKEN}");
-            let here = |one: &&harness::Access| one.uri == path && one.authorization == bearer;
+            let here = |one: &&Access| one.uri == path && one.authorization == bearer;
             (log.iter().filter(here).count() == 1).then_some(())
         })
     }
+}
+
+fn policy(hosts: &[&str], rules: &str) -> String {
+    let hosts: Vec<_> = [API].iter().chain(hosts).collect();
+    let allow = |host: &&&str| {
+        format!("[[workload.allow]]\nhost = \"{host}\"\ncredential = \"api\"\nprivate = true\n")
+    };
+    let allowed: String = hosts.iter().map(allow).collect();
+    let listed: Vec<_> = hosts.iter().map(|host| format!("{host}:443")).collect();
+    format!(
+        "[[workload]]\nname = \"billing\"\n{allowed}{rules}\n[credential.api]\nhosts = {listed:?}\nscheme = \"bearer\"\nsource = {{ file = \"/etc/callgate/secrets/api\" }}\n"
+    )
+}
+
+/// Holds what came of these programs against their rows.
+fn promises(names: &[&str], outcome: &str) -> Result<()> {
+    let table = table()?;
+    for name in names {
+        let row = table.get(*name).with_context(|| format!("no row for {name}"))?;
+        if row != outcome {
+            bail!("the row of {name} says {row:?}, but its test shows {outcome:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn every_row_of_the_table_has_a_run() -> Result<()> {
+    let calls = calls::ALL
+        .iter()
+        .flat_map(|cases| cases.iter().map(|(name, _)| *name));
+    let others = [git::ROWS, packages::ROWS, streams::ROWS, bundled::ROWS];
+    let mut run: Vec<_> = calls.chain(others.into_iter().flatten().copied()).collect();
+    run.sort_unstable();
+    let table = table()?;
+    let rows: Vec<_> = table.keys().map(String::as_str).collect();
+    assert_eq!(run, rows);
+    Ok(())
 }
 
 /// The README's table: what each program's row says.

@@ -342,3 +342,25 @@ fn a_session_is_resumed_for_the_name_that_it_was_made_for_alone() -> Result<()> 
     }
     Ok(())
 }
+
+#[test]
+fn a_client_that_leaves_after_the_handshake_without_a_request_is_recorded_as_such() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start("")?;
+    let url = format!("https://{API}/pinned");
+    let pin = format!("sha256//{}=", "A".repeat(43));
+    for (nth, version) in ["--http1.1", "--http2"].into_iter().enumerate() {
+        let pinned = ["curl", "-sS", "-m", "10", version, "--pinnedpubkey", &pin, &url];
+        let reply = world.workload("billing")?.run(pinned)?;
+        assert_eq!(reply.code(), Some(90), "{reply:?}");
+        let record = refused(&world, nth + 1)?.remove(nth);
+        let words = ["outcome", "error.source", "error.kind", "sni"].map(|field| record.text(field));
+        assert_eq!(words, ["aborted", "downstream", "no_request", API], "{record:?}");
+        assert!(record.text("error.message").contains("`tunnel`"), "{record:?}");
+        // One that makes a call has that call's record alone.
+        let called = world.workload("billing")?.run(["curl", "-sS", version, &url])?;
+        assert_eq!(called.code(), Some(0), "{called:?}");
+        refused(&world, nth + 1)?;
+    }
+    Ok(())
+}

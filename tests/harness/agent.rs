@@ -1,15 +1,16 @@
 //! The real agent: `callgate run`, started, reloaded, stopped and killed as an operator or a fault would.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Child;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::keeper::Keeper;
 use crate::launch::{self, Output, Place};
 use crate::notify::NotifySocket;
 use crate::wait;
@@ -60,39 +61,53 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts the agent in `place` and waits until it says that it is ready.
+    /// Starts the agent in `place`, with what `keeper` has kept of the last run, and waits until it says that it is ready.
     ///
     /// # Errors
     /// If it ends, or isn't ready in time; with what it logged.
-    pub fn start(place: &Place, config: &Path, dir: &Path) -> Result<Self> {
-        let notify = NotifySocket::bind(&dir.join("upstream/notify"))?;
+    pub fn start(place: &Place, config: &Path, dir: &Path, keeper: Option<&Keeper>) -> Result<Self> {
+        let Some(keeper) = keeper else {
+            let notify = NotifySocket::bind(&dir.join("upstream/notify"))?;
+            let place = place.clone().with_env("NOTIFY_SOCKET", notify.path());
+            let mut agent = Self::spawn(place, config, dir, Vec::new(), Stdio::null())?;
+            agent.wait_ready(|| notify.is_ready())?;
+            return Ok(agent);
+        };
+        let with = |place: Place, (key, value): (OsString, OsString)| place.with_env(key, value);
+        let place = keeper.environment().into_iter().fold(place.clone(), with);
+        let (prefix, passed) = keeper.pass()?;
+        let mut agent = Self::spawn(place, config, dir, prefix, passed.into())?;
+        agent.wait_ready(|| keeper.is_ready())?;
+        Ok(agent)
+    }
+
+    fn spawn(place: Place, config: &Path, dir: &Path, prefix: Vec<OsString>, stdin: Stdio) -> Result<Self> {
         let log = dir.join("agent.log");
         let stderr = File::options()
             .create(true)
             .append(true)
             .open(&log)
             .context("can't open the agent's log")?;
-        let place = place.clone().with_env("NOTIFY_SOCKET", notify.path());
-        let mut command = place.command([
-            binary()?.as_os_str(),
-            "run".as_ref(),
-            "--config".as_ref(),
-            config.as_os_str(),
-        ]);
+        let agent = [
+            binary()?.into_os_string(),
+            "run".into(),
+            "--config".into(),
+            config.into(),
+        ];
+        let mut command = place.command(prefix.into_iter().chain(agent));
         let stdout = stderr.try_clone().context("can't share the agent's log")?;
         let child = command
+            .stdin(stdin)
             .stdout(stdout)
             .stderr(stderr)
             .spawn()
             .context("can't start the agent")?;
-        let mut agent = Self {
+        Ok(Self {
             child,
             config: config.to_owned(),
             log,
             place,
-        };
-        agent.wait_ready(&notify)?;
-        Ok(agent)
+        })
     }
 
     /// The supervisor's process id.
@@ -154,13 +169,13 @@ impl Agent {
         launch::wait_for(&mut self.child, STOP_LIMIT).map(drop)
     }
 
-    fn wait_ready(&mut self, notify: &NotifySocket) -> Result<()> {
+    fn wait_ready(&mut self, is_ready: impl Fn() -> bool) -> Result<()> {
         let child = &mut self.child;
         let outcome = wait::until("the agent is ready", READY_LIMIT, || {
             if let Ok(Some(status)) = child.try_wait() {
                 return Some(Err(anyhow!("the agent ended with {status}")));
             }
-            notify.is_ready().then_some(Ok(()))
+            is_ready().then_some(Ok(()))
         });
         outcome
             .and_then(|outcome| outcome)

@@ -26,6 +26,9 @@ pub const RUNTIMES_VARIABLE: &str = "CALLGATE_BED_RUNTIMES";
 /// The variable that names the package under test.
 pub const PACKAGE_VARIABLE: &str = "CALLGATE_DEB";
 
+/// The variable that names the package to upgrade to.
+pub const NEXT_VARIABLE: &str = "CALLGATE_DEB_NEXT";
+
 /// It takes a second on a quiet machine.
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
 /// Where the records are, as the package's settings say.
@@ -322,6 +325,14 @@ pub fn package() -> Result<PathBuf> {
     named(PACKAGE_VARIABLE)
 }
 
+/// The package to upgrade to: the same, of a higher version.
+///
+/// # Errors
+/// If `CALLGATE_DEB_NEXT` does not name a file.
+pub fn next_package() -> Result<PathBuf> {
+    named(NEXT_VARIABLE)
+}
+
 fn named(variable: &str) -> Result<PathBuf> {
     let path = std::env::var_os(variable).map(PathBuf::from);
     let path = path.with_context(|| format!("{variable} is not set; run `cargo xtask test`"))?;
@@ -366,14 +377,20 @@ fn prepare(world: &World, root: &Path) -> Result<()> {
     bundle.extend_from_slice(&authority);
     write("etc/ssl/certs/ca-certificates.crt", &bundle)?;
     write("usr/local/share/ca-certificates/outside.crt", &authority)?;
-    // A test that wants the resolver starts it.
-    let resolver = root.join("etc/systemd/system/sysinit.target.wants/systemd-resolved.service");
-    match fs::remove_file(&resolver) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("can't remove {}", resolver.display()));
+    // A test that wants systemd's resolver starts it; its link would have the file mounted in the resolver's directory.
+    for part in [
+        "etc/systemd/system/sysinit.target.wants/systemd-resolved.service",
+        "etc/resolv.conf",
+    ] {
+        let path = root.join(part);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("can't remove {}", path.display()));
+            }
+            Ok(()) | Err(_) => {}
         }
-        Ok(()) | Err(_) => {}
     }
+    write("etc/resolv.conf", b"")?;
     write("etc/hostname", b"bed\n")?;
     write("etc/machine-id", b"")
 }

@@ -6,7 +6,7 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::cgroup;
+use crate::{cgroup, wait};
 
 /// How long a world may last; the longest test takes a small part of it on a busy machine.
 pub const WORLD_LIMIT: Duration = Duration::from_mins(3);
@@ -23,6 +23,7 @@ impl Limit {
     #[must_use]
     pub fn new(dir: PathBuf, limit: Duration) -> Self {
         let (call_off, called_off) = mpsc::channel::<()>();
+        let limit = wait::scaled(limit);
         let thread = thread::spawn(move || {
             if called_off.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
                 #[expect(
@@ -57,7 +58,7 @@ mod tests {
     use super::*;
     use crate::cgroup::Cgroup;
     use crate::launch::{self, Place};
-    use crate::{require, wait};
+    use crate::require;
 
     #[test]
     fn what_outlasts_it_is_killed() -> anyhow::Result<()> {

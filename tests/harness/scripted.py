@@ -76,6 +76,12 @@ def serve(conn):
         conn.sock.close()
 
 
+def upgraded(fields):
+    accept = hashlib.sha1((fields["sec-websocket-key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode()).digest()
+    accept = base64.b64encode(accept).decode()
+    return f"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+
+
 def answer(conn):
     """One request; says whether the connection goes on."""
     head = conn.until(b"\r\n\r\n").decode("latin-1")
@@ -100,14 +106,26 @@ def answer(conn):
         gate(rest).wait(20)
     if command == "ws":
         log(entry)
-        accept = hashlib.sha1((fields["sec-websocket-key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode()).digest()
-        accept = base64.b64encode(accept).decode()
-        conn.send(f"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n")
+        conn.send(upgraded(fields))
         while True:
             if not conn.buf:
                 conn.fill()
             conn.send(conn.buf)
             conn.buf = b""
+    if command == "talk":
+        # As "ws", for clients that know the protocol: short messages come back as messages.
+        log(entry)
+        conn.send(upgraded(fields))
+        while True:
+            first, length = conn.exactly(2)
+            mask = conn.exactly(4)
+            data = bytes(byte ^ mask[at % 4] for at, byte in enumerate(conn.exactly(length & 127)))
+            conn.send(bytes([first, len(data)]) + data)
+            if first & 15 == 8:
+                # With a TLS close, as servers of that protocol do; a bare end of the stream could be anybody's.
+                conn.sock.settimeout(2)
+                conn.sock.unwrap()
+                return False
     if command == "switch":
         log(entry)
         conn.send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: other\r\nConnection: Upgrade\r\n\r\nblind")

@@ -8,14 +8,25 @@ use anyhow::{Result, bail};
 /// How long anything local may take before a test gives up; generous, because a loaded machine is no fault.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// The variable that says how many times longer everything takes here than elsewhere: an emulated machine is slow.
+pub const SLOWNESS_VARIABLE: &str = "CALLGATE_TEST_SLOWNESS";
+
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Calls `probe` until it gives something, at most for `limit`.
+/// What a limit comes to on this machine.
+#[must_use]
+pub fn scaled(limit: Duration) -> Duration {
+    let slowness = std::env::var(SLOWNESS_VARIABLE).ok();
+    limit * slowness.and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
+/// Calls `probe` until it gives something, at most for `limit`, scaled.
 ///
 /// # Errors
 /// After `limit`, naming `what` was waited for.
 pub fn until<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Option<T>) -> Result<T> {
     let started = Instant::now();
+    let limit = scaled(limit);
     loop {
         if let Some(found) = probe() {
             return Ok(found);

@@ -14,6 +14,7 @@ use crate::agent::{self, Agent};
 use crate::audit::{self, Expected, Record};
 use crate::ca::Ca;
 use crate::cgroup::Cgroup;
+use crate::keeper::Keeper;
 use crate::launch::{Output, Place};
 use crate::limit::{Limit, WORLD_LIMIT};
 use crate::sandbox::{Room, Sandbox};
@@ -28,6 +29,7 @@ const AUDIT_FILE: &str = "audit/calls.jsonl";
 #[derive(Debug)]
 pub struct World {
     agent: Option<Agent>,
+    keeper: Option<Keeper>,
     upstreams: Vec<Server>,
     addresses: u8,
     _limit: Limit,
@@ -67,6 +69,7 @@ impl World {
         sandbox.mount_bpffs(&dir.path().join("bpf"))?;
         Ok(Self {
             agent: None,
+            keeper: None,
             upstreams: Vec::new(),
             addresses: 0,
             _limit: Limit::new(cgroup.dir().to_owned(), WORLD_LIMIT),
@@ -256,8 +259,31 @@ impl World {
             bail!("the agent runs already");
         }
         self.write_config()?;
-        self.agent = Some(Agent::start(&self.agent_place()?, &self.config(), self.dir())?);
+        let keeper = self.keeper.as_ref();
+        self.agent = Some(Agent::start(
+            &self.agent_place()?,
+            &self.config(),
+            self.dir(),
+            keeper,
+        )?);
         Ok(())
+    }
+
+    /// Keeps the agent's sockets from run to run, from its next start on, as a service manager would.
+    ///
+    /// # Errors
+    /// If that can't be done.
+    pub fn keep_sockets(&mut self) -> Result<()> {
+        self.keeper = Some(Keeper::start(&self.path("upstream").join("keeper"))?);
+        Ok(())
+    }
+
+    /// What [`World::keep_sockets`] started.
+    ///
+    /// # Errors
+    /// If it was not.
+    pub fn keeper(&self) -> Result<&Keeper> {
+        self.keeper.as_ref().context("sockets are not kept")
     }
 
     /// Where the agent runs, or would.

@@ -1,10 +1,10 @@
-//! `cargo xtask ci`: check, tidy and test in one run; each check counts as one test in the closing line.
+//! `cargo xtask ci`: check, tidy, test and a look at other kernels in one run; each check counts as one test in the closing line.
 
 use anyhow::Result;
 
 use crate::cmd::Outcome;
 use crate::test::Tally;
-use crate::{check, setup, test, tidy};
+use crate::{check, setup, test, tidy, vm};
 
 /// Runs everything, whatever fails, and prints the closing line last.
 pub(crate) fn run() -> Result<Outcome> {
@@ -15,7 +15,7 @@ pub(crate) fn run() -> Result<Outcome> {
     }
     count(&mut tally, Some(tidy::run()? == Outcome::Good));
     let tested = test::all(None);
-    let outcome = match &tested {
+    let mut outcome = match &tested {
         Ok((tests, outcome)) => {
             tally.add(*tests);
             *outcome
@@ -26,6 +26,22 @@ pub(crate) fn run() -> Result<Outcome> {
             Outcome::No
         }
     };
+    // On every kernel, but not every test: all of them are for `cargo xtask test --all`.
+    let quick = vm::Arguments {
+        quick: true,
+        ..vm::Arguments::default()
+    };
+    match vm::all(&quick) {
+        Ok((kernels, Outcome::Lacking)) => {
+            tally.add(kernels);
+            outcome = Outcome::Lacking;
+        }
+        Ok((kernels, _)) => tally.add(kernels),
+        Err(error) => {
+            eprintln!("ci: other kernels can't be tried: {error:#}");
+            tally.failed += 1;
+        }
+    }
     println!("{tally}");
     Ok(if tally.failed > 0 { Outcome::No } else { outcome })
 }

@@ -45,6 +45,9 @@ enum Verb {
         /// Only tests whose name contains this
         #[arg(long)]
         filter: Option<String>,
+        /// The long ones too: every test of the kernel's side on other kernels; and how long each bed took
+        #[arg(long, conflicts_with = "filter")]
+        all: bool,
     },
     /// Boot other kernels in QEMU and run the tests of what depends on the kernel there
     Vm(vm::Arguments),
@@ -68,7 +71,8 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().verb {
         Verb::Setup => setup::run(),
         Verb::Demo { json } => demo::run(json),
-        Verb::Test { filter } => test::run(filter.as_deref()),
+        Verb::Test { all: true, .. } => test::run_with_long_ones(),
+        Verb::Test { filter, .. } => test::run(filter.as_deref()),
         Verb::Vm(arguments) => vm::run(&arguments),
         Verb::Check => check::run(),
         Verb::Tidy => tidy::run(),

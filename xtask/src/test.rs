@@ -8,12 +8,13 @@ use std::io::{BufRead as _, BufReader, Read, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 
 use crate::cmd::{self, Outcome};
-use crate::{dist, setup};
+use crate::{dist, setup, vm};
 
 pub(crate) use tally::Tally;
 
@@ -22,6 +23,22 @@ pub(crate) fn run(filter: Option<&str>) -> Result<Outcome> {
     let (tally, outcome) = all(filter)?;
     println!("{tally}");
     Ok(outcome)
+}
+
+/// Runs the tests, then those that take long, says how long each bed took, and ends with the closing line.
+pub(crate) fn run_with_long_ones() -> Result<Outcome> {
+    let started = Instant::now();
+    let (mut tally, here) = all(None)?;
+    let long = Instant::now();
+    let (kernels, there) = vm::all(&vm::Arguments::default())?;
+    println!("{:>7.1} s  this machine: {tally}", (long - started).as_secs_f64());
+    println!(
+        "{:>7.1} s  other kernels: {kernels}",
+        long.elapsed().as_secs_f64()
+    );
+    tally.add(kernels);
+    println!("{tally}");
+    Ok(if here == Outcome::Good { there } else { here })
 }
 
 /// Runs the tests; the outcome also says whether something could not be run.
@@ -38,7 +55,8 @@ pub(crate) fn all(filter: Option<&str>) -> Result<(Tally, Outcome)> {
         whole
             .env("CALLGATE_BED", bed::debian()?)
             .envs(bed::runtimes(filter)?.map(|dir| ("CALLGATE_BED_RUNTIMES", dir)))
-            .env("CALLGATE_DEB", dist::package(Profile::Dev, dist::VERSION)?);
+            .env("CALLGATE_DEB", dist::package(Profile::Dev, dist::VERSION)?)
+            .env("CALLGATE_DEB_NEXT", dist::package(Profile::Dev, dist::NEXT)?);
         suites.push(whole);
     } else {
         // What needs no root among them (the harness's own tests) runs all the same.

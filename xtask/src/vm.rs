@@ -5,12 +5,14 @@
 mod archive;
 mod baseline;
 mod build;
+mod group;
 mod guest;
 mod kernels;
 mod qemu;
 mod report;
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -20,28 +22,29 @@ use crate::setup;
 use crate::test::Tally;
 
 use baseline::Baseline;
+use build::Built;
+use group::Group;
 use kernels::Line;
 use report::{Check, Report};
 
-/// The modules of tests/e2e that stand or fall with the kernel.
-const MODULES: &[&str] = &["features", "capture", "capture_wire", "identity", "fail_closed"];
-/// Of these, what a kernel can do that callgate can't run on.
-const MODULES_WITHOUT: &[&str] = &["features"];
-
-/// Past this a guest hangs.
-const LIMIT: Duration = Duration::from_mins(10);
+/// Past this a guest hangs; on a machine with nothing else to do, a quick one takes a minute.
+const QUICK_LIMIT: Duration = Duration::from_mins(10);
+const FULL_LIMIT: Duration = Duration::from_mins(40);
 
 /// What the command line gives.
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Arguments {
     /// Lines of kernels, such as 6.1 or 7.x; all that are known if none is given
-    kernels: Vec<String>,
+    pub(crate) kernels: Vec<String>,
     /// Write what the programs cost the verifier to the baseline, instead of comparing
     #[arg(long)]
-    refresh: bool,
-    /// Only these modules of the end-to-end tests
-    #[arg(long, value_delimiter = ',')]
-    modules: Vec<String>,
+    pub(crate) refresh: bool,
+    /// One test of each kind only, as CI does
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Only tests whose name contains one of these, whichever they are
+    #[arg(long, conflicts_with = "quick", value_delimiter = ',')]
+    pub(crate) only: Vec<String>,
 }
 
 /// Tries the kernels and ends with the closing line.
@@ -62,27 +65,7 @@ pub(crate) fn all(arguments: &Arguments) -> Result<(Tally, Outcome)> {
         };
         return Ok((tally, Outcome::Lacking));
     }
-    setup::vm()?;
-    let guest = cmd::root().join("target/vm/guest.cpio");
-    fs::create_dir_all(cmd::root().join("target/vm")).context("can't make target/vm")?;
-    let built = build::all()?;
-    guest::write(&built, &guest)?;
-    let mut baseline = Baseline::read()?;
-    let mut reports = Vec::new();
-    for line in lines {
-        let modules = modules(line, &arguments.modules);
-        let tried = attempt(line, &guest, &built, &modules);
-        let mut report = tried.unwrap_or_else(|error| Report::failed(line.name, &format!("{error:#}")));
-        if !report.verified.is_empty() {
-            let check = baseline.check(line.name, &report.verified, arguments.refresh);
-            report.checks.push(check);
-        }
-        report.explain();
-        reports.push(report);
-    }
-    if arguments.refresh {
-        baseline.write()?;
-    }
+    let reports = attempt_all(&lines, arguments)?;
     println!("{}", report::table(&reports));
     let tally = reports.iter().fold(Tally::default(), |mut sum, report| {
         sum.add(report.tally());
@@ -96,7 +79,31 @@ pub(crate) fn all(arguments: &Arguments) -> Result<(Tally, Outcome)> {
     Ok((tally, outcome))
 }
 
-fn attempt(line: &Line, guest: &std::path::Path, built: &build::Built, modules: &[&str]) -> Result<Report> {
+fn attempt_all(lines: &[&Line], arguments: &Arguments) -> Result<Vec<Report>> {
+    setup::vm()?;
+    let guest = cmd::root().join("target/vm/guest.cpio");
+    fs::create_dir_all(cmd::root().join("target/vm")).context("can't make target/vm")?;
+    let built = build::all()?;
+    guest::write(&built, &guest)?;
+    let mut baseline = Baseline::read()?;
+    let mut reports = Vec::new();
+    for line in lines {
+        let tried = attempt(line, &guest, &built, arguments);
+        let mut report = tried.unwrap_or_else(|error| Report::failed(line.name, &format!("{error:#}")));
+        if !report.verified.is_empty() {
+            let check = baseline.check(line.name, &report.verified, arguments.refresh);
+            report.checks.push(check);
+        }
+        report.explain();
+        reports.push(report);
+    }
+    if arguments.refresh {
+        baseline.write()?;
+    }
+    Ok(reports)
+}
+
+fn attempt(line: &Line, guest: &Path, built: &Built, arguments: &Arguments) -> Result<Report> {
     let started = Instant::now();
     let kernel = line.fetch()?;
     let fetched = Check::of(
@@ -107,25 +114,29 @@ fn attempt(line: &Line, guest: &std::path::Path, built: &build::Built, modules: 
         },
         started.elapsed(),
     );
-    eprintln!("vm: {} is {}", line.name, kernel.release);
-    let session = qemu::run(&kernel, guest, built, modules, LIMIT)?;
     let log = cmd::root().join(format!("target/vm/log-{}", line.name));
-    fs::write(&log, session.lines.join("\n")).with_context(|| format!("can't write {}", log.display()))?;
-    let mut report = report::read(line, &kernel, &session, modules);
+    eprintln!(
+        "vm: {} is {}; as it goes: {}",
+        line.name,
+        kernel.release,
+        log.display()
+    );
+    let filters: Vec<_> = arguments.only.iter().map(String::as_str).collect();
+    let asked = [Group {
+        name: "asked for",
+        filters: &filters,
+    }];
+    let (groups, limit): (&[Group<'_>], _) = match (line.lacks.is_empty(), arguments.quick) {
+        _ if !filters.is_empty() => (&asked, FULL_LIMIT),
+        (false, _) => (group::LACKING, QUICK_LIMIT),
+        (true, true) => (group::QUICK, QUICK_LIMIT),
+        (true, false) => (group::FULL, FULL_LIMIT),
+    };
+    let table = group::table(groups, !filters.is_empty());
+    let session = qemu::run(&kernel, guest, built, &table, &log, limit)?;
+    let mut report = report::read(line, &kernel, &session, groups);
     report.checks.insert(0, fetched);
     Ok(report)
-}
-
-fn modules<'a>(line: &Line, asked: &'a [String]) -> Vec<&'a str> {
-    let able = if line.lacks.is_empty() {
-        MODULES
-    } else {
-        MODULES_WITHOUT
-    };
-    if asked.is_empty() {
-        return able.to_vec();
-    }
-    asked.iter().map(String::as_str).collect()
 }
 
 fn chosen(names: &[String]) -> Result<Vec<&'static Line>> {

@@ -22,8 +22,14 @@ _callgate() {
             callgate,check)
                 cmd="callgate__subcmd__check"
                 ;;
+            callgate,disable)
+                cmd="callgate__subcmd__disable"
+                ;;
             callgate,doctor)
                 cmd="callgate__subcmd__doctor"
+                ;;
+            callgate,enable)
+                cmd="callgate__subcmd__enable"
                 ;;
             callgate,exec)
                 cmd="callgate__subcmd__exec"
@@ -73,8 +79,14 @@ _callgate() {
             callgate__subcmd__help,check)
                 cmd="callgate__subcmd__help__subcmd__check"
                 ;;
+            callgate__subcmd__help,disable)
+                cmd="callgate__subcmd__help__subcmd__disable"
+                ;;
             callgate__subcmd__help,doctor)
                 cmd="callgate__subcmd__help__subcmd__doctor"
+                ;;
+            callgate__subcmd__help,enable)
+                cmd="callgate__subcmd__help__subcmd__enable"
                 ;;
             callgate__subcmd__help,exec)
                 cmd="callgate__subcmd__help__subcmd__exec"
@@ -113,7 +125,7 @@ _callgate() {
 
     case "${cmd}" in
         callgate)
-            opts="-h -V --help --version run exec check explain status reload release audit doctor worker help"
+            opts="-h -V --help --version run exec enable disable check explain status reload release audit doctor worker help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -282,6 +294,20 @@ _callgate() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        callgate__subcmd__disable)
+            opts="-h --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         callgate__subcmd__doctor)
             opts="-h --config --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -290,6 +316,36 @@ _callgate() {
             fi
             case "${prev}" in
                 --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        callgate__subcmd__enable)
+            opts="-w -h --config --workload --dry-run --force --leave-open --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --workload)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -w)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --leave-open)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -393,7 +449,7 @@ _callgate() {
             return 0
             ;;
         callgate__subcmd__help)
-            opts="run exec check explain status reload release audit doctor worker help"
+            opts="run exec enable disable check explain status reload release audit doctor worker help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -462,7 +518,35 @@ _callgate() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        callgate__subcmd__help__subcmd__disable)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         callgate__subcmd__help__subcmd__doctor)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        callgate__subcmd__help__subcmd__enable)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )

@@ -28,6 +28,8 @@ complete -c callgate -n "__fish_callgate_needs_command" -s h -l help -d 'Print h
 complete -c callgate -n "__fish_callgate_needs_command" -s V -l version -d 'Print version'
 complete -c callgate -n "__fish_callgate_needs_command" -f -a "run" -d 'Run the agent'
 complete -c callgate -n "__fish_callgate_needs_command" -f -a "exec" -d 'Run a command as a workload'
+complete -c callgate -n "__fish_callgate_needs_command" -f -a "enable" -d 'Make a systemd service a workload, or a part of one'
+complete -c callgate -n "__fish_callgate_needs_command" -f -a "disable" -d 'Make a systemd service an ordinary one again'
 complete -c callgate -n "__fish_callgate_needs_command" -f -a "check" -d 'Show every error in settings and policy'
 complete -c callgate -n "__fish_callgate_needs_command" -f -a "explain" -d 'Show the decision on a call, and why'
 complete -c callgate -n "__fish_callgate_needs_command" -f -a "status" -d 'Show what runs'
@@ -44,6 +46,14 @@ complete -c callgate -n "__fish_callgate_using_subcommand exec" -s w -l workload
 complete -c callgate -n "__fish_callgate_using_subcommand exec" -s u -l user -d 'Run as this user (name or number); only root may' -r
 complete -c callgate -n "__fish_callgate_using_subcommand exec" -l shared-tmp -d 'Let the command share /tmp and /var/tmp, with the sockets of terminals and editors that are in them'
 complete -c callgate -n "__fish_callgate_using_subcommand exec" -s h -l help -d 'Print help'
+complete -c callgate -n "__fish_callgate_using_subcommand enable" -l config -d 'The agent\'s settings' -r -F
+complete -c callgate -n "__fish_callgate_using_subcommand enable" -s w -l workload -d 'The workload; without it, the one whose `units` in the policy name this unit' -r
+complete -c callgate -n "__fish_callgate_using_subcommand enable" -l leave-open -d 'Leave a service of the host in the unit\'s reach, like /run/dbus/system_bus_socket' -r -F
+complete -c callgate -n "__fish_callgate_using_subcommand enable" -l dry-run -d 'Change nothing; show the drop-in and what would not work, and why'
+complete -c callgate -n "__fish_callgate_using_subcommand enable" -l force -d 'Do it also if something is refused'
+complete -c callgate -n "__fish_callgate_using_subcommand enable" -l json -d 'One JSON document'
+complete -c callgate -n "__fish_callgate_using_subcommand enable" -s h -l help -d 'Print help'
+complete -c callgate -n "__fish_callgate_using_subcommand disable" -s h -l help -d 'Print help'
 complete -c callgate -n "__fish_callgate_using_subcommand check" -l config -d 'The agent\'s settings' -r -F
 complete -c callgate -n "__fish_callgate_using_subcommand check" -l policy-dir -d 'The policy\'s directory, instead of the one that the settings name' -r -F
 complete -c callgate -n "__fish_callgate_using_subcommand check" -l no-secrets -d 'Leave out the files that credentials come from; without root they always are, as only the agent may read them'
@@ -95,16 +105,18 @@ complete -c callgate -n "__fish_callgate_using_subcommand doctor" -s h -l help -
 complete -c callgate -n "__fish_callgate_using_subcommand worker" -l uid -d 'User id' -r
 complete -c callgate -n "__fish_callgate_using_subcommand worker" -l gid -d 'Group id' -r
 complete -c callgate -n "__fish_callgate_using_subcommand worker" -s h -l help -d 'Print help'
-complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload release audit doctor worker help" -f -a "run" -d 'Run the agent'
-complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload release audit doctor worker help" -f -a "exec" -d 'Run a command as a workload'
-complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload release audit doctor worker help" -f -a "check" -d 'Show every error in settings and policy'
-complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload release audit doctor worker help" -f -a "explain" -d 'Show the decision on a call, and why'
-complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload release audit doctor worker help" -f -a "status" -d 'Show what runs'
-complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload release audit doctor worker help" -f -a "reload" -d 'Put the changed policy in force'
-complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload release audit doctor worker help" -f -a "release" -d 'Let workloads go: they are managed no more'
-complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload release audit doctor worker help" -f -a "audit" -d 'Follow and show the records'
-complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload release audit doctor worker help" -f -a "doctor" -d 'Show what this host lacks, and the fix'
-complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload release audit doctor worker help" -f -a "worker" -d 'The unprivileged half; started by `run`'
-complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec check explain status reload release audit doctor worker help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec enable disable check explain status reload release audit doctor worker help" -f -a "run" -d 'Run the agent'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec enable disable check explain status reload release audit doctor worker help" -f -a "exec" -d 'Run a command as a workload'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec enable disable check explain status reload release audit doctor worker help" -f -a "enable" -d 'Make a systemd service a workload, or a part of one'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec enable disable check explain status reload release audit doctor worker help" -f -a "disable" -d 'Make a systemd service an ordinary one again'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec enable disable check explain status reload release audit doctor worker help" -f -a "check" -d 'Show every error in settings and policy'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec enable disable check explain status reload release audit doctor worker help" -f -a "explain" -d 'Show the decision on a call, and why'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec enable disable check explain status reload release audit doctor worker help" -f -a "status" -d 'Show what runs'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec enable disable check explain status reload release audit doctor worker help" -f -a "reload" -d 'Put the changed policy in force'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec enable disable check explain status reload release audit doctor worker help" -f -a "release" -d 'Let workloads go: they are managed no more'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec enable disable check explain status reload release audit doctor worker help" -f -a "audit" -d 'Follow and show the records'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec enable disable check explain status reload release audit doctor worker help" -f -a "doctor" -d 'Show what this host lacks, and the fix'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec enable disable check explain status reload release audit doctor worker help" -f -a "worker" -d 'The unprivileged half; started by `run`'
+complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec enable disable check explain status reload release audit doctor worker help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c callgate -n "__fish_callgate_using_subcommand help; and __fish_seen_subcommand_from audit" -f -a "tail" -d 'Show the last records'
 complete -c callgate -n "__fish_callgate_using_subcommand help; and __fish_seen_subcommand_from audit" -f -a "show" -d 'Show all fields of one record'

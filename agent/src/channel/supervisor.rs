@@ -3,6 +3,7 @@
 
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
@@ -99,6 +100,19 @@ impl Sender {
         self.queue(ToWorker::AuditFile, vec![file])
     }
 
+    /// Tells it that this supervisor goes; see [`ToWorker::Leave`].
+    ///
+    /// # Errors
+    /// If the worker is gone.
+    pub fn leave(&self, deadline: Duration, idle: Duration, baton: UnixStream) -> Result<(), WorkerGone> {
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let message = ToWorker::Leave {
+            deadline_ms: millis(deadline),
+            idle_ms: millis(idle),
+        };
+        self.queue(message, vec![baton.into()])
+    }
+
     /// Sends a message that has no descriptors.
     ///
     /// # Errors
@@ -192,6 +206,7 @@ fn check(message: &ToSupervisor) -> Result<(), Breach> {
         | ToSupervisor::Canary { .. }
         | ToSupervisor::Intermediate { .. }
         | ToSupervisor::Status { .. }
+        | ToSupervisor::Settled
         | ToSupervisor::Drained
         | ToSupervisor::Fault { .. } => Ok(()),
     }

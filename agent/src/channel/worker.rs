@@ -8,6 +8,7 @@ mod pending;
 use std::collections::HashMap;
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -77,6 +78,15 @@ pub enum Event {
         deadline: Duration,
         /// How long connections without one stay open.
         idle: Duration,
+    },
+    /// As [`Event::Drain`], and go on alone; see [`ToWorker::Leave`].
+    Leave {
+        /// How long calls may still run.
+        deadline: Duration,
+        /// How long connections without one stay open.
+        idle: Duration,
+        /// Closes when the next agent serves, or none is to come.
+        baton: UnixStream,
     },
     /// Answer with [`Client::status`].
     Status {
@@ -292,6 +302,20 @@ impl Client {
         self.send(ToSupervisor::Status { request, figures }).await
     }
 
+    /// Whether an answer is waited for.
+    #[must_use]
+    pub fn is_asking(&self) -> bool {
+        !self.pending.lock().is_empty()
+    }
+
+    /// Says that no connection needs the supervisor any more to begin.
+    ///
+    /// # Errors
+    /// If the supervisor is gone.
+    pub async fn settled(&self) -> Result<(), AskError> {
+        self.send(ToSupervisor::Settled).await
+    }
+
     /// Says that the drain is over.
     ///
     /// # Errors
@@ -413,6 +437,14 @@ fn sort(
                 }
             }
             return Ok(None);
+        }
+        ToWorker::Leave { deadline_ms, idle_ms } => {
+            let [baton] = exactly(descriptors)?;
+            return Ok(Some(Event::Leave {
+                deadline: Duration::from_millis(deadline_ms),
+                idle: Duration::from_millis(idle_ms),
+                baton: baton.into(),
+            }));
         }
         ToWorker::AuditFile => {
             let [file] = exactly(descriptors)?;

@@ -70,7 +70,8 @@ pub struct Args {
     pub command: Vec<OsString>,
 }
 
-fn parse_workload(text: &str) -> Result<WorkloadName, crate::identity::WorkloadNameError> {
+/// For clap.
+pub(super) fn parse_workload(text: &str) -> Result<WorkloadName, crate::identity::WorkloadNameError> {
     WorkloadName::parse(text)
 }
 

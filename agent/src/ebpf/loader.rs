@@ -278,6 +278,14 @@ impl Programs {
         workload::unlisten(&mut self.ebpf, |key| key.workload == number && key.netns == netns)
     }
 
+    /// The workload that this socket was marked for, by this run or an earlier one.
+    #[must_use]
+    pub fn listener_mark(&self, socket: BorrowedFd<'_>) -> Option<u32> {
+        let marks: SkStorage<_, ListenerMark> = self.ebpf.map(LISTENER_MARKS)?.try_into().ok()?;
+        let mark = marks.get(&std::os::fd::AsRawFd::as_raw_fd(&socket), 0).ok()?;
+        Some(mark.workload)
+    }
+
     /// The descriptors for a worker.
     ///
     /// # Errors

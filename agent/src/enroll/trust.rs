@@ -4,7 +4,10 @@
 //! no variable find the bundle in the usual places, over which it is mounted for them alone ([`Trust::over`]).
 
 mod java;
+mod places;
+mod watch;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -12,6 +15,8 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+
+pub use watch::Watch;
 
 /// Where distributions keep their roots as one PEM file; the first that exists is the host's.
 const HOST_BUNDLES: &[&str] = &[
@@ -53,6 +58,10 @@ const HOST_JAVA_STORES: &[&str] = &[
 /// Options that every Java reads, added to those that are set. Other vendors' Javas have stores in their own directories.
 pub const JAVA_OPTIONS: &str = "JAVA_TOOL_OPTIONS";
 
+/// The files below the directory.
+const BUNDLE: &str = "ca-bundle.pem";
+const JAVA_STORE: &str = "truststore.p12";
+
 const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
 const END: &str = "-----END CERTIFICATE-----";
 /// A host bundle is around 250 KB; more than this is no bundle.
@@ -91,6 +100,8 @@ pub struct Trust {
     pub host_roots: usize,
     /// The same as a store for Java.
     pub java_store: PathBuf,
+    /// Copies of the host's directories of roots, with the agent's added: (own, host's).
+    pub directories: Vec<(PathBuf, PathBuf)>,
     /// The variables that make runtimes read it. What [`JAVA_OPTIONS`] says is to be added to what is there.
     pub env: Vec<(String, String)>,
 }
@@ -118,7 +129,63 @@ impl Trust {
 /// If the root isn't PEM, or the system refuses.
 pub fn write_bundle(root_pem: &str, directory: &Path) -> Result<Trust, TrustError> {
     let host = host_bundle()?;
-    write_merged(&host, root_pem, directory)
+    let mut trust = write_merged(&host, root_pem, directory)?;
+    let read = |path: &Path| fs::read(path).map_err(io_error("read", path));
+    let (bundle, store) = (read(&trust.bundle)?, read(&trust.java_store)?);
+    let bundles = HOST_BUNDLES.iter().map(|path| (*path, bundle.as_slice()));
+    let stores = HOST_JAVA_STORES.iter().map(|path| (*path, store.as_slice()));
+    let merged: Vec<_> = bundles.chain(stores).collect();
+    for place in places::present() {
+        places::copy(&place, &places::copy_of(&place, directory), &merged)?;
+    }
+    trust.directories = directories(directory);
+    Ok(trust)
+}
+
+/// The copies of directories that are, or will be, below `directory`: (own, host's).
+#[must_use]
+pub fn directories(directory: &Path) -> Vec<(PathBuf, PathBuf)> {
+    let pairs = places::present()
+        .into_iter()
+        .map(|place| (places::copy_of(&place, directory), place));
+    pairs.collect()
+}
+
+/// A bundle that the agent wrote, beside the host's roots as they are now.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Compared {
+    /// The host's roots.
+    pub host: usize,
+    /// Those of them that the bundle lacks.
+    pub lacking: usize,
+    /// What the bundle has beside them: the agent's root.
+    pub own: usize,
+}
+
+/// Compares the bundle in `directory` with the host's roots; `None` if there is no bundle.
+///
+/// # Errors
+/// If one of them can't be read.
+pub fn compare(directory: &Path) -> Result<Option<Compared>, TrustError> {
+    let path = directory.join(BUNDLE);
+    let bundle = match fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        read => read.map_err(io_error("read", &path))?,
+    };
+    let host = host_bundle()?;
+    let host: BTreeSet<&str> = certificates(&host).into_iter().collect();
+    let bundle: BTreeSet<&str> = certificates(&bundle).into_iter().collect();
+    Ok(Some(Compared {
+        host: host.len(),
+        lacking: host.difference(&bundle).count(),
+        own: bundle.difference(&host).count(),
+    }))
+}
+
+/// The variables that make runtimes read what is in `directory`.
+#[must_use]
+pub fn variables_of(directory: &Path) -> Vec<(String, String)> {
+    variables(&directory.join(BUNDLE), &directory.join(JAVA_STORE))
 }
 
 fn write_merged(host: &str, root_pem: &str, directory: &Path) -> Result<Trust, TrustError> {
@@ -132,15 +199,16 @@ fn write_merged(host: &str, root_pem: &str, directory: &Path) -> Result<Trust, T
         text.push_str(certificate);
         text.push('\n');
     }
-    let bundle = directory.join("ca-bundle.pem");
+    let bundle = directory.join(BUNDLE);
     replace(&bundle, text.as_bytes())?;
-    let java_store = directory.join("truststore.p12");
+    let java_store = directory.join(JAVA_STORE);
     let roots: Vec<_> = host.iter().chain(&own).filter_map(|pem| der(pem)).collect();
     replace(&java_store, &java::store(roots.iter().map(Vec::as_slice)))?;
     Ok(Trust {
         env: variables(&bundle, &java_store),
         bundle,
         java_store,
+        directories: Vec::new(),
         host_roots: host.len(),
     })
 }

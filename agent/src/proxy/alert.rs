@@ -28,6 +28,7 @@ pub(super) fn of_failure(failure: &Failure) -> Alert {
         Failure::Malformed(_)
         | Failure::Downstream { .. }
         | Failure::Left { .. }
+        | Failure::Unused
         | Failure::CutOff
         | Failure::Credential { .. }
         | Failure::Upstream { .. }

@@ -3,7 +3,7 @@
 //! accept -> identify -> detect -> route, then `intercept` or
 //! `tunnel`; port 53 goes from identify to `questions`. A connection that ends before it carries a call leaves a record of its own.
 
-use std::cell::{Ref, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -30,7 +30,7 @@ use crate::tls::client_hello::ClientHello;
 use super::alert;
 use super::failure::Failure;
 use super::intercept::Handshake;
-use super::{Counted, DataThread, questions};
+use super::{Arriving, Counted, DataThread, questions};
 
 /// A client's stream, its first bytes still to be read.
 pub(super) type ClientStream = Replay<TcpStream>;
@@ -47,12 +47,15 @@ pub(super) struct Connection {
     identity: RefCell<Rc<Identity>>,
     log: RefCell<audit::Connection>,
     pub(super) slot: Slot,
+    /// A call has begun its record.
+    carried: Cell<bool>,
     /// The name that the dialled address is known to be of: asked once, not for each call.
     named: RefCell<Option<HostName>>,
 }
 
-/// Takes one accepted connection through its life. `listener` is the workload whose listener took it.
-pub async fn serve(thread: Rc<DataThread>, listener: WorkloadName, accepted: Accepted) {
+/// Takes one accepted connection through its life. `listener` is the workload whose listener took it; `arriving` goes
+/// when it has what the supervisor alone can give.
+pub async fn serve(thread: Rc<DataThread>, listener: WorkloadName, accepted: Accepted, arriving: Arriving) {
     let _counted = Counted::new(&thread);
     let caller = Caller {
         workload: Some(listener.clone()),
@@ -62,7 +65,7 @@ pub async fn serve(thread: Rc<DataThread>, listener: WorkloadName, accepted: Acc
     match identify(&thread, &listener, accepted, &mut log).await {
         Ok(None) => {}
         Ok(Some((connection, stream))) => {
-            if let Err(failure) = run(&connection, stream).await {
+            if let Err(failure) = run(&connection, stream, arriving).await {
                 record(&thread, &connection.log(), failure);
             }
         }
@@ -164,6 +167,7 @@ async fn identify(
         identity: RefCell::new(Rc::new(identity)),
         log: RefCell::new(std::mem::replace(log, blank(thread, Caller::default()))),
         slot,
+        carried: Cell::new(false),
         named: RefCell::default(),
     };
     Ok(Some((Rc::new(connection), stream)))
@@ -201,14 +205,16 @@ fn origin(thread: &DataThread, stream: &TcpStream) -> Result<Origin, Failure> {
 }
 
 /// The phases from the first byte on. Whatever refuses here does so before a byte leaves the host.
-async fn run(connection: &Rc<Connection>, stream: TcpStream) -> Result<(), Failure> {
+async fn run(connection: &Rc<Connection>, stream: TcpStream, arriving: Arriving) -> Result<(), Failure> {
     if connection.original().0.port() == questions::PORT {
+        drop(arriving);
         return questions::serve(connection, stream).await;
     }
     let (detected, stream) = detect(connection, stream).await?;
     match detected {
-        Detected::Tls(hello) => tls(connection, hello, stream).await,
+        Detected::Tls(hello) => tls(connection, hello, stream, arriving).await,
         Detected::Http1 => {
+            drop(arriving);
             super::intercept::plain(connection, stream).await;
             Ok(())
         }
@@ -234,8 +240,15 @@ async fn detect(connection: &Connection, stream: TcpStream) -> Result<(Detected,
 }
 
 /// Where a TLS connection goes: its requests are read, or it passes unread. What refuses here answers with an alert.
-async fn tls(connection: &Rc<Connection>, hello: ClientHello, stream: ClientStream) -> Result<(), Failure> {
-    match way(connection, hello).await {
+async fn tls(
+    connection: &Rc<Connection>,
+    hello: ClientHello,
+    stream: ClientStream,
+    arriving: Arriving,
+) -> Result<(), Failure> {
+    let way = way(connection, hello).await;
+    drop(arriving);
+    match way {
         Ok(Way::Intercept(handshake)) => super::intercept::tls(connection, handshake, stream).await,
         Ok(Way::Tunnel(permit)) => {
             super::tunnel::serve(connection, &permit, stream).await;
@@ -313,5 +326,11 @@ impl Connection {
     pub(super) fn begun(&self) {
         let mut log = self.log.borrow_mut();
         (log.identify, log.detect, log.handshake) = (None, None, None);
+        self.carried.set(true);
+    }
+
+    /// Whether a call has begun its record.
+    pub(super) fn has_carried(&self) -> bool {
+        self.carried.get()
     }
 }

@@ -14,6 +14,9 @@ use crate::tls;
 
 use super::tracker::End;
 
+/// Pins are often compared after the handshake, by clients that leave without an alert then.
+const UNUSED: &str = "the client ended its connection after the handshake, without a request: it may pin another certificate or key; a `tunnel` rule passes it unread";
+
 /// Why it did not go through.
 #[derive(Debug)]
 pub(super) enum Failure {
@@ -25,6 +28,8 @@ pub(super) enum Failure {
     Downstream { kind: &'static str, message: String },
     /// The client left before it had said what it wants.
     Left { message: String },
+    /// The client ended its connection after the handshake, without a request.
+    Unused,
     /// The worker ended before the call did.
     CutOff,
     /// The credential can't be put on.
@@ -72,10 +77,12 @@ impl Failure {
             Self::Credential { .. } => Refusal::Unavailable(Unavailable::Credential),
             Self::Upstream { fault, .. } => Refusal::Upstream(*fault),
             // Who broke off won't read this; a client that only closed its sending side may.
-            Self::Malformed(_) | Self::Downstream { .. } | Self::Left { .. } => Refusal::Denied(Denial {
-                reason: DenialReason::MalformedRequest,
-                rule: None,
-            }),
+            Self::Malformed(_) | Self::Downstream { .. } | Self::Left { .. } | Self::Unused => {
+                Refusal::Denied(Denial {
+                    reason: DenialReason::MalformedRequest,
+                    rule: None,
+                })
+            }
             Self::CutOff => Refusal::Unavailable(Unavailable::Draining),
             Self::Internal { .. } => Refusal::Unavailable(Unavailable::Internal),
         }
@@ -96,6 +103,10 @@ impl Failure {
             }
             Self::Left { message } => {
                 recorder.error(Source::Downstream, "closed", &message);
+                Outcome::Aborted
+            }
+            Self::Unused => {
+                recorder.error(Source::Downstream, "no_request", UNUSED);
                 Outcome::Aborted
             }
             Self::CutOff => {

@@ -1,6 +1,7 @@
 //! What one data thread counts; read by the control thread.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::audit::Outcome;
 
@@ -11,6 +12,26 @@ pub struct Figures {
     denied: AtomicU64,
     failed: AtomicU64,
     beat: AtomicU64,
+    arriving: AtomicUsize,
+}
+
+/// A connection that was accepted and has not come far enough to do without the supervisor; until it is dropped.
+#[derive(Debug)]
+pub struct Arriving(Arc<Figures>);
+
+impl Arriving {
+    /// One more on the thread of these figures.
+    #[must_use]
+    pub fn at(figures: &Arc<Figures>) -> Self {
+        figures.arriving.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(figures))
+    }
+}
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        self.0.arriving.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Figures {
@@ -39,6 +60,12 @@ impl Figures {
     #[must_use]
     pub fn failed(&self) -> u64 {
         self.failed.load(Ordering::Relaxed)
+    }
+
+    /// How many connections are on their way in.
+    #[must_use]
+    pub fn arriving(&self) -> usize {
+        self.arriving.load(Ordering::Relaxed)
     }
 
     /// Says that the thread runs, at `now` (nanoseconds of CLOCK_MONOTONIC).

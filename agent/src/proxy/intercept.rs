@@ -106,10 +106,20 @@ pub(super) async fn tls(
         notice: Notice::default(),
     });
     if session.http2 {
-        http2::serve(entry, stream).await
+        http2::serve(Rc::clone(&entry), stream).await?;
     } else {
-        http1(entry, stream).await;
+        http1(Rc::clone(&entry), stream).await;
+    }
+    used(&entry.connection)
+}
+
+/// A client that ends its connection without a request has seen our certificate, and nobody else says so.
+fn used(connection: &Connection) -> Result<(), Failure> {
+    let ours = connection.cut.is_cancelled() || connection.thread.draining.is_cancelled();
+    if connection.has_carried() || ours {
         Ok(())
+    } else {
+        Err(Failure::Unused)
     }
 }
 

@@ -90,6 +90,7 @@ impl Answering for Answers {
             | ToSupervisor::PolicyApplied { .. }
             | ToSupervisor::Canary { .. }
             | ToSupervisor::Status { .. }
+            | ToSupervisor::Settled
             | ToSupervisor::Drained
             | ToSupervisor::Fault { .. }) => return Some(said),
         };

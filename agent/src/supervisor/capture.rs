@@ -1,6 +1,7 @@
 //! Holding workloads: their cgroups, listeners and kernel plans, and what the kernel reports of them.
 
 mod earlier;
+mod release;
 mod sockets;
 mod spaces;
 
@@ -16,6 +17,7 @@ use crate::enroll::{Mount, Workloads};
 use crate::identity::WorkloadName;
 use crate::policy::matcher::Account;
 use crate::policy::{Policy, Workload};
+use crate::systemd::store::Store;
 
 use super::Error;
 use super::foreign::{Place, Watch};
@@ -39,10 +41,13 @@ const REPORTS: usize = 4096;
 /// The workloads of this host, held.
 pub(super) struct Capture {
     programs: Programs,
+    store: Store,
     events: Option<ebpf::Events>,
     workloads: Workloads,
     held: BTreeMap<WorkloadName, Held>,
     strangers: Vec<Stranger>,
+    /// No number is given again: sockets carry them.
+    highest: u32,
     summed: Instant,
     foreign: Watch,
     spaces: Spaces,
@@ -79,10 +84,12 @@ impl Capture {
             spaces: Spaces::default(),
             home,
             programs,
+            store: Store::open(),
             events,
             workloads,
             held: BTreeMap::new(),
             strangers: Vec::new(),
+            highest: 0,
             summed: Instant::now(),
             intact: true,
             repairs: 0,
@@ -90,6 +97,11 @@ impl Capture {
         };
         capture.take_up()?;
         Ok(capture)
+    }
+
+    /// What the service manager keeps from run to run.
+    pub(super) fn store(&mut self) -> &mut Store {
+        &mut self.store
     }
 
     pub(super) fn mount(&self) -> &Path {
@@ -154,10 +166,9 @@ impl Capture {
             (workload.path().to_owned(), workload.id())
         };
         let number = self.number(id);
-        let sockets = Sockets::make().map_err(super::io("listen on", Path::new("a loopback address")))?;
-        // Those of an earlier run lead nowhere.
+        // Those of an earlier run in other namespaces lead nowhere.
         self.programs.unmark_all_but(number, self.home)?;
-        sockets.mark(&mut self.programs, number)?;
+        let sockets = self.sockets(name, number)?;
         Ok(Held {
             number,
             id,
@@ -167,7 +178,7 @@ impl Capture {
     }
 
     /// The number that sockets of an earlier run carry, or one that nobody has.
-    fn number(&self, id: u64) -> u32 {
+    fn number(&mut self, id: u64) -> u32 {
         let armed = self.programs.armed();
         if let Some((_, number)) = armed.iter().find(|(armed, _)| *armed == id) {
             return *number;
@@ -176,7 +187,8 @@ impl Capture {
             .iter()
             .map(|(_, number)| *number)
             .chain(self.held.values().map(|held| held.number));
-        taken.max().unwrap_or(0) + 1
+        self.highest = taken.max().unwrap_or(0).max(self.highest) + 1;
+        self.highest
     }
 
     fn plan(&self, held: &Held, workload: Option<&Workload>) -> WorkloadPlan {

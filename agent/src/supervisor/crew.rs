@@ -4,6 +4,7 @@
 //! that serves goes on. Without one that serves connections wait at the listeners, and are refused once the
 //! liveness word is stale.
 
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,6 +51,8 @@ pub(super) enum Role {
 pub(super) enum Happened {
     /// The worker with this number now serves; the one before drains.
     TookOver(u64),
+    /// A worker needs nobody any more for what it has accepted.
+    Settled,
     /// A worker said something.
     Said(ToSupervisor),
     /// The worker with this number is gone.
@@ -89,6 +92,7 @@ struct Member {
     role: Role,
     process: WorkerProcess,
     heard: Instant,
+    settled: bool,
 }
 
 impl Crew {
@@ -134,6 +138,7 @@ impl Crew {
             role: Role::Coming,
             process,
             heard: Instant::now(),
+            settled: false,
         });
         Ok((number, sender))
     }
@@ -187,6 +192,10 @@ impl Crew {
                     self.figures = figures;
                 }
                 None
+            }
+            (ToSupervisor::Settled, _) => {
+                member.settled = true;
+                Some(Happened::Settled)
             }
             (ToSupervisor::Fault { message }, Role::Coming) => {
                 member.process.kill_at(Instant::now(), "it reported a fault");
@@ -274,6 +283,36 @@ impl Crew {
         self.start_at = None;
         for member in &mut self.members {
             member.retire(drain);
+        }
+    }
+
+    /// Tells all to end without this process, and what shows them that others serve; no other is started after that.
+    pub(super) fn leave(&mut self, drain: Drain, baton: &UnixStream) {
+        self.ending = true;
+        self.start_at = None;
+        self.members.retain(|one| one.role != Role::Coming);
+        for member in &mut self.members {
+            member.role = Role::Leaving;
+            let told = baton.try_clone().map_err(drop).and_then(|baton| {
+                let sender = member.process.sender();
+                sender
+                    .leave(drain.deadline, drain.idle, baton)
+                    .map_err(|WorkerGone| ())
+            });
+            // One that is gone has nothing to settle, and one that can't be told ends with the channel.
+            member.settled = told.is_err();
+        }
+    }
+
+    /// Whether none of those that were told to leave waits for an answer.
+    pub(super) fn is_settled(&self) -> bool {
+        self.members.iter().all(|one| one.settled)
+    }
+
+    /// Lets all live on when this process ends.
+    pub(super) fn spare(&self) {
+        for member in &self.members {
+            member.process.spare();
         }
     }
 

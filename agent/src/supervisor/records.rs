@@ -12,12 +12,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rustix::fs::{CWD, RenameFlags};
+
 use crate::audit::record::{self, Caller, Record, Timestamp};
 use crate::audit::{Kind, Outcome, RequestId, Sink as _, file, inflight};
 use crate::channel::worker::StartDescriptors;
 use crate::config::Config;
 use crate::ebpf::WorkerFds;
 use crate::identity::{Sha256, WorkloadName};
+
+use super::left;
 
 /// Calls of all workloads together.
 const SLOTS: u32 = 8192;
@@ -146,6 +150,41 @@ impl Records {
             }
         }
         fault
+    }
+
+    /// Names the tables of workers that go on alone after the policy in force: see [`left`].
+    pub(super) fn leave(&mut self, policy: Sha256) {
+        for path in self.tables.values() {
+            let named = left::named(path, policy);
+            // Without the name the worker is ended by the next supervisor: never too late.
+            if let Err(error) = rustix::fs::renameat_with(CWD, path, CWD, &named, RenameFlags::NOREPLACE) {
+                tracing::warn!(%error, path = %path.display(), "an in-flight table can't be renamed");
+            }
+        }
+    }
+
+    /// The tables of workers that an earlier supervisor left, and that live.
+    pub(super) fn left(&self) -> Vec<&Path> {
+        let owed = self.owed.iter().map(PathBuf::as_path);
+        owed.filter(|path| left::is_held(path)).collect()
+    }
+
+    /// Ends those of them that were left under another policy than this.
+    pub(super) fn end_left(&self, policy: Sha256) {
+        for table in self.left() {
+            if left::is_under(table, policy) {
+                tracing::info!(table = %table.display(), "a worker of the last agent ends its calls beside this one's");
+                continue;
+            }
+            match left::end(table) {
+                Ok(_killed) => tracing::warn!(
+                    "a worker of the last agent is ended with its calls: the policy is another one now, or it was not left in order"
+                ),
+                Err(error) => {
+                    tracing::error!(%error, table = %table.display(), "a worker of the last agent can't be ended")
+                }
+            }
+        }
     }
 
     /// Why the supervisor's own records can't be written at present.

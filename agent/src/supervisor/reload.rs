@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use super::crew::Role;
 use super::{Error, FIRST_VALUES, Supervisor, credential, settle, unread};
-use crate::admin::Reloaded;
+use crate::admin::{Released, Reloaded};
 use crate::credential::source::{Keeper, Value};
+use crate::identity::WorkloadName;
 use crate::memory;
 use crate::policy::store::{self, Loaded};
 use crate::policy::{CredentialName, Diagnostic, Policy, Source};
@@ -74,6 +75,16 @@ impl Supervisor {
             .collect()
     }
 
+    /// Lets go of one workload. What is in the policy would be held again at the next reload, so it can't be.
+    pub(super) fn release(&mut self, name: &WorkloadName, running: bool) -> Result<Released, String> {
+        let released = self.capture.release(name, running, &self.policy)?;
+        self.answers.set_workloads(&self.capture);
+        // The one that serves keeps its listeners to its end.
+        self.replace_worker();
+        tracing::warn!(workload = %name, running = released.running, "a workload was let go");
+        Ok(released)
+    }
+
     async fn put_in_force(&mut self, policy: Arc<Policy>, sources: Vec<Source>) -> Result<(), Error> {
         let fresh = match self.capture.arm_all(&policy) {
             Ok(fresh) => fresh,
@@ -87,6 +98,7 @@ impl Supervisor {
         };
         self.answers.set_workloads(&self.capture);
         self.policy = policy;
+        self.records.end_left(self.policy.digest());
         self.sources = sources;
         self.generation += 1;
         // Files are read by then, and calls go on; for slower sources no revocation waits.

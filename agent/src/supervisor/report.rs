@@ -21,7 +21,7 @@ impl Supervisor {
             generation: self.generation,
             reload_error: self.reload_error.clone(),
             worker_pid: self.crew.serving(),
-            draining: self.crew.leaving(),
+            draining: self.crew.leaving() + self.records.left().len(),
             worker_error: self.worker_error.clone(),
             audit_ok: figures.audit_ok && self.records.failure().is_none(),
             audit_error: figures

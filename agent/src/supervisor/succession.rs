@@ -30,7 +30,7 @@ impl Supervisor {
                 Happened::Said(ToSupervisor::Fault { message }) => {
                     return Err(Error::NotServing { why: message });
                 }
-                Happened::Said(_) | Happened::StartDue => {}
+                Happened::Said(_) | Happened::Settled | Happened::StartDue => {}
             }
         }
     }
@@ -53,7 +53,7 @@ impl Supervisor {
                     self.canaries.heard(&origin);
                 }
             }
-            Happened::Said(_) => {}
+            Happened::Said(_) | Happened::Settled => {}
             Happened::Ended {
                 number,
                 role,

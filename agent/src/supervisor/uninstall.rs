@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 
 use nix::fcntl::Flock;
 
-use super::{Error, ground, io};
+use super::{Error, ground, io, left};
 use crate::config::Config;
 use crate::ebpf;
 use crate::enroll::{self, Mount};
@@ -36,6 +36,10 @@ pub fn release_all(config: &Config, running: Running) -> Result<Vec<WorkloadName
     if running == Running::Refuse && !occupied.is_empty() {
         return Err(Error::Occupied { workloads: occupied });
     }
+    // Calls that a stopped agent's worker still ends are let go of too.
+    left::tables(&config.state_dir)
+        .and_then(|tables| left::end_all(&tables))
+        .map_err(io("end the workers of", &config.state_dir))?;
     // No unit may start as managed once its programs are gone.
     let armed = config.runtime_dir.join("armed");
     match remove_dir_all(&armed) {

@@ -7,13 +7,16 @@ use crate::credential::spec::{CredentialSource, CredentialSpec};
 use crate::policy::Policy;
 
 /// The agent's own share of it; policy adds the rest.
-pub(super) struct View {
+#[derive(Debug)]
+pub struct View {
     hidden: Vec<PathBuf>,
     fixed: Vec<PathBuf>,
 }
 
 impl View {
-    pub(super) fn new(config: &Config) -> Self {
+    /// Of an agent with these settings.
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
         let mut hidden = vec![
             config.state_dir.clone(),
             config.bpffs_dir.clone(),
@@ -37,7 +40,8 @@ impl View {
     }
 
     /// The agent's files and the secrets of all workloads.
-    pub(super) fn hidden(&self, policy: &Policy) -> Vec<PathBuf> {
+    #[must_use]
+    pub fn hidden(&self, policy: &Policy) -> Vec<PathBuf> {
         let secret = |spec: &CredentialSpec| match &spec.source {
             CredentialSource::File { path } => Some(path.clone()),
             CredentialSource::Systemd { .. } | CredentialSource::Exec { .. } => None,
@@ -47,7 +51,8 @@ impl View {
     }
 
     /// What the agent reads and runs.
-    pub(super) fn fixed(&self, policy: &Policy) -> Vec<PathBuf> {
+    #[must_use]
+    pub fn fixed(&self, policy: &Policy) -> Vec<PathBuf> {
         let helper = |spec: &CredentialSpec| match &spec.source {
             CredentialSource::Exec { command, .. } => command.first().map(PathBuf::from),
             CredentialSource::File { .. } | CredentialSource::Systemd { .. } => None,

@@ -6,6 +6,7 @@
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::process::{Child, Command};
@@ -61,13 +62,14 @@ pub(super) trait Answering: Send + Sync + 'static {
 /// When to kill it, and what is said of it then.
 type Sentence = Option<(Instant, &'static str)>;
 
-/// One running worker. Dropping it kills the process.
+/// One running worker. Dropping it kills the process, unless that is spared.
 #[derive(Debug)]
 pub(super) struct WorkerProcess {
     pid: Option<u32>,
     sender: Sender,
     started: Instant,
     sentence: watch::Sender<Sentence>,
+    spared: Arc<AtomicBool>,
     _tending: AbortOnDropHandle<()>,
 }
 
@@ -97,16 +99,19 @@ impl WorkerProcess {
             )
             .current_dir("/")
             .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
-            .kill_on_drop(true);
+            .stdout(Stdio::null());
         let child = command.spawn().map_err(|source| Error::Spawn { source })?;
         // The command holds the worker's end, whose close is the sign of the worker's.
         drop(command);
         let (sender, receiver) = open(ours)?;
         let (sentence, sentenced) = watch::channel(None);
         let pid = child.id();
+        let spared = Arc::new(AtomicBool::new(false));
         let tended = Tended {
-            child,
+            child: Bound {
+                child,
+                spared: Arc::clone(&spared),
+            },
             receiver,
             sender: sender.clone(),
             answers,
@@ -122,6 +127,7 @@ impl WorkerProcess {
             sender,
             started: Instant::now(),
             sentence,
+            spared,
             _tending: AbortOnDropHandle::new(tending),
         })
     }
@@ -146,14 +152,35 @@ impl WorkerProcess {
         self.sentence.send_replace(Some((when, why)));
     }
 
+    /// Lets the process live on when this is dropped.
+    pub(super) fn spare(&self) {
+        self.spared.store(true, Ordering::Relaxed);
+        self.pardon();
+    }
+
     /// Takes [`WorkerProcess::kill_at`] back.
     pub(super) fn pardon(&self) {
         self.sentence.send_replace(None);
     }
 }
 
-struct Tended {
+/// A process that does not outlive this, unless it is spared.
+struct Bound {
     child: Child,
+    spared: Arc<AtomicBool>,
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        if !self.spared.load(Ordering::Relaxed) {
+            // It may have ended.
+            self.child.start_kill().ok();
+        }
+    }
+}
+
+struct Tended {
+    child: Bound,
     receiver: Receiver,
     sender: Sender,
     answers: Arc<dyn Answering>,
@@ -180,7 +207,7 @@ impl Tended {
                 Err(breach) => break (breach.to_string(), Duration::ZERO),
             }
         };
-        match end(&mut self.child, patience).await {
+        match end(&mut self.child.child, patience).await {
             Ok(status) => News::Ended {
                 well: status.success(),
                 why: format!("{why} ({status})"),

@@ -14,12 +14,12 @@ use tokio::time::Instant;
 
 use crate::identity::WorkloadName;
 use crate::net::listener::Accepted;
-use crate::proxy::{self, DataThread, Figures, Shared};
+use crate::proxy::{self, Arriving, DataThread, Figures, Shared};
 
 /// What a data thread is told.
 enum Order {
     /// Serve this connection.
-    Serve(WorkloadName, Accepted),
+    Serve(WorkloadName, Accepted, Arriving),
     /// The policy has changed.
     Redecide,
     /// The workload has left this network namespace.
@@ -61,12 +61,15 @@ impl DataThreads {
 
     /// Hands a workload's connections to the threads in turn.
     pub(super) fn hand_out(&self, workload: WorkloadName) -> impl FnMut(Accepted) + Send + 'static {
-        let orders: Vec<_> = self.threads.iter().map(|thread| thread.orders.clone()).collect();
+        let ends = |thread: &Thread| (thread.orders.clone(), Arc::clone(&thread.figures));
+        let orders: Vec<_> = self.threads.iter().map(ends).collect();
         let next = Arc::clone(&self.next);
         move |accepted| {
             let turn = next.fetch_add(1, Ordering::Relaxed) % orders.len();
-            if let Some(thread) = orders.get(turn)
-                && thread.send(Order::Serve(workload.clone(), accepted)).is_err()
+            if let Some((thread, figures)) = orders.get(turn)
+                && thread
+                    .send(Order::Serve(workload.clone(), accepted, Arriving::at(figures)))
+                    .is_err()
             {
                 tracing::error!("a data thread is gone; its connection is closed");
             }
@@ -84,6 +87,11 @@ impl DataThreads {
 
     pub(super) fn sum(&self, figure: impl Fn(&Figures) -> u64) -> u64 {
         self.threads.iter().map(|thread| figure(&thread.figures)).sum()
+    }
+
+    /// How many connections are on their way in.
+    pub(super) fn arriving(&self) -> usize {
+        self.threads.iter().map(|thread| thread.figures.arriving()).sum()
     }
 
     /// When the thread that has been silent for the longest last said that it runs.
@@ -183,8 +191,9 @@ async fn serve(shared: Arc<Shared>, figures: Arc<Figures>, mut orders: Unbounded
 /// Does what is ordered; gives when to have ended if that is the order. Nobody left to order means now.
 fn obey(thread: &Rc<DataThread>, order: Option<Order>) -> Option<Drain> {
     match order {
-        Some(Order::Serve(workload, accepted)) => {
-            tokio::task::spawn_local(proxy::connection::serve(Rc::clone(thread), workload, accepted));
+        Some(Order::Serve(workload, accepted, arriving)) => {
+            let serving = proxy::connection::serve(Rc::clone(thread), workload, accepted, arriving);
+            tokio::task::spawn_local(serving);
             None
         }
         Some(Order::Redecide) => {

@@ -5,34 +5,37 @@ use harness::require;
 
 use super::*;
 
-pub(super) const COMMANDS: &[(&str, &str)] = &[("curl", "curl -sS URL"), ("wget", "wget -nv -O- URL")];
+const COMMANDS: &[(&str, &str)] = &[("curl", "curl -sS URL"), ("wget", "wget -nv -O- URL")];
 
-pub(super) const PYTHON: &[(&str, &str)] = &[
+const PYTHON: &[(&str, &str)] = &[
     ("Python urllib", "python3 /opt/clients/call.py urllib URL"),
     ("Python requests", "python3 /opt/clients/call.py requests URL"),
     ("Python httpx", "python3 /opt/clients/call.py httpx URL"),
     ("Python aiohttp", "python3 /opt/clients/call.py aiohttp URL"),
 ];
 
-pub(super) const NODE: &[(&str, &str)] = &[
+const NODE: &[(&str, &str)] = &[
     ("Node fetch", "node /opt/clients/call.mjs fetch URL"),
     ("Node https", "node /opt/clients/call.mjs https URL"),
 ];
 
-pub(super) const COMPILED: &[(&str, &str)] = &[
+const COMPILED: &[(&str, &str)] = &[
     ("Go net/http", "/opt/clients/call-go URL"),
     ("Java HttpClient", "java /opt/clients/Call.java URL"),
     ("Rust rustls, native roots", "/opt/clients/rust-client native URL"),
 ];
 
-pub(super) const PHP_AND_RUBY: &[(&str, &str)] = &[
+const PHP_AND_RUBY: &[(&str, &str)] = &[
     ("PHP streams", "php /opt/clients/call.php streams URL"),
     ("PHP curl", "php /opt/clients/call.php curl URL"),
     ("Ruby net/http", "ruby /opt/clients/call.rb URL"),
 ];
 
+/// The rows that this file runs.
+pub(super) const ALL: &[&[(&str, &str)]] = &[COMMANDS, PYTHON, NODE, COMPILED, PHP_AND_RUBY];
+
 fn plain() -> Result<Host> {
-    Host::new("", |_world| Ok(()))
+    Host::new(&[], "", |_world| Ok(()))
 }
 
 #[test]

@@ -96,7 +96,15 @@ impl Suite {
         // apt's own user may not write there.
         download.args(["--quiet=2", "-o", "APT::Sandbox::User=root", "download"]);
         download.args(packages).current_dir(into);
-        cmd::run(download).with_context(|| format!("can't download from Debian's suite {}", self.name))?;
+        let downloaded = cmd::run(download);
+        if downloaded.is_err() {
+            // It may name files that the mirror has no more.
+            fs::remove_file(self.dir.join("updated")).ok();
+        }
+        downloaded.with_context(|| {
+            let name = &self.name;
+            format!("can't download from Debian's suite {name}; the next run fetches its index anew")
+        })?;
         for entry in fs::read_dir(into)?.flatten() {
             let path = entry.path();
             if path.extension().is_some_and(|kind| kind == "deb") {

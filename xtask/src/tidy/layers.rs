@@ -21,6 +21,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("dns", IO),
     ("ebpf", IO),
     ("enroll", IO),
+    ("enroll::unit", PURE),
     ("http", IO),
     ("identity::cgroup", IO),
     ("identity::executable", IO),

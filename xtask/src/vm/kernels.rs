@@ -117,7 +117,8 @@ fn starts_with_digit(text: &str) -> bool {
 
 /// Puts image and modules at `dir`, whole or not at all.
 fn unpack(suite: &Suite, package: &str, release: &str, dir: &Path) -> Result<()> {
-    let (raw, kept) = (dir.with_extension("raw"), dir.with_extension("new"));
+    let beside = |kind| dir.with_file_name(format!("{release}.{kind}"));
+    let (raw, kept) = (beside("raw"), beside("new"));
     for place in [&raw, &kept] {
         remove(place)?;
         fs::create_dir_all(place).with_context(|| format!("can't make {}", place.display()))?;
@@ -168,9 +169,9 @@ fn keep_modules(from: &Path, release: &str, kept: &Path) -> Result<()> {
     expand.arg(&to);
     cmd::run(expand)?;
     for table in ["modules.builtin", "modules.builtin.modinfo", "modules.order"] {
-        if from.join(table).is_file() {
-            fs::copy(from.join(table), to.join(table)).with_context(|| format!("can't copy {table}"))?;
-        }
+        // depmod wants them, be there nothing to say.
+        let content = fs::read(from.join(table)).unwrap_or_default();
+        fs::write(to.join(table), content).with_context(|| format!("can't write {table}"))?;
     }
     let mut depmod = cmd::command("depmod", ["--basedir"]);
     depmod.arg(&stage).arg(release);

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::baseline::Builds;
+use super::group::Group;
 use super::kernels::{Kernel, Line};
 use super::qemu::Session;
 use crate::test::Tally;
@@ -84,14 +85,15 @@ impl Report {
 }
 
 /// Reads a session.
-pub(crate) fn read(line: &Line, kernel: &Kernel, session: &Session, modules: &[&str]) -> Report {
+pub(crate) fn read(line: &Line, kernel: &Kernel, session: &Session, groups: &[Group<'_>]) -> Report {
     let mut checks = vec![boots(session)];
-    checks.extend(modules.iter().map(|name| module(session, name)));
+    checks.extend(groups.iter().map(|group| of_group(session, *group)));
     if !line.lacks.is_empty() {
         checks.push(lacks(line, session));
     }
-    let last: Vec<_> = session.lines.iter().rev().take(20).rev().cloned().collect();
-    checks.push(Check::single("powers off", session.ended, session.took, last));
+    checks.push(is_sound(session));
+    let said = last(&session.lines);
+    checks.push(Check::single("powers off", session.ended, session.took, said));
     Report {
         kernel: format!("{} ({})", line.name, kernel.release),
         checks,
@@ -102,14 +104,28 @@ pub(crate) fn read(line: &Line, kernel: &Kernel, session: &Session, modules: &[&
 /// `@vm up RELEASE UPTIME`
 fn boots(session: &Session) -> Check {
     let up = session.lines.iter().find_map(|line| line.strip_prefix("@vm up "));
-    let said = vec!["PID 1 said nothing; the kernel's own words are in target/vm/console-RELEASE".to_owned()];
+    let said = last(&session.console);
     let took = up.and_then(last_number).unwrap_or_default();
     Check::single("boots", up.is_some(), took, said)
 }
 
-/// What stands between `@vm module NAME UPTIME` and `@vm done NAME CODE UPTIME`.
-fn module(session: &Session, name: &str) -> Check {
-    let (begin, end) = (format!("@vm module {name} "), format!("@vm done {name} "));
+/// Whether the kernel found no fault in itself.
+fn is_sound(session: &Session) -> Check {
+    const FAULTS: &[&str] = &["[ cut here ]", "BUG:", "Oops", "Call Trace:", "Kernel panic"];
+    let is_fault = |line: &String| FAULTS.iter().any(|fault| line.contains(fault));
+    let from = session.console.iter().position(is_fault);
+    let said = session.console[from.unwrap_or_default()..].to_vec();
+    Check::single("no kernel fault", from.is_none(), Duration::ZERO, said)
+}
+
+fn last(lines: &[String]) -> Vec<String> {
+    lines[lines.len().saturating_sub(20)..].to_vec()
+}
+
+/// What stands between `@vm group WORD UPTIME` and `@vm done WORD CODE UPTIME`.
+fn of_group(session: &Session, group: Group<'_>) -> Check {
+    let (name, word) = (group.name, group.word());
+    let (begin, end) = (format!("@vm group {word} "), format!("@vm done {word} "));
     let from = session.lines.iter().position(|line| line.starts_with(&begin));
     let Some(from) = from else {
         return Check::single(name, false, Duration::ZERO, vec!["it did not begin".to_owned()]);
@@ -131,12 +147,8 @@ fn module(session: &Session, name: &str) -> Check {
     if (failed && tally.failed == 0) || tally == Tally::default() {
         tally.failed += 1;
     }
-    let skips = session
-        .lines
-        .iter()
-        .filter_map(|line| line.strip_prefix("@vm skip "));
-    let own = format!("{name}::");
-    tally.move_to_skipped(skips.filter(|line| line.starts_with(&own)).map(|_| 1).sum());
+    let skipped = lines.iter().filter(|line| line.starts_with("@vm skip "));
+    tally.move_to_skipped(skipped.map(|_| 1).sum());
     Check {
         said: lines.to_vec(),
         ..Check::of(name, tally, took)
@@ -153,7 +165,7 @@ fn lacks(line: &Line, session: &Session) -> Check {
         .collect();
     let named = |feature: &&str| {
         said.iter()
-            .any(|line| line.starts_with("MISSING") && line.contains(*feature))
+            .any(|line| line.starts_with("FAIL ") && line.contains(*feature))
     };
     Check::single(
         "doctor names it",

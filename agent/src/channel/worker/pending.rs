@@ -138,6 +138,11 @@ impl Waiters {
         Ok(())
     }
 
+    /// Whether no question is under way.
+    pub(super) fn is_empty(&self) -> bool {
+        self.of.is_empty()
+    }
+
     fn join(&mut self, host: &HostName, waiter: Waiter<Arc<Intermediate>>) {
         self.intermediates.entry(host.clone()).or_default().push(waiter);
         self.joined += 1;

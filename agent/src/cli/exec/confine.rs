@@ -13,20 +13,7 @@ use landlock::{
 };
 use nix::unistd::{Gid, Uid};
 
-/// What a command that runs as root keeps. Everything else could undo its capture: other cgroups, namespaces,
-/// programs, raw sockets, other processes' memory, limits and priorities, devices.
-const KEPT: &[Capability] = &[
-    Capability::CAP_CHOWN,
-    Capability::CAP_DAC_OVERRIDE,
-    Capability::CAP_FOWNER,
-    Capability::CAP_FSETID,
-    Capability::CAP_IPC_LOCK,
-    Capability::CAP_KILL,
-    Capability::CAP_LEASE,
-    Capability::CAP_NET_BIND_SERVICE,
-    Capability::CAP_SETGID,
-    Capability::CAP_SETUID,
-];
+use crate::enroll::reach::KEPT;
 
 /// A user of the host, with all that a login would set.
 #[derive(Debug)]

@@ -23,6 +23,7 @@ use nix::sys::stat::Mode;
 
 use super::Enrolled;
 use super::temporary::{self, Temporary};
+use crate::enroll::reach::{CREDENTIAL_STORES, SERVICES};
 
 /// File systems through which the kernel takes orders from whoever owns the files.
 const KERNELS_OWN: &[&str] = &[
@@ -39,42 +40,7 @@ const KERNELS_OWN: &[&str] = &[
 ];
 /// The same, below a proc mount. `core_pattern` alone would start any program outside.
 const PROC_ORDERS: &[&str] = &["bus", "fs", "irq", "sys", "sysrq-trigger"];
-/// Services that start processes, type for others or reach the network for whoever asks, outside of every workload.
-const SERVICES: &[&str] = &[
-    "/run/avahi-daemon/socket",
-    "/run/containerd/containerd.sock",
-    "/run/crio/crio.sock",
-    "/run/cups/cups.sock",
-    "/run/dbus/system_bus_socket",
-    "/run/docker.sock",
-    "/run/incus",
-    "/run/initctl",
-    "/run/libvirt",
-    "/run/nscd/socket",
-    "/run/podman/podman.sock",
-    "/run/screen",
-    "/run/snapd-snap.socket",
-    "/run/snapd.socket",
-    "/run/systemd/io.systemd.Import",
-    "/run/systemd/io.systemd.Manager",
-    "/run/systemd/machine",
-    "/run/systemd/private",
-    "/run/systemd/resolve/io.systemd.Resolve",
-    "/run/udev/control",
-    "/run/user",
-    "/var/lib/incus/unix.socket",
-    "/var/lib/lxd/unix.socket",
-    "/var/snap/lxd/common/lxd/unix.socket",
-];
-/// Where systemd keeps the credentials of units, those of this host and those decrypted for one that runs.
-const CREDENTIAL_STORES: &[&str] = &[
-    "/etc/credstore",
-    "/etc/credstore.encrypted",
-    "/run/credstore",
-    "/run/credstore.encrypted",
-    "/usr/lib/credstore",
-    "/usr/lib/credstore.encrypted",
-];
+/// Where the credentials are that systemd decrypted for units that run.
 const UNIT_CREDENTIALS: &str = "/run/credentials";
 /// Options of a file system with nothing in it.
 const EMPTY: &str = "mode=0555,size=4k";

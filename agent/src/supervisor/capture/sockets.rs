@@ -1,12 +1,12 @@
-//! The sockets that serve a workload: made here, handed to workers as duplicates.
+//! The sockets that serve a workload: made here or taken over from the last run, handed to workers as duplicates.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::AsFd as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
-use super::Error;
+use super::{Capture, Error};
 use crate::channel::ListenerInfo;
 use crate::channel::supervisor::{Sender, WorkerGone};
 use crate::ebpf::Programs;
@@ -35,7 +35,7 @@ impl Offer {
 }
 
 /// The sockets that serve one workload in one network namespace.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Sockets {
     /// For connections.
     pub(super) listeners: Vec<(SocketAddr, TcpListener)>,
@@ -50,20 +50,21 @@ impl Sockets {
     /// # Errors
     /// If there is no IPv4, or the loopback device is down.
     pub(super) fn make() -> std::io::Result<Self> {
-        let mut listeners = vec![listen((Ipv4Addr::LOCALHOST, 0).into())?];
-        match listen((Ipv6Addr::LOCALHOST, 0).into()) {
-            Ok(v6) => listeners.push(v6),
-            Err(error) => {
-                tracing::warn!(%error, "no listener on ::1: IPv6 connects of workloads are refused");
-            }
+        let mut all = Self::default();
+        for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+            let listener = match listen((ip, 0).into()) {
+                Ok(listener) => TcpListener::from(listener),
+                Err(error) if ip.is_ipv6() => {
+                    tracing::warn!(%error, "no listener on ::1: IPv6 connects of workloads are refused");
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let names = UdpSocket::bind((ip, 0))?;
+            all.listeners.push((listener.local_addr()?, listener));
+            all.names.push((names.local_addr()?, names));
         }
-        let bind = |ip| {
-            let socket = UdpSocket::bind((ip, 0))?;
-            Ok((socket.local_addr()?, socket))
-        };
-        let names = listeners.iter().map(|(addr, _)| bind(addr.ip()));
-        let names = names.collect::<std::io::Result<_>>()?;
-        Ok(Self { listeners, names })
+        Ok(all)
     }
 
     /// Tells the kernel side that these are ours.
@@ -102,11 +103,124 @@ impl Sockets {
     }
 }
 
-fn listen(addr: SocketAddr) -> std::io::Result<(SocketAddr, TcpListener)> {
+/// One of a workload's sockets.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Part {
+    Tcp4,
+    Tcp6,
+    Dns4,
+    Dns6,
+}
+
+impl Part {
+    /// What the service manager calls it.
+    fn name(self, workload: &WorkloadName) -> String {
+        let part = match self {
+            Self::Tcp4 => "tcp4",
+            Self::Tcp6 => "tcp6",
+            Self::Dns4 => "dns4",
+            Self::Dns6 => "dns6",
+        };
+        format!("callgate-{workload}-{part}")
+    }
+
+    fn ip(self) -> IpAddr {
+        match self {
+            Self::Tcp4 | Self::Dns4 => Ipv4Addr::LOCALHOST.into(),
+            Self::Tcp6 | Self::Dns6 => Ipv6Addr::LOCALHOST.into(),
+        }
+    }
+
+    fn is_listener(self) -> bool {
+        matches!(self, Self::Tcp4 | Self::Tcp6)
+    }
+
+    /// Whether a socket can be this part.
+    fn fits(self, socket: &OwnedFd) -> std::io::Result<bool> {
+        let socket = SockRef::from(socket);
+        let kind = if self.is_listener() {
+            Type::STREAM
+        } else {
+            Type::DGRAM
+        };
+        let bound = socket.local_addr()?.as_socket();
+        Ok(socket.r#type()? == kind
+            && socket.is_listener()? == self.is_listener()
+            && bound.is_some_and(|bound| bound.ip() == self.ip() && bound.port() != 0))
+    }
+}
+
+impl Capture {
+    /// A workload's sockets, marked: one listener and one for names on each loopback address that the host has. Those of
+    /// the last run if it left them, with the connections that wait at them; else new ones, the ports of which are the
+    /// kernel's choice.
+    pub(super) fn sockets(&mut self, name: &WorkloadName, number: u32) -> Result<Sockets, Error> {
+        let mut all = Sockets::default();
+        for (tcp, dns) in [(Part::Tcp4, Part::Dns4), (Part::Tcp6, Part::Dns6)] {
+            let listener = match self.socket(name, number, tcp, || listen((tcp.ip(), 0).into())) {
+                Ok(listener) => TcpListener::from(listener?),
+                Err(source) if tcp == Part::Tcp6 => {
+                    tracing::warn!(error = %source, "no listener on ::1: IPv6 connects of workloads are refused");
+                    continue;
+                }
+                Err(source) => return Err(io("listen on", Path::new("127.0.0.1"))(source)),
+            };
+            let bind = || UdpSocket::bind((dns.ip(), 0)).map(OwnedFd::from);
+            let names = self.socket(name, number, dns, bind);
+            let names = UdpSocket::from(names.map_err(io("bind", Path::new("a UDP socket")))??);
+            let address =
+                |found: std::io::Result<SocketAddr>| found.map_err(io("inspect", Path::new("a socket")));
+            all.listeners.push((address(listener.local_addr())?, listener));
+            all.names.push((address(names.local_addr())?, names));
+        }
+        Ok(all)
+    }
+
+    /// The last run's socket or a new one, marked and kept for the next run. The outer error is the new one's.
+    fn socket(
+        &mut self,
+        workload: &WorkloadName,
+        number: u32,
+        part: Part,
+        make: impl FnOnce() -> std::io::Result<OwnedFd>,
+    ) -> std::io::Result<Result<OwnedFd, Error>> {
+        let name = part.name(workload);
+        let left = self.left(&name, number, part);
+        let is_new = left.is_none();
+        let socket = left.map_or_else(make, Ok)?;
+        if let Err(error) = self.programs.mark_listener(number, socket.as_fd()) {
+            return Ok(Err(error.into()));
+        }
+        if is_new {
+            self.store.keep(&name, socket.as_fd());
+        }
+        Ok(Ok(socket))
+    }
+
+    /// What the last run left for this part, if it is that: connections that wait at a socket with another mark were
+    /// turned round for another workload.
+    fn left(&mut self, name: &str, number: u32, part: Part) -> Option<OwnedFd> {
+        let socket = self.store.take(name)?;
+        let marked = self.programs.listener_mark(socket.as_fd());
+        if marked == Some(number) && part.fits(&socket).unwrap_or(false) {
+            return Some(socket);
+        }
+        tracing::warn!(
+            name,
+            ?marked,
+            number,
+            "a socket of the last run is not what it was; another is made"
+        );
+        drop(socket);
+        self.store.forget(name);
+        None
+    }
+}
+
+fn listen(addr: SocketAddr) -> std::io::Result<OwnedFd> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
-    let listener = TcpListener::from(socket);
-    Ok((listener.local_addr()?, listener))
+    Ok(socket.into())
 }

@@ -51,6 +51,8 @@ pub(super) struct Spaces {
     /// Where workloads can't be served, so that it is said once.
     failed: BTreeSet<(u32, u64)>,
     doors: Doors,
+    /// What changed outside of [`Capture::keep_spaces`].
+    changed: Vec<Change>,
 }
 
 #[derive(Debug)]
@@ -81,8 +83,12 @@ pub(in crate::supervisor) enum Change {
 impl Capture {
     /// Serves workloads in the network namespaces that they were seen in, and no more in those that they have left.
     pub(in crate::supervisor) fn keep_spaces(&mut self) -> Vec<Change> {
-        let mut changes = Vec::new();
+        let mut changes = std::mem::take(&mut self.spaces.changed);
         for seen in self.foreign.seen() {
+            // It was let go of after the look.
+            if self.name_of(seen.number).is_none() {
+                continue;
+            }
             changes.extend(self.leave(&seen));
             let number = seen.number;
             for (inode, file) in seen.present {
@@ -119,6 +125,16 @@ impl Capture {
             .filter(|(_, inode)| !seen.present.contains_key(inode))
             .collect();
         left.into_iter().filter_map(|key| self.close(key)).collect()
+    }
+
+    /// Lets go of all namespaces of a workload that is let go of.
+    pub(super) fn leave_all(&mut self, number: u32) {
+        let nowhere = Seen {
+            number,
+            present: BTreeMap::new(),
+        };
+        let closed = self.leave(&nowhere);
+        self.spaces.changed.extend(closed);
     }
 
     fn close(&mut self, key: (u32, u64)) -> Option<Change> {

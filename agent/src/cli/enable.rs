@@ -1,0 +1,244 @@
+//! `callgate enable` and `disable`: makes systemd services workloads, and undoes it.
+
+mod host;
+mod settings;
+pub mod state;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+
+use super::{NO, WRONG, complain};
+use crate::config::Config;
+use crate::enroll::unit::{self, Facts, Plan};
+use crate::identity::WorkloadName;
+use crate::policy::store;
+
+/// What `callgate enable` is told.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// The service: billing.service, worker@.service (all instances) or worker@1.service
+    #[arg(value_name = "UNIT")]
+    pub unit: String,
+    /// The workload; without it, the one whose `units` in the policy name this unit
+    #[arg(long, short, value_name = "NAME", value_parser = super::exec::parse_workload)]
+    pub workload: Option<WorkloadName>,
+    /// Change nothing; show the drop-in and what would not work, and why
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do it also if something is refused
+    #[arg(long)]
+    pub force: bool,
+    /// Leave a service of the host in the unit's reach, like /run/dbus/system_bus_socket
+    #[arg(long, value_name = "PATH")]
+    pub leave_open: Vec<PathBuf>,
+    /// One JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `callgate disable` is told.
+#[derive(Clone, Debug, clap::Args)]
+pub struct DisableArgs {
+    /// The service, as it was enabled
+    #[arg(value_name = "UNIT")]
+    pub unit: String,
+}
+
+/// Writes the unit's drop-in and tells systemd. Exit code 1 if the unit would not be held.
+///
+/// # Errors
+/// If systemd can't be asked, or a file not be written.
+pub fn run(args: &Args, config: &Config, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    let unit = match host::service_name(&args.unit) {
+        Ok(unit) => unit,
+        Err(why) => return Ok(wrong(&why)),
+    };
+    let loaded = store::load_dir(&config.policy_dir);
+    let policy = match loaded.policy {
+        Ok(policy) => policy,
+        Err(found) => {
+            super::show(&found, &loaded.sources);
+            return Ok(wrong("the policy has errors"));
+        }
+    };
+    let workload = match settings::workload(&policy, &unit, args.workload.as_ref()) {
+        Ok(workload) => workload,
+        Err(why) => return Ok(wrong(&why)),
+    };
+    let facts = host::facts(&unit)?;
+    match facts.get("LoadState") {
+        "loaded" => {}
+        "masked" => {
+            complain(&format!(
+                "{unit} is masked: it can't start (`systemctl unmask {unit}`)"
+            ));
+            return Ok(ExitCode::from(NO));
+        }
+        _ => {
+            return Ok(wrong(&format!(
+                "systemd has no {unit}: {}",
+                host::why_not_loaded(&facts)
+            )));
+        }
+    }
+    let setup = settings::setup(config, &policy, workload, &facts, &args.leave_open)?;
+    let mut plan = unit::plan(&facts, workload.name(), &setup);
+    plan.findings.extend(settings::of_agent(config, workload, &unit));
+    let done = Done {
+        unit: &unit,
+        workload: workload.name(),
+        plan: &plan,
+        file: host::file(&unit),
+        written: !args.dry_run && (args.force || !plan.is_refused()),
+        running: facts.get("ActiveState") == "active",
+        armed: setup.marker.exists(),
+    };
+    if done.written {
+        host::write(&done.file, &plan.drop_in)?;
+        host::reload()?;
+        host::verify(&unit, workload.name())?;
+    }
+    done.tell(args, out)?;
+    Ok(ExitCode::from(if plan.is_refused() && !args.force {
+        NO
+    } else {
+        0
+    }))
+}
+
+/// Removes the unit's drop-in and tells systemd. Exit code 1 if there is none.
+///
+/// # Errors
+/// If the file can't be removed, or systemd not be told.
+pub fn disable(args: &DisableArgs, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    let unit = match host::service_name(&args.unit) {
+        Ok(unit) => unit,
+        Err(why) => return Ok(wrong(&why)),
+    };
+    let file = host::file(&unit);
+    if !host::remove(&file)? {
+        complain(&format!("{unit} is not enabled: there is no {}", file.display()));
+        return Ok(ExitCode::from(NO));
+    }
+    host::reload()?;
+    writeln!(out, "{} is removed", file.display())?;
+    writeln!(
+        out,
+        "{unit}, if it runs, stays held until it is restarted: systemctl try-restart {unit}"
+    )?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The units that are enabled for a workload, for whoever lets go of it.
+///
+/// # Errors
+/// If the units' directory can't be read.
+pub fn enabled_for(workload: &WorkloadName) -> anyhow::Result<Vec<String>> {
+    let all = host::enabled()?;
+    let of_it = all.into_iter().filter(|(_, slice)| *slice == workload.slice());
+    Ok(of_it.map(|(unit, _)| unit).collect())
+}
+
+struct Done<'a> {
+    unit: &'a str,
+    workload: &'a WorkloadName,
+    plan: &'a Plan,
+    file: PathBuf,
+    written: bool,
+    running: bool,
+    armed: bool,
+}
+
+impl Done<'_> {
+    fn tell(&self, args: &Args, out: &mut dyn Write) -> anyhow::Result<()> {
+        if args.json {
+            return self.tell_machine(out);
+        }
+        for finding in &self.plan.findings {
+            let (weight, setting) = (finding.weight.as_str(), finding.setting);
+            writeln!(out, "{weight}: {setting}: {}", finding.text)?;
+        }
+        if args.dry_run {
+            let verb = if self.plan.is_refused() {
+                "would not be"
+            } else {
+                "would be"
+            };
+            writeln!(
+                out,
+                "{} {verb} written:\n\n{}",
+                self.file.display(),
+                self.plan.drop_in
+            )?;
+            return Ok(());
+        }
+        if !self.written {
+            writeln!(
+                out,
+                "{} is not enabled; `--force` does it all the same",
+                self.unit
+            )?;
+            return Ok(());
+        }
+        writeln!(out, "{} is written", self.file.display())?;
+        if !self.armed {
+            writeln!(
+                out,
+                "the agent does not hold the workload {} yet, and {} does not start before: `callgate reload`, or `systemctl start callgate`",
+                self.workload, self.unit
+            )?;
+        }
+        if self.running {
+            writeln!(
+                out,
+                "{unit} runs unmanaged until it is restarted: systemctl restart {unit}",
+                unit = self.unit
+            )?;
+        } else {
+            writeln!(out, "{} is managed from its next start on", self.unit)?;
+        }
+        Ok(())
+    }
+
+    fn tell_machine(&self, out: &mut dyn Write) -> anyhow::Result<()> {
+        let findings = self.plan.findings.iter().map(|finding| {
+            serde_json::json!({
+                "level": finding.weight.as_str(),
+                "setting": finding.setting,
+                "message": finding.text,
+            })
+        });
+        let document = serde_json::json!({
+            "unit": self.unit,
+            "workload": self.workload,
+            "ok": !self.plan.is_refused(),
+            "written": self.written,
+            "restart_needed": self.written && self.running,
+            "armed": self.armed,
+            "file": self.file,
+            "drop_in": self.plan.drop_in,
+            "findings": findings.collect::<Vec<_>>(),
+        });
+        writeln!(out, "{document:#}").context("can't write the result")
+    }
+}
+
+fn wrong(why: &str) -> ExitCode {
+    complain(why);
+    ExitCode::from(WRONG)
+}
+
+/// The drop-ins of a unit that systemd reads after ours.
+fn later(facts: &Facts) -> Vec<unit::DropIn> {
+    let paths = facts.words("DropInPaths").map(Path::new);
+    let after = paths.filter(|path| unit::DropIn::is_after_ours(path));
+    after
+        .map(|path| unit::DropIn {
+            path: path.to_owned(),
+            text: std::fs::read_to_string(path).unwrap_or_default(),
+        })
+        .collect()
+}

@@ -1,0 +1,240 @@
+//! Which workload a unit belongs to, and what its drop-in needs to know of the agent and of this host.
+
+use std::fs;
+use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use super::host;
+use crate::config::Config;
+use crate::enroll::trust;
+use crate::enroll::unit::{Facts, Finding, Setup, Weight};
+use crate::identity::WorkloadName;
+use crate::policy::matcher::Glob;
+use crate::policy::{Policy, Workload};
+use crate::supervisor::TRUST_DIR;
+use crate::supervisor::view::View;
+
+/// What systemd runs for whoever may write it.
+const SYSTEMD_FILES: &[&str] = &["/etc/systemd", "/run/systemd/system", "/run/systemd/transient"];
+/// The parent of the slices that units can name.
+const PARENT: &str = "callgate.slice";
+/// Bytes of a program that are searched for roots of its own.
+const MOST_SEARCHED: u64 = 64 << 20;
+/// A crate with roots, as the panic messages of a Rust program name its files.
+const BUNDLED: &[u8] = b"/webpki-roots-";
+
+/// The workload that is named, or else the one whose `units` name the unit.
+pub(super) fn workload<'a>(
+    policy: &'a Policy,
+    unit: &str,
+    named: Option<&WorkloadName>,
+) -> Result<&'a Workload, String> {
+    if let Some(name) = named {
+        let known = || {
+            policy
+                .workloads()
+                .map(|one| one.name().as_str())
+                .collect::<Vec<_>>()
+        };
+        return policy.workload(name).ok_or_else(|| match known().join(", ") {
+            none if none.is_empty() => format!("the policy has no workload {name}, nor any other"),
+            all => format!("the policy has no workload {name}; there is {all}"),
+        });
+    }
+    let fitting: Vec<&Workload> = policy
+        .workloads()
+        .filter(|one| names(&one.conditions().units, unit))
+        .collect();
+    match fitting.as_slice() {
+        [one] => Ok(one),
+        [] => Err(format!(
+            "no workload of the policy names {unit} in its `units`; say which it is with --workload"
+        )),
+        several => {
+            let all: Vec<_> = several.iter().map(|one| one.name().as_str()).collect();
+            Err(format!(
+                "several workloads of the policy name {unit}: {}; say which it is with --workload",
+                all.join(", ")
+            ))
+        }
+    }
+}
+
+/// A template is named by whatever names its instances.
+fn names(units: &[Glob], unit: &str) -> bool {
+    let instance = unit.replace("@.", "@callgate.");
+    let template = |glob: &Glob| {
+        let prefix = unit.split_once("@.").map(|(name, _)| format!("{name}@"));
+        prefix.is_some_and(|prefix| glob.as_str().starts_with(&prefix))
+    };
+    units
+        .iter()
+        .any(|glob| glob.matches(unit) || glob.matches(&instance) || template(glob))
+}
+
+/// What the drop-in is made with.
+pub(super) fn setup(
+    config: &Config,
+    policy: &Policy,
+    workload: &Workload,
+    facts: &Facts,
+    left_open: &[PathBuf],
+) -> anyhow::Result<Setup> {
+    let directory = config.runtime_dir.join(TRUST_DIR);
+    let view = View::new(config);
+    let mut fixed = view.fixed(policy);
+    fixed.extend(SYSTEMD_FILES.iter().map(PathBuf::from));
+    let slice = workload.name().slice();
+    let others = host::enabled()?
+        .into_iter()
+        .filter(|(unit, of)| *of != slice && unit != facts.unit() && !unit.contains("@."));
+    let neighbours = others
+        .map(|(unit, _)| host::user(&unit).map(|user| (unit, user)))
+        .collect::<anyhow::Result<_>>()?;
+    Ok(Setup {
+        marker: config.runtime_dir.join("armed").join(workload.name().as_str()),
+        over: trust::directories(&directory),
+        variables: trust::variables_of(&directory),
+        trust: directory,
+        direct: workload.direct().iter().map(|direct| direct.cidr).collect(),
+        listens: !workload.listen().is_empty(),
+        hidden: view.hidden(policy).iter().map(|path| covered(path)).collect(),
+        fixed,
+        left_open: left_open.to_vec(),
+        neighbours,
+        bundled: bundled(facts),
+    })
+}
+
+/// A file that is replaced by a rename comes to light again: so where only root may enter its directory, that is hidden.
+fn covered(path: &Path) -> PathBuf {
+    let parent = path.parent().filter(|parent| *parent != Path::new("/root"));
+    let closed = parent.filter(|parent| {
+        fs::metadata(parent).is_ok_and(|found| found.uid() == 0 && found.mode() & 0o077 == 0)
+    });
+    match closed {
+        Some(parent) if !path.is_dir() => parent.to_owned(),
+        Some(_) | None => path.to_owned(),
+    }
+}
+
+/// What stands in the way on the agent's side.
+pub(super) fn of_agent(config: &Config, workload: &Workload, unit: &str) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut refuse = |setting, text| {
+        findings.push(Finding {
+            weight: Weight::Refusal,
+            setting,
+            text,
+        });
+    };
+    if config.cgroup_parent.trim_matches('/') != PARENT {
+        refuse(
+            "Slice",
+            format!(
+                "the agent's cgroup_parent is {:?}, where systemd makes no slices; units need {PARENT:?}",
+                config.cgroup_parent
+            ),
+        );
+    }
+    let units = &workload.conditions().units;
+    if !units.is_empty() && !names(units, unit) {
+        let name = workload.name();
+        refuse(
+            "Slice",
+            format!(
+                "the `units` of workload {name} don't name {unit}: it would be held, and everything denied"
+            ),
+        );
+    }
+    findings
+}
+
+fn bundled(facts: &Facts) -> Vec<PathBuf> {
+    let programs = facts
+        .commands()
+        .filter(|command| command.setting == "ExecStart")
+        .map(|command| Path::new(command.path));
+    programs
+        .filter(|path| has_roots(path))
+        .map(Path::to_owned)
+        .collect()
+}
+
+fn has_roots(path: &Path) -> bool {
+    let Ok(file) = fs::File::open(path) else {
+        return false;
+    };
+    let mut bytes = Vec::new();
+    let read = file.take(MOST_SEARCHED).read_to_end(&mut bytes);
+    read.is_ok() && memchr::memmem::find(&bytes, BUNDLED).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Source;
+
+    const POLICY: &str = r#"
+[[workload]]
+name = "billing"
+units = ["billing.service", "worker@*.service"]
+
+[[workload]]
+name = "mail"
+units = ["mail.service", "shared.service"]
+
+[[workload]]
+name = "other"
+units = ["shared.service"]
+
+[[workload]]
+name = "open"
+"#;
+
+    fn policy() -> Policy {
+        Policy::compile(&[Source {
+            name: "p".into(),
+            text: POLICY.into(),
+        }])
+        .unwrap()
+    }
+
+    #[test]
+    fn the_workload_is_the_one_whose_units_name_the_unit() {
+        let policy = policy();
+        let of = |unit: &str| workload(&policy, unit, None).map(|one| one.name().to_string());
+        for unit in ["billing.service", "worker@.service", "worker@7.service"] {
+            assert_eq!(of(unit).unwrap(), "billing", "{unit}");
+        }
+        assert!(of("web.service").unwrap_err().contains("--workload"));
+        assert!(of("shared.service").unwrap_err().contains("mail, other"));
+    }
+
+    #[test]
+    fn a_workload_that_is_named_must_be_there_and_mean_the_unit() {
+        let policy = policy();
+        let named = |name: &str| WorkloadName::parse(name).unwrap();
+        let unknown = workload(&policy, "x.service", Some(&named("nobody"))).unwrap_err();
+        assert!(unknown.contains("billing"), "{unknown}");
+        let config = Config::default();
+        let said = |name: &str, unit: &str| {
+            let workload = workload(&policy, unit, Some(&named(name))).unwrap();
+            of_agent(&config, workload, unit)
+        };
+        assert_eq!(said("open", "x.service"), []);
+        assert_eq!(said("billing", "worker@.service"), []);
+        assert!(said("billing", "x.service")[0].text.contains("everything denied"));
+    }
+
+    #[test]
+    fn a_program_with_roots_of_its_own_is_known_by_the_crate_that_has_them() {
+        let place = tempfile::tempdir().unwrap();
+        let file = place.path().join("program");
+        fs::write(&file, b"\x7fELF\0\0src/index/webpki-roots-1.0.2/src/lib.rs\0").unwrap();
+        assert!(has_roots(&file));
+        fs::write(&file, b"\x7fELF\0").unwrap();
+        assert!(!has_roots(&file) && !has_roots(&place.path().join("none")));
+    }
+}

@@ -1,0 +1,178 @@
+//! What systemd says of a unit: the output of `systemctl show`, and the drop-ins that come after ours.
+
+use std::path::PathBuf;
+
+use super::{DROP_IN, Setup};
+
+/// The properties that are asked for.
+pub const PROPERTIES: &[&str] = &[
+    "ActiveState",
+    "After",
+    "AmbientCapabilities",
+    "Before",
+    "BindPaths",
+    "BindReadOnlyPaths",
+    "BusName",
+    "CapabilityBoundingSet",
+    "Delegate",
+    "DropInPaths",
+    "DynamicUser",
+    "Environment",
+    "EnvironmentFiles",
+    "ExecConditionEx",
+    "ExecReloadEx",
+    "ExecStartEx",
+    "ExecStartPostEx",
+    "ExecStartPreEx",
+    "ExecStopEx",
+    "ExecStopPostEx",
+    "FragmentPath",
+    "IPAddressAllow",
+    "IPAddressDeny",
+    "Id",
+    "JoinsNamespaceOf",
+    "LoadError",
+    "LoadState",
+    "NetworkNamespacePath",
+    "PAMName",
+    "PrivateNetwork",
+    "ReadWritePaths",
+    "RestrictAddressFamilies",
+    "RootDirectory",
+    "RootImage",
+    "Slice",
+    "SupplementaryGroups",
+    "SystemCallErrorNumber",
+    "SystemCallFilter",
+    "Transient",
+    "TriggeredBy",
+    "Type",
+    "UnitFileState",
+    "User",
+];
+
+/// A configuration file of a unit.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct DropIn {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it says.
+    pub text: String,
+}
+
+impl DropIn {
+    /// Whether systemd reads it after ours: by file name, whatever directory it is in.
+    #[must_use]
+    pub fn is_after_ours(path: &std::path::Path) -> bool {
+        path.file_name().is_some_and(|name| name > DROP_IN)
+    }
+
+    /// The settings that it makes, as key and value.
+    pub fn settings(&self) -> impl Iterator<Item = (&str, &str)> {
+        let lines = self.text.lines().map(str::trim);
+        let settings = lines.filter(|line| !line.starts_with(['#', ';', '[']));
+        settings
+            .filter_map(|line| line.split_once('='))
+            .map(|(key, value)| (key.trim(), value.trim()))
+    }
+}
+
+/// What is known of a unit.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Facts {
+    unit: String,
+    properties: Vec<(String, String)>,
+    /// Its drop-ins that are read after ours.
+    pub later: Vec<DropIn>,
+    /// The limits of the slice that it is in now, as `NAME=VALUE`.
+    pub slice_limits: Vec<String>,
+}
+
+impl Facts {
+    /// Reads what `systemctl show` printed of `unit`.
+    #[must_use]
+    pub fn read(unit: &str, shown: &str) -> Self {
+        let properties = shown.lines().filter_map(|line| line.split_once('='));
+        Self {
+            unit: unit.to_owned(),
+            properties: properties
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .collect(),
+            later: Vec::new(),
+            slice_limits: Vec::new(),
+        }
+    }
+
+    /// The unit's name, as the operator gave it.
+    #[must_use]
+    pub fn unit(&self) -> &str {
+        &self.unit
+    }
+
+    /// A property; empty if it has none.
+    #[must_use]
+    pub fn get<'a>(&'a self, name: &'a str) -> &'a str {
+        self.all(name).next().unwrap_or_default()
+    }
+
+    /// All values of a property that is shown several times.
+    pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        let named = self.properties.iter().filter(move |(key, _)| key == name);
+        named.map(|(_, value)| value.as_str())
+    }
+
+    /// The words of a property.
+    pub fn words<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.all(name).flat_map(str::split_ascii_whitespace)
+    }
+
+    /// Whether a property is set to yes.
+    #[must_use]
+    pub fn is(&self, name: &str) -> bool {
+        self.get(name) == "yes"
+    }
+
+    /// Whether its processes run as root.
+    #[must_use]
+    pub fn is_root(&self) -> bool {
+        !self.is("DynamicUser") && matches!(self.get("User"), "" | "root" | "0")
+    }
+
+    /// Whether it may do without one of the host's services that are taken from it.
+    #[must_use]
+    pub(super) fn keeps(setup: &Setup, path: &str) -> bool {
+        setup.left_open.iter().any(|open| open.as_os_str() == path)
+    }
+
+    /// The programs that it runs, with their flags: `path=... ; argv[]=... ; flags=...`.
+    pub fn commands(&self) -> impl Iterator<Item = Command<'_>> {
+        let kinds = PROPERTIES.iter().filter(|name| name.starts_with("Exec"));
+        kinds.flat_map(|kind| self.all(kind).map(move |shown| Command::read(kind, shown)))
+    }
+}
+
+/// One of its commands.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Command<'a> {
+    /// Which setting: `ExecStart`.
+    pub setting: &'static str,
+    /// The program.
+    pub path: &'a str,
+    /// `privileged`, `no-setuid` and others.
+    pub flags: &'a str,
+}
+
+impl<'a> Command<'a> {
+    fn read(kind: &'static str, shown: &'a str) -> Self {
+        let field = |name: &str| {
+            let fields = shown.trim_matches(['{', '}', ' ']).split(" ; ");
+            let mut named = fields.filter_map(|field| field.trim().strip_prefix(name));
+            named.next().unwrap_or_default()
+        };
+        Self {
+            setting: kind.strip_suffix("Ex").unwrap_or(kind),
+            path: field("path="),
+            flags: field("flags="),
+        }
+    }
+}

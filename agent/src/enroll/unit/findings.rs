@@ -1,0 +1,338 @@
+//! What can't be held, what will not work, and what else there is to know.
+
+use std::path::Path;
+
+use super::drop_in::{HOLDING, environment, is_allow_list};
+use super::facts::Command;
+use super::{AGENT_UNIT, Facts, Finding, Setup, Weight};
+use crate::enroll::reach::{KEPT, SERVICES};
+
+const BUS: &str = "/run/dbus/system_bus_socket";
+
+/// All of them, in no order.
+pub(super) fn of(facts: &Facts, setup: &Setup) -> Vec<Finding> {
+    let mut found = Found(Vec::new());
+    placement(&mut found, facts);
+    network(&mut found, facts, setup);
+    rights(&mut found, facts, setup);
+    commands(&mut found, facts);
+    services(&mut found, facts, setup);
+    trust(&mut found, facts, setup);
+    later(&mut found, facts, setup);
+    found.0
+}
+
+struct Found(Vec<Finding>);
+
+impl Found {
+    fn refuse(&mut self, setting: &'static str, text: impl Into<String>) {
+        self.add(Weight::Refusal, setting, text.into());
+    }
+    fn warn(&mut self, setting: &'static str, text: impl Into<String>) {
+        self.add(Weight::Warning, setting, text.into());
+    }
+    fn note(&mut self, setting: &'static str, text: impl Into<String>) {
+        self.add(Weight::Note, setting, text.into());
+    }
+    fn add(&mut self, weight: Weight, setting: &'static str, text: String) {
+        self.0.push(Finding {
+            weight,
+            setting,
+            text,
+        });
+    }
+}
+
+/// In which cgroup it runs, and when it starts.
+fn placement(found: &mut Found, facts: &Facts) {
+    let unit = facts.unit();
+    if facts.is("Transient") {
+        found.refuse(
+            "Transient",
+            "systemd-run made this unit and it goes when it ends; give systemd-run --slice, or write a unit file",
+        );
+    }
+    let slice = facts.get("Slice");
+    let ordinary = matches!(slice, "" | "system.slice" | "-.slice") || slice.starts_with("callgate-");
+    if !ordinary && facts.slice_limits.is_empty() {
+        found.note(
+            "Slice",
+            format!("it leaves {slice}, which has no limits of its own"),
+        );
+    } else if !ordinary {
+        found.refuse(
+            "Slice",
+            format!(
+                "it leaves {slice}, whose limits ({}) would hold no more; set them in the unit, then use --force",
+                facts.slice_limits.join(", ")
+            ),
+        );
+    }
+    if facts.is("Delegate") {
+        found.refuse(
+            "Delegate",
+            "it runs a cgroup tree of its own (a container engine, a service manager), which it may not as a workload; manage what it starts instead (--cgroup-parent=, `callgate exec`)",
+        );
+    }
+    if !facts.get("PAMName").is_empty() {
+        found.refuse(
+            "PAMName",
+            "its processes may be moved into a login session, out of the workload",
+        );
+    }
+    if facts.words("Before").any(|after| after == AGENT_UNIT)
+        || facts.words("Before").any(|after| EARLY.contains(&after))
+    {
+        found.refuse(
+            "Before",
+            format!("{unit} starts before the agent can: each would wait for the other at boot"),
+        );
+    }
+}
+
+/// What the agent's own start waits for.
+const EARLY: &[&str] = &[
+    "basic.target",
+    "local-fs.target",
+    "network.target",
+    "sysinit.target",
+];
+
+fn network(found: &mut Found, facts: &Facts, setup: &Setup) {
+    if facts.is("PrivateNetwork") {
+        found.refuse(
+            "PrivateNetwork",
+            "it has a network of its own with no way out, and the agent isn't in there either; nothing is to be managed",
+        );
+    }
+    for setting in ["NetworkNamespacePath", "JoinsNamespaceOf"] {
+        if !facts.get(setting).is_empty() {
+            let text = "its connections reach the agent only if that listens in its network namespace; elsewhere they are refused";
+            found.warn(setting, text);
+        }
+    }
+    if !facts.get("IPAddressDeny").is_empty() {
+        found.note(
+            "IPAddressDeny",
+            "its own ranges keep holding, but this host's are allowed: that is where the agent listens",
+        );
+    }
+    if !facts.get("IPAddressAllow").is_empty() && !setup.listens {
+        found.note(
+            "IPAddressAllow",
+            "its own ranges no longer count: the policy says where it may go (`direct` for what is not HTTP)",
+        );
+    }
+    for socket in facts
+        .words("TriggeredBy")
+        .filter(|unit| unit.ends_with(".socket"))
+    {
+        found.warn(
+            "TriggeredBy",
+            format!("{socket} hands it a socket that systemd made: connections on that one are cut off, so have the unit listen itself (`listen` in the policy)"),
+        );
+    }
+}
+
+fn rights(found: &mut Found, facts: &Facts, setup: &Setup) {
+    if facts.is_root() {
+        found.warn(
+            "User",
+            "it runs as root, which owns the host's files whatever capabilities are taken from it; set User= or DynamicUser=yes",
+        );
+    }
+    let lost = |property| -> Vec<String> {
+        let kept: Vec<String> = KEPT.iter().map(ToString::to_string).collect();
+        let held = facts.words(property).map(str::to_ascii_uppercase);
+        held.filter(|name| !kept.contains(name)).collect()
+    };
+    let ambient = lost("AmbientCapabilities");
+    if !ambient.is_empty() {
+        let text = format!("it loses {}, which it asks for by name", ambient.join(", "));
+        found.warn("AmbientCapabilities", text);
+    }
+    let bounding = lost("CapabilityBoundingSet");
+    // All of them is what a unit has that says nothing.
+    if !bounding.is_empty() && bounding.len() <= 24 {
+        let text = format!("it loses {}, which it asks for by name", bounding.join(", "));
+        found.warn("CapabilityBoundingSet", text);
+    }
+    for (other, user) in &setup.neighbours {
+        if !facts.is("DynamicUser") && user == user_of(facts) {
+            found.warn(
+                "User",
+                format!("{other} of another workload runs as {user} too: each can take over the other (ptrace), and its rights"),
+            );
+        }
+    }
+    for path in facts
+        .words("ReadWritePaths")
+        .filter(|path| path.starts_with("/sys") || path.starts_with("-/sys"))
+    {
+        found.refuse("ReadWritePaths", format!("{path} could undo what holds it"));
+    }
+}
+
+fn user_of(facts: &Facts) -> &str {
+    match facts.get("User") {
+        "" => "root",
+        user => user,
+    }
+}
+
+fn commands(found: &mut Found, facts: &Facts) {
+    let full = facts
+        .commands()
+        .filter(|command| command.flags.contains("privileged"));
+    for Command { setting, path, .. } in full {
+        found.warn(
+            setting,
+            format!("{path} runs with full privileges (\"+\"): its connections are held, but as root it could leave the workload"),
+        );
+    }
+    let snap = facts
+        .commands()
+        .find(|command| command.path.starts_with("/snap/"));
+    if let Some(Command { setting, path, .. }) = snap {
+        found.refuse(
+            setting,
+            format!("{path} is a snap: it is moved into a cgroup of its own when it starts"),
+        );
+    }
+}
+
+/// What acts for whoever asks, and how the unit gets there.
+fn services(found: &mut Found, facts: &Facts, setup: &Setup) {
+    let needs_bus = facts.get("Type") == "dbus" || !facts.get("BusName").is_empty();
+    if needs_bus && !Facts::keeps(setup, BUS) {
+        found.refuse(
+            "BusName",
+            format!("it is a service on D-Bus, which is out of a workload's reach: systemd would start anything for it there; `--leave-open {BUS}` leaves it to the unit"),
+        );
+    }
+    for path in &setup.left_open {
+        let text = format!(
+            "{} stays in its reach: what answers there may act for it outside of the workload",
+            path.display()
+        );
+        found.warn("InaccessiblePaths", text);
+    }
+    for setting in ["BindPaths", "BindReadOnlyPaths"] {
+        let shown = facts.words(setting).map(|bound| bound.trim_start_matches('-'));
+        let sources = shown.filter_map(|bound| bound.split(':').next());
+        let reached = sources.filter(|source| SERVICES.iter().any(|service| reaches(source, service)));
+        for source in reached.filter(|source| !Facts::keeps(setup, source)) {
+            found.refuse(
+                setting,
+                format!(
+                    "{source} brings a service into its reach that would act for it outside of the workload"
+                ),
+            );
+        }
+    }
+    for group in facts
+        .words("SupplementaryGroups")
+        .filter(|group| GROUPS.contains(group))
+    {
+        found.note(
+            "SupplementaryGroups",
+            format!("group {group} gives it nothing more: the socket is out of its reach"),
+        );
+    }
+}
+
+/// Groups that rule over all of the host through a socket.
+const GROUPS: &[&str] = &["docker", "incus", "libvirt", "lxd", "podman"];
+
+/// "/run" or "/run/docker.sock", and the same below /var/run.
+fn reaches(source: &str, service: &str) -> bool {
+    let source = source
+        .strip_prefix("/var")
+        .filter(|rest| rest.starts_with("/run"))
+        .unwrap_or(source);
+    source != "/" && Path::new(service).starts_with(source)
+}
+
+fn trust(found: &mut Found, facts: &Facts, setup: &Setup) {
+    for setting in ["RootDirectory", "RootImage"] {
+        if !matches!(facts.get(setting), "" | "/") {
+            found.warn(
+                setting,
+                "its own root is shown the agent's certificates where this host has them; if programs there look elsewhere, they don't trust the agent",
+            );
+        }
+    }
+    for path in &setup.bundled {
+        found.warn(
+            "ExecStart",
+            format!("{} seems to bring roots of its own and may not trust the agent; if its calls fail, use the program's own setting for a bundle, or a `tunnel` rule", path.display()),
+        );
+    }
+    if facts.all("EnvironmentFiles").any(|file| !file.is_empty()) {
+        found.note(
+            "EnvironmentFile",
+            "what its files set goes before the drop-in's variables; they must not name another bundle of roots",
+        );
+    }
+    for entry in environment(facts.get("Environment")) {
+        let Some((name, value)) = entry.split_once('=') else {
+            continue;
+        };
+        let ours = setup
+            .variables
+            .iter()
+            .find(|(own, _)| own == name && own != crate::enroll::trust::JAVA_OPTIONS);
+        if let Some((_, own)) = ours.filter(|(_, own)| own != value) {
+            found.note(
+                "Environment",
+                format!("{name} becomes {own}; {value} no longer counts"),
+            );
+        }
+    }
+    if is_allow_list(facts.get("SystemCallFilter")) {
+        found.note(
+            "SystemCallFilter",
+            "calls that its list allows and a workload may not make fail with an error",
+        );
+    }
+}
+
+/// Drop-ins that are read after ours and undo it.
+fn later(found: &mut Found, facts: &Facts, setup: &Setup) {
+    for drop_in in &facts.later {
+        for (key, value) in drop_in.settings() {
+            if let Some(setting) = undone(key, value, setup) {
+                found.refuse(
+                    setting,
+                    format!("{} is read after the drop-in and sets {key}={value}; take that line out, or rename the file to come before {}", drop_in.path.display(), super::DROP_IN),
+                );
+            }
+        }
+    }
+}
+
+fn undone(key: &str, value: &str, setup: &Setup) -> Option<&'static str> {
+    let emptied = [
+        "BindReadOnlyPaths",
+        "Environment",
+        "InaccessiblePaths",
+        "ReadOnlyPaths",
+        "SystemCallFilter",
+    ];
+    let known = HOLDING.iter().copied().find(|setting| *setting == key);
+    let known = known.filter(|setting| !(setup.listens && setting.starts_with("IPAddress")));
+    known
+        .or_else(|| {
+            emptied
+                .into_iter()
+                .find(|setting| *setting == key && value.is_empty())
+        })
+        .or_else(|| {
+            let names = environment(value);
+            let ours = |entry: &String| {
+                let name = entry.split('=').next().unwrap_or_default();
+                setup.variables.iter().any(|(own, _)| own == name)
+            };
+            (key == "Environment" && names.iter().any(ours)).then_some("Environment")
+        })
+}

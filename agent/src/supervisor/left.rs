@@ -1,0 +1,141 @@
+//! Workers that a supervisor before this one left to end their calls alone.
+//!
+//! Each holds the lock of its in-flight table, the name of which says under which policy it was left. Nobody can put
+//! another policy to its calls: one that differs from the policy in force is ended.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::poll::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::identity::Sha256;
+
+/// How long a killed worker may take to be gone, in milliseconds.
+const PATIENCE: u16 = 5000;
+
+/// What the table of a worker is called that is left under this policy.
+pub(super) fn named(table: &Path, policy: Sha256) -> PathBuf {
+    let mut name = table.as_os_str().to_owned();
+    name.push(format!("-{policy}"));
+    PathBuf::from(name)
+}
+
+/// Whether the table is of a worker that was left under this policy.
+pub(super) fn is_under(table: &Path, policy: Sha256) -> bool {
+    let name = table.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| name.ends_with(&format!("-{policy}")))
+}
+
+/// The tables that workers work with, of those in the agent's directory.
+///
+/// # Errors
+/// If the directory can't be read.
+pub(super) fn tables(state_dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(state_dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let is_table = |path: &PathBuf| {
+        path.file_name()
+            .and_then(|name| name.to_str())
+            .is_some_and(|name| name.starts_with("inflight-"))
+    };
+    let paths = entries.flatten().map(|entry| entry.path());
+    Ok(paths.filter(is_table).filter(|path| is_held(path)).collect())
+}
+
+/// Whether a worker lives that works with this table: it holds the lock for that long.
+pub(super) fn is_held(table: &Path) -> bool {
+    let locked = File::open(table).map(|table| table.try_lock());
+    matches!(locked, Ok(Err(TryLockError::WouldBlock)))
+}
+
+/// Kills all who work with these tables, and waits until they are gone.
+///
+/// # Errors
+/// If one is not found or does not end.
+pub(super) fn end_all(tables: &[PathBuf]) -> io::Result<()> {
+    for table in tables {
+        let processes = match end(table) {
+            Err(_) if !is_held(table) => continue,
+            found => found?,
+        };
+        for process in processes {
+            let mut ended = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut ended, PATIENCE)? == 0 {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Kills who works with this table. The calls are recorded as those of any worker that died.
+///
+/// # Errors
+/// If nobody is found.
+pub(super) fn end(table: &Path) -> io::Result<Vec<OwnedFd>> {
+    let pids = fs::read_dir("/proc")?.flatten().filter_map(|entry| {
+        let number = entry.file_name().to_str()?.parse().ok()?;
+        Pid::from_raw(number)
+    });
+    let mut killed = Vec::new();
+    for pid in pids {
+        // Held first: what is read then is of the process that the signal goes to.
+        let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else {
+            continue;
+        };
+        if holds(pid, table) {
+            pidfd_send_signal(&process, Signal::KILL)?;
+            killed.push(process);
+        }
+    }
+    if killed.is_empty() {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    Ok(killed)
+}
+
+/// Whether the process has a file of the table's name open. Files are not asked themselves, for that may hang; who has
+/// another one of this name harms himself alone.
+fn holds(pid: Pid, table: &Path) -> bool {
+    let open = fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero()));
+    let mut targets = open
+        .into_iter()
+        .flatten()
+        .flatten()
+        .flat_map(|entry| fs::read_link(entry.path()));
+    targets.any(|target| target.is_absolute() && target.file_name() == table.file_name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_works_with_a_table_is_found_by_its_open_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("inflight-0-1");
+        let table = File::create(&path).unwrap();
+        let own = rustix::process::getpid();
+        assert!(holds(own, &path));
+        assert!(!is_held(&path));
+        table.lock().unwrap();
+        assert!(is_held(&path));
+        assert_eq!(tables(dir.path()).unwrap(), std::slice::from_ref(&path));
+        drop(table);
+        assert!(!holds(own, &path));
+    }
+
+    #[test]
+    fn the_name_of_a_table_says_under_which_policy_its_worker_was_left() {
+        let [one, other] = [[1; 32], [2; 32]].map(Sha256);
+        let table = Path::new("/state/inflight-1-1");
+        assert!(is_under(&named(table, one), one));
+        assert!(!is_under(&named(table, one), other));
+        assert!(!is_under(table, one));
+    }
+}

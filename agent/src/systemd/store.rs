@@ -1,0 +1,132 @@
+//! Descriptors that outlive this process in the service manager (sd_notify(3), `FDSTORE=1`).
+//!
+//! The manager hands them to the next run as `LISTEN_FDS`, however this one ends; it lets go of them when the unit is
+//! stopped and nothing is to start it again.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd, RawFd};
+
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+use sd_notify::NotifyState;
+
+/// How many descriptors the manager keeps for this unit. systemd sets it from version 254 on, the unit file for those
+/// before.
+const ROOM: &str = "FDSTORE";
+const SOCKET: &str = "NOTIFY_SOCKET";
+
+/// What the manager keeps for the next run, and what it kept for this one.
+#[derive(Debug)]
+pub struct Store {
+    room: usize,
+    stored: usize,
+    complete: bool,
+    left: BTreeMap<String, Vec<OwnedFd>>,
+}
+
+impl Store {
+    /// Takes back what the last run left. To be called once, before anything else may have closed a descriptor.
+    #[must_use]
+    pub fn open() -> Self {
+        let room = std::env::var(ROOM).ok().and_then(|room| room.parse().ok());
+        let room = room.filter(|_| std::env::var_os(SOCKET).is_some()).unwrap_or(0);
+        let left = inherited().unwrap_or_else(|error| {
+            tracing::warn!(%error, "what the last run left with the service manager can't be taken back");
+            BTreeMap::new()
+        });
+        Self {
+            room,
+            stored: left.values().map(Vec::len).sum(),
+            complete: room > 0,
+            left,
+        }
+    }
+
+    /// Whether all that was to be kept is: the next run goes on with it.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// What the last run left under this name; the manager keeps it still.
+    pub fn take(&mut self, name: &str) -> Option<OwnedFd> {
+        let all = self.left.get_mut(name)?;
+        let one = all.pop();
+        if all.is_empty() {
+            self.left.remove(name);
+        }
+        one
+    }
+
+    /// Gives a descriptor to the manager. Nothing is lost if that fails but its survival.
+    pub fn keep(&mut self, name: &str, descriptor: BorrowedFd<'_>) {
+        if self.room == 0 {
+            return;
+        }
+        if self.stored >= self.room {
+            tracing::warn!(
+                name,
+                room = self.room,
+                "the service manager keeps no more sockets (FileDescriptorStoreMax=): connections are refused while the agent restarts"
+            );
+            self.complete = false;
+            return;
+        }
+        // A socket that reports an error is still the one to be served.
+        let states = [
+            NotifyState::FdStore,
+            NotifyState::FdName(name),
+            NotifyState::Custom("FDPOLL=0"),
+        ];
+        match sd_notify::notify_with_fds(&states, &[descriptor]) {
+            Ok(()) => self.stored += 1,
+            Err(error) => {
+                tracing::warn!(%error, name, "the service manager can't be given a socket to keep");
+                self.complete = false;
+            }
+        }
+    }
+
+    /// Has the manager let go of what it keeps under this name.
+    pub fn forget(&mut self, name: &str) {
+        if self.room == 0 {
+            return;
+        }
+        super::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
+        self.stored = self.stored.saturating_sub(1);
+    }
+
+    /// Closes what nobody has taken.
+    pub fn forget_rest(&mut self) {
+        for (name, descriptors) in std::mem::take(&mut self.left) {
+            tracing::info!(
+                name,
+                "the last run left a socket that nothing needs now; it is closed"
+            );
+            drop(descriptors);
+            self.forget(&name);
+        }
+    }
+}
+
+/// What was passed to this process, by name.
+fn inherited() -> io::Result<BTreeMap<String, Vec<OwnedFd>>> {
+    let mut all = BTreeMap::<String, Vec<OwnedFd>>::new();
+    let passed = sd_notify::listen_fds_with_names()?;
+    if passed.len() == 0 {
+        return Ok(all);
+    }
+    let own = pidfd_open(getpid(), PidfdFlags::empty())?;
+    for (number, name) in passed {
+        all.entry(name).or_default().push(owned(own.as_fd(), number)?);
+    }
+    Ok(all)
+}
+
+/// An owned descriptor in the place of a number. The kernel's way to take a copy of another process's descriptor works
+/// on one's own too.
+fn owned(own: BorrowedFd<'_>, number: RawFd) -> io::Result<OwnedFd> {
+    let owned = pidfd_getfd(own, number, PidfdGetfdFlags::empty())?;
+    nix::unistd::close(number)?;
+    Ok(owned)
+}

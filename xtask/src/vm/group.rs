@@ -1,0 +1,146 @@
+//! Which end-to-end tests a guest runs: those that stand or fall with the kernel.
+
+/// Tests that are reported together.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Group<'a> {
+    pub(crate) name: &'a str,
+    /// Parts of the tests' names, as the test binary takes them.
+    pub(crate) filters: &'a [&'a str],
+}
+
+/// What a kernel can do that callgate can't run on.
+pub(crate) const LACKING: &[Group<'_>] = &[Group {
+    name: "features",
+    filters: &["features::"],
+}];
+
+/// One test of each kind of thing that the kernel does: what CI has time for on every kernel.
+pub(crate) const QUICK: &[Group<'_>] = &[
+    Group {
+        name: "features",
+        filters: &["features::"],
+    },
+    Group {
+        name: "verifier",
+        filters: &[VERIFIER],
+    },
+    Group {
+        name: "capture",
+        filters: &[
+            "capture::a_connection_that_is_gone_lends_nobody_its_name",
+            "capture::every_way_to_connect_is_redirected",
+            "capture::only_tcp_and_udp_sockets_can_be_made",
+            "capture::packets_with_a_route_of_their_own_do_not_leave",
+            "capture::sockets_made_elsewhere_are_refused",
+            "capture::udp_is_refused_except_dns_to_the_stub",
+            "capture::what_the_agent_sends_from_a_loopback_address_stays_on_the_host",
+        ],
+    },
+    Group {
+        name: "identity",
+        filters: &[
+            "capture::a_redirected_connection_carries_its_callers_facts",
+            "identity::connecting_and_then_becoming_the_allowed_program_is_refused",
+            "identity::the_record_names_process_user_cgroup_and_executable",
+        ],
+    },
+    Group {
+        name: "fail closed",
+        filters: &[
+            "capture::a_dead_agents_port_taken_by_another_gets_nothing",
+            "capture::a_silent_agent_means_refused",
+            "fail_closed::a_killed_agent_refuses_connections_and_a_new_one_records_what_was_under_way",
+        ],
+    },
+];
+
+/// Whole modules.
+pub(crate) const FULL: &[Group<'_>] = &[
+    Group {
+        name: "features",
+        filters: &["features::"],
+    },
+    Group {
+        name: "capture",
+        filters: &["capture::"],
+    },
+    Group {
+        name: "capture_wire",
+        filters: &["capture_wire::"],
+    },
+    Group {
+        name: "identity",
+        filters: &["identity::"],
+    },
+    Group {
+        name: "fail_closed",
+        filters: &["fail_closed::"],
+    },
+    Group {
+        name: "handed",
+        filters: &["handed::"],
+    },
+    Group {
+        name: "reflect",
+        filters: &["reflect::"],
+    },
+    Group {
+        name: "perimeter",
+        filters: &["perimeter::"],
+    },
+    Group {
+        name: "layout",
+        filters: &["layout::"],
+    },
+    Group {
+        name: "escape",
+        filters: &["escape::", "sandbox::"],
+    },
+    Group {
+        name: "admin",
+        filters: &["admin::"],
+    },
+];
+
+const VERIFIER: &str = "capture::the_verifier_accepts_every_program_of_every_build";
+
+/// Tests that do so much at once, or count what happens within a second, that an emulated machine runs into limits
+/// of time which are the product's. What they are about does not hang on the kernel's version.
+const TIMED: &[&str] = &[
+    "fail_closed::strangers_who_flood_a_listener_are_counted_in_few_records",
+    "identity::short_lived_processes_each_have_their_own_record",
+    "identity::two_workloads_at_once_are_not_mixed_up",
+];
+
+/// The file that PID 1 reads: a line for each group, its name (blanks as `_`) and the arguments of the test binary,
+/// which leaves out what runs into limits of time, unless `timed` says otherwise.
+pub(crate) fn table(groups: &[Group<'_>], timed: bool) -> String {
+    let skipped = if timed { &[] } else { TIMED };
+    let skips: String = skipped.iter().map(|name| format!(" --skip {name}")).collect();
+    groups
+        .iter()
+        .map(|group| format!("{} {}{skips}\n", group.word(), group.filters.join(" ")))
+        .collect()
+}
+
+impl Group<'_> {
+    /// The name as one word.
+    pub(crate) fn word(&self) -> String {
+        self.name.replace(' ', "_")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_group_is_a_line_of_its_own() {
+        let table = table(QUICK, false);
+        assert_eq!(table.lines().count(), QUICK.len());
+        assert!(
+            table.contains("\nfail_closed capture::a_dead_agents_port"),
+            "{table}"
+        );
+    }
+}
