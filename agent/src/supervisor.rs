@@ -6,6 +6,7 @@
 //! the listeners, the next agent need not wait for that ([`departure`]).
 
 pub mod answers;
+pub mod canary;
 pub mod capture;
 mod crew;
 mod departure;
@@ -45,8 +46,9 @@ use crate::systemd;
 use crate::tls;
 
 use answers::Answers;
-use capture::Capture;
-use crew::{Crew, Drain};
+use canary::Canaries;
+use capture::{Capture, Change};
+use crew::{Crew, Drain, Role};
 use departure::Baton;
 use headroom::Headroom;
 use kernel_log::KernelLog;
@@ -183,6 +185,7 @@ struct Supervisor {
     reload_error: Option<String>,
     keepers: Vec<Keeper>,
     capture: Capture,
+    canaries: Canaries,
     headroom: Headroom,
     records: Records,
     kernel_log: KernelLog,
@@ -216,7 +219,9 @@ impl Supervisor {
         let headroom = Headroom::of_self(capture.mount(), config.limits.memory_percent);
         let answers = Answers::new(&capture, Arc::new(root));
         let (server, admin) = socket.serve(capture.parent());
+        let canaries = Canaries::new(config.canary_interval, user);
         let mut supervisor = Self {
+            canaries,
             config,
             user,
             roots,
@@ -262,6 +267,7 @@ impl Supervisor {
             hosts: names.hosts,
             query_values: self.config.audit.query_values == QueryValues::Plain,
             slots_per_workload: self.config.limits.calls,
+            netns: self.capture.home(),
         })
     }
 
@@ -310,6 +316,7 @@ impl Supervisor {
         }
         self.follow_roots();
         self.capture.look_after(&mut self.records);
+        self.look_after_canaries();
         if let Err(error) = self.records.settle() {
             tracing::error!(%error, "calls of a worker that ended can't be recorded");
         }
@@ -356,11 +363,33 @@ impl Supervisor {
 
     fn read_events(&mut self, last: bool) {
         let reports = self.capture.reports(last);
+        self.keep_spaces();
         self.kernel_log.tell(&reports, Instant::now());
         self.kernel_log.tell_faults(self.capture.faults(), Instant::now());
         let in_force = (self.policy.as_ref(), self.generation);
         self.records
             .kernel(&reports, &self.capture, in_force, &self.answers, last);
+    }
+
+    /// Workers serve in each network namespace that workloads are in, and hold nothing in those that they have left.
+    fn keep_spaces(&mut self) {
+        for change in self.capture.keep_spaces() {
+            self.crew.tell(|worker, role| {
+                match &change {
+                    Change::Opened { .. } if role == Role::Leaving => {}
+                    Change::Opened { number, inode } => {
+                        for offer in self.capture.listeners_in(*number, *inode)? {
+                            offer.to(worker)?;
+                        }
+                    }
+                    Change::Closed { workload, netns } => worker.send(ToWorker::Unlisten {
+                        workload: workload.clone(),
+                        netns: *netns,
+                    })?,
+                }
+                Ok(())
+            });
+        }
     }
 
     async fn answer(&mut self, request: Request) {

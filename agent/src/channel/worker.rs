@@ -51,10 +51,12 @@ pub enum Event {
     Listener(ListenerInfo, TcpListener),
     /// Answer this workload's questions about names; the socket is non-blocking.
     Names(ListenerInfo, UdpSocket),
-    /// Accept no more for this workload, close its connections.
+    /// Accept no more for this workload in this network namespace, and let go of all sockets there.
     Unlisten {
         /// Whose listeners to drop.
         workload: WorkloadName,
+        /// The namespace's cookie.
+        netns: u64,
     },
     /// A host's intermediate that was pushed ahead or asked for; askers are answered before this event.
     Intermediate {
@@ -216,6 +218,28 @@ impl Client {
         answered
     }
 
+    /// A TCP socket in the network namespace that this kernel record of `workload` tells of.
+    ///
+    /// # Errors
+    /// Whatever is returned, nothing can be connected from there.
+    pub async fn socket(
+        &self,
+        workload: &WorkloadName,
+        origin: &[u8],
+        v6: bool,
+    ) -> Result<std::net::TcpStream, AskError> {
+        let _open = self.pending.open(workload)?;
+        let (request, answer) = self.register(|waiters| &mut waiters.sockets)?;
+        let ask = ToSupervisor::Socket {
+            request,
+            origin: origin.to_vec(),
+            v6,
+        };
+        let answered = self.ask(ask, answer).await;
+        self.pending.lock().sockets.remove(&request);
+        answered.map(std::net::TcpStream::from)
+    }
+
     /// An intermediate for this host, asked for on behalf of `workload`; askers of one host at one time share one question.
     ///
     /// # Errors
@@ -242,6 +266,16 @@ impl Client {
             drop(self.pending.lock().take_intermediate(host));
         }
         answered
+    }
+
+    /// Says that this kernel record of `workload` is of a connection to [`super::CANARY`].
+    ///
+    /// # Errors
+    /// If the supervisor is gone, or the workload makes too many.
+    pub async fn canary(&self, workload: &WorkloadName, origin: &[u8]) -> Result<(), AskError> {
+        let _open = self.pending.open(workload)?;
+        let origin = origin.to_vec();
+        self.send(ToSupervisor::Canary { origin }).await
     }
 
     /// Says that listeners are being served.
@@ -390,6 +424,20 @@ fn sort(
             socket.set_nonblocking(true)?;
             return Ok(Some(Event::Names(info, socket)));
         }
+        ToWorker::Socket { request, result } => {
+            let waiter = pending.lock().sockets.remove(&request);
+            match result {
+                Ok(()) => {
+                    let [socket] = exactly(descriptors)?;
+                    answer(waiter, Ok(socket));
+                }
+                Err(refusal) => {
+                    let [] = exactly(descriptors)?;
+                    answer(waiter, Err(refusal));
+                }
+            }
+            return Ok(None);
+        }
         ToWorker::Leave { deadline_ms, idle_ms } => {
             let [baton] = exactly(descriptors)?;
             return Ok(Some(Event::Leave {
@@ -404,7 +452,7 @@ fn sort(
         }
         ToWorker::Policy { generation, sources } => Some(Event::Policy { generation, sources }),
         ToWorker::Credential { name, state } => Some(Event::Credential { name, state }),
-        ToWorker::Unlisten { workload } => Some(Event::Unlisten { workload }),
+        ToWorker::Unlisten { workload, netns } => Some(Event::Unlisten { workload, netns }),
         ToWorker::Drain { deadline_ms, idle_ms } => Some(Event::Drain {
             deadline: Duration::from_millis(deadline_ms),
             idle: Duration::from_millis(idle_ms),
