@@ -46,7 +46,7 @@ fn record(criterion: &mut Criterion) {
     ) else {
         return;
     };
-    let table = inflight::create(&slots, 4096).and_then(|()| inflight::Table::map(&slots));
+    let table = inflight::create(&slots, 4096).and_then(|()| inflight::Table::map(slots));
     let (Ok(table), Ok(log)) = (table, file::open(&directory.path().join("audit.jsonl"))) else {
         return;
     };

@@ -269,6 +269,14 @@ impl Workloads {
         Ok(released)
     }
 
+    /// Whether processes run in a workload, those of cgroups below it included.
+    ///
+    /// # Errors
+    /// If there is no such workload, or its cgroup can't be examined.
+    pub fn is_occupied(&self, name: &WorkloadName) -> Result<bool, Error> {
+        leave::is_occupied(&self.mount.file(self.get(name)?.path()))
+    }
+
     /// Removes the parent too, if no workload is left in it. For a stop that shall leave nothing behind.
     ///
     /// # Errors

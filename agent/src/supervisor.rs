@@ -373,6 +373,11 @@ impl Supervisor {
             } => {
                 reply.send(self.capture.enroll(&peer, &workload, &self.policy, &self.trust));
             }
+            Request::Release {
+                workload,
+                running,
+                reply,
+            } => reply.send(self.release(&workload, running)),
         }
     }
 

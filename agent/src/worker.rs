@@ -141,7 +141,7 @@ impl Worker {
         descriptors: StartDescriptors,
         client: Client,
     ) -> Result<(Self, Writer), Error> {
-        let table = audit::inflight::Table::map(&File::from(descriptors.inflight))?;
+        let table = audit::inflight::Table::map(File::from(descriptors.inflight))?;
         let sink = audit::file::FileSink::new(
             File::from(descriptors.audit),
             audit::file::Writes::Worker,

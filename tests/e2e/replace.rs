@@ -1,8 +1,7 @@
 //! One worker after another, by request and by death: no call is lost that need not be, none goes out without a
 //! record, and nothing opens in between.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Stdio};
@@ -10,60 +9,25 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use harness::launch::wait_for;
-use harness::{Record, Upstream, World, assert_record, require, wait};
+use harness::{World, assert_record, require, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde::Deserialize;
 
 use crate::audit::{agent_status, call, call_until, download, only_download_record, worker};
-use crate::identity::{API, CODE, status, workload};
+use crate::identity::{API, CODE, status};
+use crate::load::{Load, STREAM, allowing, check_records, prepared, settled};
 
-const LOAD: &str = include_str!("replace/load.py");
 const SLOW: &str = include_str!("replace/slow.py");
-const TOKEN: &str = "tok_replace_1";
 /// What curl exits with when it could not connect.
 const COULD_NOT_CONNECT: Option<i32> = Some(7);
 /// The kernel refuses when the worker has given no sign of life for 2 s.
 const LIVENESS: Duration = Duration::from_secs(2);
-/// The body of `/stream`, which takes 8 s: longer than it takes to replace a worker, shorter than it may drain.
-pub(crate) const STREAM: usize = 128 * 1024;
 
 /// A world with the API, which wants a token, and an agent that has it.
 fn start() -> Result<World> {
     let mut world = prepared()?;
     world.start_agent()?;
     Ok(world)
-}
-
-/// The same, and the agent is still to be started.
-pub(crate) fn prepared() -> Result<World> {
-    let mut world = World::new()?;
-    let (big, stream) = (
-        world.dir().join("upstream/big"),
-        world.dir().join("upstream/stream"),
-    );
-    fs::write(&big, vec![b'x'; 4 * 1024 * 1024])?;
-    fs::write(&stream, vec![b'x'; STREAM])?;
-    let slowly = |file: PathBuf| format!("limit_rate 16k; alias {};", file.display());
-    let api = Upstream::new(API)
-        .bearer(TOKEN, "acme")
-        .location("= /slow", &slowly(big))
-        .location("= /stream", &slowly(stream.clone()))
-        .location("~ ^/streams/", &slowly(stream));
-    world.upstream(api)?;
-    let file = world.secret("token", TOKEN)?;
-    let credential = format!(
-        "[credential.token]\nhosts = [\"{API}:443\"]\nscheme = \"bearer\"\nsource = {{ file = {file:?} }}\n"
-    );
-    world.policy("credential.toml", &credential)?;
-    world.policy("audit.toml", &allowing(""))?;
-    // A client that is held before it says anything must not time out.
-    world.settings("[limits]\ndetect_seconds = 60");
-    Ok(world)
-}
-
-pub(crate) fn allowing(more: &str) -> String {
-    workload("billing", "", &format!("credential = \"token\"\n{more}"))
 }
 
 pub(crate) fn signal(pid: u32, signal: Signal) -> Result<()> {
@@ -81,100 +45,6 @@ fn another(world: &World, before: u32) -> Result<u32> {
     wait::until("another worker", wait::PATIENCE, || {
         worker(world).ok().filter(|pid| *pid != before)
     })
-}
-
-/// Clients that call without a pause.
-pub(crate) struct Load {
-    child: Child,
-    said: PathBuf,
-}
-
-#[derive(Debug, Deserialize)]
-pub(crate) struct Said {
-    pub(crate) path: String,
-    pub(crate) status: u16,
-    #[expect(dead_code, reason = "shown when a test fails")]
-    #[serde(default)]
-    error: String,
-}
-
-impl Load {
-    pub(crate) fn start(world: &World, kept: u32, fresh: u32) -> Result<Self> {
-        let said = world.dir().join("load");
-        let mut command = world.workload("billing")?.command(["python3", "-c", LOAD, API]);
-        let child = command
-            .args([kept.to_string(), fresh.to_string()])
-            .stdin(Stdio::piped())
-            .stdout(File::create(&said)?)
-            .spawn()
-            .context("can't start python3")?;
-        let load = Self { child, said };
-        load.goes_on()?;
-        Ok(load)
-    }
-
-    /// Waits for twenty more answers.
-    pub(crate) fn goes_on(&self) -> Result<()> {
-        let answered =
-            || -> Result<usize> { Ok(self.said()?.iter().filter(|one| one.status == 200).count()) };
-        let before = answered()?;
-        wait::until("answers", wait::PATIENCE, || {
-            answered().ok().filter(|now| *now >= before + 20)
-        })?;
-        Ok(())
-    }
-
-    fn said(&self) -> Result<Vec<Said>> {
-        let text = fs::read_to_string(&self.said)?;
-        let whole = text.rsplit_once('\n').map_or("", |(lines, _)| lines);
-        whole
-            .lines()
-            .map(|line| Ok(serde_json::from_str(line)?))
-            .collect()
-    }
-
-    pub(crate) fn end(mut self) -> Result<Vec<Said>> {
-        drop(self.child.stdin.take());
-        let ended = wait_for(&mut self.child, wait::PATIENCE)?;
-        ensure!(ended.success(), "{ended}");
-        self.said()
-    }
-}
-
-/// The records of calls by path.
-pub(crate) type Recorded = BTreeMap<String, Vec<Record>>;
-
-/// What is recorded and what the upstream has logged, once all is.
-pub(crate) fn settled(world: &World) -> Result<(Recorded, Vec<harness::Access>)> {
-    let barrier = call_until(world, "/barrier/", 200)?;
-    assert_record!(world, "path" = barrier.as_str());
-    let arrived = world.server(API)?.log()?;
-    let mut records = Recorded::new();
-    for record in world.records()? {
-        if record.text("kind") == "call" {
-            records.entry(record.text("path")).or_default().push(record);
-        }
-    }
-    Ok((records, arrived))
-}
-
-/// Nothing went past the agent, and nothing that went through it is without its one record.
-pub(crate) fn check_records(records: &Recorded, arrived: &[harness::Access]) {
-    for line in arrived {
-        let of_it = records.get(&line.uri).map_or(&[][..], Vec::as_slice);
-        assert_eq!(of_it.len(), 1, "records of {line:?}: {of_it:?}");
-        let is_stream = ["/slow", "/stream"]
-            .iter()
-            .any(|start| line.uri.starts_with(start));
-        if !is_stream {
-            assert_eq!(line.authorization, format!("Bearer {TOKEN}"), "{line:?}");
-        }
-    }
-    for (path, of_it) in records {
-        assert_eq!(of_it.len(), 1, "{path}: {of_it:?}");
-        let arrivals = arrived.iter().filter(|line| line.uri == *path).count();
-        assert!(arrivals <= 1, "{path} arrived {arrivals} times");
-    }
 }
 
 /// A curl that calls by HTTP/2, ever so often, until long after it was started, and gives up at the first failure.
@@ -213,7 +83,7 @@ fn length(file: &Path) -> u64 {
 fn workers_that_are_replaced_under_load_lose_no_call_and_their_streams_end_well() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let world = start()?;
-    let load = Load::start(&world, 4, 4)?;
+    let load = Load::start_in(&world, 4, 4)?;
     let mut multiplexed = many_by_http2(&world)?;
     let mut streams =
         [("h1", "--http1.1"), ("h2", "--http2")].map(|(name, version)| stream(&world, name, version));
@@ -282,7 +152,7 @@ fn workers_that_are_replaced_under_load_lose_no_call_and_their_streams_end_well(
 fn a_worker_that_is_killed_twenty_times_under_load_opens_nothing() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let world = start()?;
-    let load = Load::start(&world, 4, 4)?;
+    let load = Load::start_in(&world, 4, 4)?;
     let mut serving = worker(&world)?;
     for _ in 0..20 {
         signal(serving, Signal::SIGKILL)?;

@@ -1,17 +1,22 @@
 //! The whole agent, supervisor included, is restarted, killed and upgraded under load: connections wait instead of
 //! failing, calls under way end well, each has its one record, and nobody else gets at the ports.
 
-use std::io::{BufRead as _, BufReader};
-use std::process::{Child, ChildStdout, Stdio};
+mod installed;
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use harness::launch::wait_for;
-use harness::{World, require, wait};
+use harness::{World, assert_record, require, wait};
 use serde_json::{Value, json};
 
-use crate::audit::{agent_status, worker};
+use crate::audit::{agent_status, call, download, worker};
 use crate::identity::API;
-use crate::replace::{Load, STREAM, Said, check_records, prepared, settled};
+use crate::load::{Load, Recorded, STREAM, Said, allowing, check_records, prepared, settled};
 
 /// Connections that are each in the middle of an answer.
 const STREAMS: usize = 200;
@@ -38,12 +43,10 @@ struct Streams {
 }
 
 impl Streams {
-    /// Starts it; all answers have begun then.
-    fn start(world: &World) -> Result<Self> {
+    /// Starts it as `command` does with these arguments; all answers have begun then.
+    fn start(command: impl FnOnce(&[&str]) -> Command) -> Result<Self> {
         let count = STREAMS.to_string();
-        let mut child = world
-            .workload("billing")?
-            .command(["python3", "-c", MANY, API, "/streams/", &count])
+        let mut child = command(&["python3", "-c", MANY, API, "/streams/", &count])
             .stdout(Stdio::piped())
             .spawn()
             .context("can't start python3")?;
@@ -81,8 +84,9 @@ fn a_restart_under_load_loses_no_call_and_lets_two_hundred_streams_end() -> Resu
     require!(Root, CgroupV2, Btf, Agent);
     let mut world = start()?;
     let (port, names) = (world.keeper()?.port(LISTENER)?, world.keeper()?.names());
-    let load = Load::start(&world, 4, 4)?;
-    let streams = Streams::start(&world)?;
+    let load = Load::start_in(&world, 4, 4)?;
+    let client = world.workload("billing")?;
+    let streams = Streams::start(|args| client.command(args))?;
     let old = worker(&world)?;
     restart(&mut world)?;
     assert_ne!(worker(&world)?, old);
@@ -99,8 +103,155 @@ fn a_restart_under_load_loses_no_call_and_lets_two_hundred_streams_end() -> Resu
     })?;
     let (records, arrived) = settled(&world)?;
     check_records(&records, &arrived);
-    let streamed = records.iter().filter(|(path, _)| path.starts_with("/streams/"));
-    let outcomes: Vec<_> = streamed.map(|(_, of_it)| of_it[0].text("outcome")).collect();
-    assert_eq!(outcomes, vec!["completed"; STREAMS]);
+    assert_eq!(of_streams(&records), vec!["completed"; STREAMS]);
+    Ok(())
+}
+
+/// How the streams ended, as recorded.
+fn of_streams(records: &Recorded) -> Vec<String> {
+    let of_them = records.iter().filter(|(path, _)| path.starts_with("/streams/"));
+    of_them.map(|(_, of_it)| of_it[0].text("outcome")).collect()
+}
+
+#[test]
+fn an_agent_that_is_killed_under_load_keeps_its_ports_and_opens_nothing() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let mut world = start()?;
+    let (port, names) = (world.keeper()?.port(LISTENER)?, world.keeper()?.names());
+    let load = Load::start_in(&world, 4, 4)?;
+    for _ in 0..3 {
+        world.kill_agent()?;
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, port));
+        assert_eq!(taken.err().map(|error| error.kind()), Some(ErrorKind::AddrInUse));
+        world.start_agent()?;
+        load.goes_on()?;
+        assert_eq!(world.keeper()?.port(LISTENER)?, port);
+        assert_eq!(world.keeper()?.names(), names);
+    }
+    let said = load.end()?;
+    let (records, arrived) = settled(&world)?;
+    check_records(&records, &arrived);
+    check_killed(&said, &records)
+}
+
+/// Calls of an agent that is killed may fail; what the client was told is what is recorded.
+fn check_killed(said: &[Said], records: &Recorded) -> Result<()> {
+    for one in said.iter().filter(|one| one.status != 0) {
+        let of_it = records.get(&one.path);
+        let outcome = of_it.with_context(|| format!("no record of {one:?}"))?[0].text("outcome");
+        let right = match one.status {
+            // Its answer may have been on its way.
+            200 => ["completed", "aborted"].contains(&outcome.as_str()),
+            503 => outcome == "aborted",
+            _ => false,
+        };
+        assert!(right, "{one:?}: {of_it:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_connection_that_is_made_while_no_agent_runs_is_served_by_the_next() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let mut world = start()?;
+    // A command can't be enrolled without an agent.
+    let script = r#"echo ready; read -r go; exec curl -sS -m 15 -f -o /dev/null "$0""#;
+    let mut client = world
+        .workload("billing")?
+        .command(["sh", "-c", script, &format!("https://{API}/waited")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut ready = String::new();
+    BufReader::new(client.stdout.take().context("no output")?).read_line(&mut ready)?;
+    let old = worker(&world)?;
+    world.stop_agent()?;
+    // It has nothing to end, and sees to it that the kernel refuses nobody.
+    assert!(Path::new(&format!("/proc/{old}")).exists());
+    client.stdin.take().context("no input")?.write_all(b"go\n")?;
+    wait::until("a connection that waits", wait::PATIENCE, || {
+        // A listener's receive queue is what waits to be accepted.
+        let read =
+            |file: &str| fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default();
+        let all = read("tcp") + &read("tcp6");
+        let waits = |line: &str| line.contains(" 0A 00000000:") && !line.contains(" 0A 00000000:00000000 ");
+        all.lines().any(waits).then_some(())
+    })?;
+    world.start_agent()?;
+    assert!(wait_for(&mut client, wait::PATIENCE)?.success());
+    assert_record!(world, "path" = "/waited", "outcome" = "completed");
+    wait::until("the old worker's end", wait::PATIENCE, || {
+        (!Path::new(&format!("/proc/{old}")).exists()).then_some(())
+    })
+}
+
+#[test]
+fn a_policy_that_changed_while_the_agent_was_down_ends_the_calls_that_the_old_one_left() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let mut world = start()?;
+    let mut client = download(&world)?;
+    let old = worker(&world)?;
+    world.stop_agent()?;
+    assert!(client.try_wait()?.is_none(), "the call is over");
+    world.policy("audit.toml", &allowing("paths = [\"/after\"]"))?;
+    world.start_agent()?;
+    let ended = wait_for(&mut client, wait::PATIENCE)?;
+    assert!(!ended.success(), "{ended}");
+    assert!(!Path::new(&format!("/proc/{old}")).exists());
+    assert_eq!(call(&world, "/after")?, 200);
+    let record = assert_record!(world, "path" = "/slow");
+    assert_eq!(record.text("outcome"), "aborted");
+    Ok(())
+}
+
+#[test]
+fn a_reload_with_another_policy_ends_what_an_old_worker_still_does() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let mut world = start()?;
+    let mut client = download(&world)?;
+    restart(&mut world)?;
+    world.reload()?;
+    assert!(client.try_wait()?.is_none(), "the same policy leaves it alone");
+    world.policy("audit.toml", &allowing("paths = [\"/after\"]"))?;
+    world.reload()?;
+    let ended = wait_for(&mut client, wait::PATIENCE)?;
+    assert!(!ended.success(), "{ended}");
+    let record = assert_record!(world, "path" = "/slow");
+    assert_eq!(record.text("outcome"), "aborted");
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_is_stopped_for_good_gives_its_ports_back_and_refuses() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let mut world = start()?;
+    let (port, old) = (world.keeper()?.port(LISTENER)?, worker(&world)?);
+    world.stop_agent()?;
+    world.keeper()?.release();
+    wait::until("the worker's end", wait::PATIENCE, || {
+        (!Path::new(&format!("/proc/{old}")).exists()).then_some(())
+    })?;
+    drop(TcpListener::bind((Ipv4Addr::LOCALHOST, port))?);
+    world.start_agent()?;
+    assert_eq!(call(&world, "/after")?, 200);
+    Ok(())
+}
+
+#[test]
+fn sockets_that_are_not_what_they_are_called_are_closed() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let mut world = prepared()?;
+    world.keep_sockets()?;
+    let foreign = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let port = foreign.local_addr()?.port();
+    let unknown = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    world.keeper()?.add(LISTENER, foreign.into());
+    world.keeper()?.add("callgate-gone-tcp4", unknown.into());
+    world.start_agent()?;
+    assert_ne!(world.keeper()?.port(LISTENER)?, port);
+    let parts = ["dns4", "dns6", "tcp4", "tcp6"].map(|part| format!("callgate-billing-{part}"));
+    assert_eq!(world.keeper()?.names(), parts);
+    drop(TcpListener::bind((Ipv4Addr::LOCALHOST, port))?);
+    assert_eq!(call(&world, "/after")?, 200);
     Ok(())
 }

@@ -26,6 +26,9 @@ pub const RUNTIMES_VARIABLE: &str = "CALLGATE_BED_RUNTIMES";
 /// The variable that names the package under test.
 pub const PACKAGE_VARIABLE: &str = "CALLGATE_DEB";
 
+/// The variable that names the package to upgrade to.
+pub const NEXT_VARIABLE: &str = "CALLGATE_DEB_NEXT";
+
 /// It takes a second on a quiet machine.
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
 /// Where the records are, as the package's settings say.
@@ -320,6 +323,14 @@ impl Drop for Bed {
 /// If `CALLGATE_DEB` does not name a file.
 pub fn package() -> Result<PathBuf> {
     named(PACKAGE_VARIABLE)
+}
+
+/// The package to upgrade to: the same, of a higher version.
+///
+/// # Errors
+/// If `CALLGATE_DEB_NEXT` does not name a file.
+pub fn next_package() -> Result<PathBuf> {
+    named(NEXT_VARIABLE)
 }
 
 fn named(variable: &str) -> Result<PathBuf> {

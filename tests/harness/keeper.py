@@ -13,5 +13,6 @@ far = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FAR) for fd in passed]
 for place, fd in enumerate(far):
     os.dup2(fd, FIRST + place)
 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-os.environ |= {"LISTEN_FDS": str(len(far)), "LISTEN_FDNAMES": names, "LISTEN_PID": str(os.getpid())}
+if far:
+    os.environ |= {"LISTEN_FDS": str(len(far)), "LISTEN_FDNAMES": names, "LISTEN_PID": str(os.getpid())}
 os.execvp(command[0], command)

@@ -14,6 +14,9 @@ use crate::test::{self, Profile};
 /// The version of the product, which all of the workspace shares.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+/// A version that Debian takes for a newer one: what tests upgrade to.
+pub(crate) const NEXT: &str = concat!(env!("CARGO_PKG_VERSION"), "+next");
+
 /// The C library of Debian 12, the oldest that the package is for.
 const OLDEST_LIBC: (u32, u32) = (2, 36);
 
@@ -21,6 +24,14 @@ const OLDEST_LIBC: (u32, u32) = (2, 36);
 const FILES: &[(&str, &str)] = &[
     ("agent/dist/debian", "debian"),
     ("agent/dist/callgate.service", "debian/callgate.service"),
+    (
+        "agent/dist/callgate-slice.conf",
+        "callgate-.slice.d/50-callgate.conf",
+    ),
+    (
+        "agent/dist/callgate-slice.conf",
+        "callgate.slice.d/50-callgate.conf",
+    ),
     ("agent/config/default.toml", "callgate.toml"),
     ("agent/dist/policy.example.toml", "policy.example.toml"),
     ("agent/dist/man", "man"),

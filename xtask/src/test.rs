@@ -55,7 +55,8 @@ pub(crate) fn all(filter: Option<&str>) -> Result<(Tally, Outcome)> {
         whole
             .env("CALLGATE_BED", bed::debian()?)
             .envs(bed::runtimes(filter)?.map(|dir| ("CALLGATE_BED_RUNTIMES", dir)))
-            .env("CALLGATE_DEB", dist::package(Profile::Dev, dist::VERSION)?);
+            .env("CALLGATE_DEB", dist::package(Profile::Dev, dist::VERSION)?)
+            .env("CALLGATE_DEB_NEXT", dist::package(Profile::Dev, dist::NEXT)?);
         suites.push(whole);
     } else {
         // What needs no root among them (the harness's own tests) runs all the same.

@@ -114,6 +114,8 @@ fn slots_of(file: &File) -> Result<u32, Error> {
 #[derive(Debug)]
 pub struct Table {
     map: MmapRaw,
+    /// The lock is this descriptor's. On overlayfs a mapping does not keep it: it is of the file below.
+    _lock: File,
     slots: u32,
 }
 
@@ -122,12 +124,16 @@ impl Table {
     ///
     /// # Errors
     /// If the file is none, or can't be mapped.
-    pub fn map(file: &File) -> Result<Self, Error> {
-        let slots = slots_of(file)?;
+    pub fn map(file: File) -> Result<Self, Error> {
+        let slots = slots_of(&file)?;
         let map = MmapOptions::new()
             .len(HEADER + slots as usize * SLOT)
-            .map_raw(file)?;
-        Ok(Self { map, slots })
+            .map_raw(&file)?;
+        Ok(Self {
+            map,
+            _lock: file,
+            slots,
+        })
     }
 
     /// How many slots it has.

@@ -5,6 +5,7 @@
 
 mod probes;
 mod settings;
+mod units;
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -92,6 +93,7 @@ pub fn run(args: Args, config: &Config, kernel_checks: Vec<Check>) -> anyhow::Re
     let mut checks = host_checks(&config.bpffs_dir);
     checks.extend(kernel_checks);
     checks.extend(settings::checks(config));
+    checks.extend(units::checks(config));
     checks.extend(running_agent(&config.admin_socket));
     let text = if args.json { json(&checks)? } else { table(&checks) };
     writeln!(io::stdout().lock(), "{text}").context("can't write to standard output")?;

@@ -2,6 +2,7 @@
 
 mod host;
 mod settings;
+pub mod state;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

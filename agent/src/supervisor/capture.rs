@@ -1,6 +1,7 @@
 //! Holding workloads: their cgroups, listeners and kernel plans, and what the kernel reports of them.
 
 mod earlier;
+mod release;
 mod sockets;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,6 +44,8 @@ pub(super) struct Capture {
     workloads: Workloads,
     held: BTreeMap<WorkloadName, Held>,
     strangers: Vec<Stranger>,
+    /// No number is given again: sockets carry them.
+    highest: u32,
     summed: Instant,
     foreign: Watch,
     intact: bool,
@@ -78,6 +81,7 @@ impl Capture {
             workloads,
             held: BTreeMap::new(),
             strangers: Vec::new(),
+            highest: 0,
             summed: Instant::now(),
             intact: true,
             repairs: 0,
@@ -165,7 +169,7 @@ impl Capture {
     }
 
     /// The number that sockets of an earlier run carry, or one that nobody has.
-    fn number(&self, id: u64) -> u32 {
+    fn number(&mut self, id: u64) -> u32 {
         let armed = self.programs.armed();
         if let Some((_, number)) = armed.iter().find(|(armed, _)| *armed == id) {
             return *number;
@@ -174,7 +178,8 @@ impl Capture {
             .iter()
             .map(|(_, number)| *number)
             .chain(self.held.values().map(|held| held.number));
-        taken.max().unwrap_or(0) + 1
+        self.highest = taken.max().unwrap_or(0).max(self.highest) + 1;
+        self.highest
     }
 
     fn plan(&self, held: &Held, workload: Option<&Workload>) -> WorkloadPlan {

@@ -6,7 +6,6 @@
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::poll::{PollFd, PollFlags, poll};
@@ -60,47 +59,56 @@ pub(super) fn is_held(table: &Path) -> bool {
 /// If one is not found or does not end.
 pub(super) fn end_all(tables: &[PathBuf]) -> io::Result<()> {
     for table in tables {
-        let process = match end(table) {
+        let processes = match end(table) {
             Err(_) if !is_held(table) => continue,
             found => found?,
         };
-        let mut ended = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
-        if poll(&mut ended, PATIENCE)? == 0 {
-            return Err(io::ErrorKind::TimedOut.into());
+        for process in processes {
+            let mut ended = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut ended, PATIENCE)? == 0 {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
         }
     }
     Ok(())
 }
 
-/// Kills the process that works with this table. Its calls are recorded as those of any worker that died.
+/// Kills who works with this table. The calls are recorded as those of any worker that died.
 ///
 /// # Errors
-/// If it is not found.
-pub(super) fn end(table: &Path) -> io::Result<OwnedFd> {
-    let inode = fs::metadata(table)?.ino();
+/// If nobody is found.
+pub(super) fn end(table: &Path) -> io::Result<Vec<OwnedFd>> {
     let pids = fs::read_dir("/proc")?.flatten().filter_map(|entry| {
         let number = entry.file_name().to_str()?.parse().ok()?;
         Pid::from_raw(number)
     });
+    let mut killed = Vec::new();
     for pid in pids {
         // Held first: what is read then is of the process that the signal goes to.
         let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else {
             continue;
         };
-        let maps = fs::read_to_string(format!("/proc/{}/maps", pid.as_raw_nonzero())).unwrap_or_default();
-        if maps.lines().any(|line| is_of(line, inode)) {
+        if holds(pid, table) {
             pidfd_send_signal(&process, Signal::KILL)?;
-            return Ok(process);
+            killed.push(process);
         }
     }
-    Err(io::ErrorKind::NotFound.into())
+    if killed.is_empty() {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    Ok(killed)
 }
 
-/// Whether a line of /proc/PID/maps is of a table with this inode. The device there is not stat's on every file system.
-fn is_of(line: &str, inode: u64) -> bool {
-    let mut fields = line.split_whitespace().skip(4);
-    fields.next().and_then(|field| field.parse().ok()) == Some(inode)
-        && fields.next().is_some_and(|path| path.contains("/inflight-"))
+/// Whether the process has a file of the table's name open. Files are not asked themselves, for that may hang; who has
+/// another one of this name harms himself alone.
+fn holds(pid: Pid, table: &Path) -> bool {
+    let open = fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero()));
+    let mut targets = open
+        .into_iter()
+        .flatten()
+        .flatten()
+        .flat_map(|entry| fs::read_link(entry.path()));
+    targets.any(|target| target.is_absolute() && target.file_name() == table.file_name())
 }
 
 #[cfg(test)]
@@ -108,15 +116,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_is_told_by_inode_and_name() {
-        let line = "7f0000000000-7f0000800000 rw-s 00000000 fe:00 4711     /var/lib/callgate/inflight-1-1-ab";
-        assert!(is_of(line, 4711));
-        assert!(!is_of(line, 4712));
-        assert!(!is_of(
-            "7f00-7f01 r--p 00000000 fe:00 4711 /usr/lib/libc.so.6",
-            4711
-        ));
-        assert!(!is_of("7f00-7f01 rw-p 00000000 00:00 0", 0));
+    fn who_works_with_a_table_is_found_by_its_open_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("inflight-0-1");
+        let table = File::create(&path).unwrap();
+        let own = rustix::process::getpid();
+        assert!(holds(own, &path));
+        assert!(!is_held(&path));
+        table.lock().unwrap();
+        assert!(is_held(&path));
+        assert_eq!(tables(dir.path()).unwrap(), std::slice::from_ref(&path));
+        drop(table);
+        assert!(!holds(own, &path));
     }
 
     #[test]

@@ -177,7 +177,7 @@ impl Records {
                 continue;
             }
             match left::end(table) {
-                Ok(_process) => tracing::warn!(
+                Ok(_killed) => tracing::warn!(
                     "a worker of the last agent is ended with its calls: the policy is another one now, or it was not left in order"
                 ),
                 Err(error) => {

@@ -17,7 +17,7 @@ const PACKAGES: &[&str] = &[
     "iproute2",
     "kmod",
     "procps",
-    "python3-minimal",
+    "python3",
     "systemd",
     "systemd-sysv",
     "udev",

@@ -16,7 +16,7 @@ const SLOTS: u32 = 64;
 fn table(slots: u32) -> (File, Table) {
     let file = tempfile::tempfile().unwrap();
     create(&file, slots).unwrap();
-    let table = Table::map(&file).unwrap();
+    let table = Table::map(file.try_clone().unwrap()).unwrap();
     (file, table)
 }
 
@@ -101,7 +101,7 @@ fn a_file_that_is_no_table_is_refused() {
         let bad = tempfile::tempfile().unwrap();
         create(&bad, 2).unwrap();
         bad.write_all_at(bytes, at).unwrap();
-        assert!(matches!(Table::map(&bad), Err(Error::Form)));
+        assert!(matches!(Table::map(bad.try_clone().unwrap()), Err(Error::Form)));
         assert!(matches!(recover(&bad, &HashSet::new()), Err(Error::Form)));
     }
     file.set_len(100).unwrap();
@@ -217,7 +217,7 @@ fn worker_that_is_killed() {
         file::Writes::Worker,
         Sync::Never,
     );
-    let (log, _writer) = Log::start(Box::new(sink), Table::map(&slots).unwrap(), settings).unwrap();
+    let (log, _writer) = Log::start(Box::new(sink), Table::map(slots).unwrap(), settings).unwrap();
     let until = Instant::now() + Duration::from_secs(60);
     let threads = [0, 1].map(|number| {
         let (log, path) = (log.clone(), directory.join("upstream"));

@@ -58,7 +58,7 @@ impl Fake {
 fn table(slots: u32) -> Table {
     let file = tempfile::tempfile().unwrap();
     inflight::create(&file, slots).unwrap();
-    Table::map(&file).unwrap()
+    Table::map(file).unwrap()
 }
 
 fn start(sink: impl Sink + 'static, slots: u32, quota: u32) -> (Log, Writer) {

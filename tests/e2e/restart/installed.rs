@@ -1,0 +1,140 @@
+//! The same on a booted Debian, by systemd and dpkg.
+
+use anyhow::Result;
+use harness::{Access, Bed, assert_record, bed, require, wait};
+
+use super::{STREAMS, Streams, all_answered, check_killed, of_streams};
+use crate::identity::API;
+use crate::load::{Load, Recorded, TOKEN, allowing, by_path, check_records, prepared};
+
+const EXEC: [&str; 5] = ["callgate", "exec", "--workload", "billing", "--"];
+/// Who listens, and for whom.
+const LISTENERS: &str = "ss -Hltn src 127.0.0.1 or src '[::1]' | awk '{print $4}' | sort";
+
+fn start() -> Result<Bed> {
+    let bed = Bed::installed(prepared()?)?;
+    bed.secret("token", TOKEN)?;
+    let credential = format!(
+        "[credential.token]\nhosts = [\"{API}:443\"]\nscheme = \"bearer\"\nsource = {{ file = \"/etc/callgate/secrets/token\" }}\n"
+    );
+    bed.policy(&(allowing("") + &credential))?;
+    Ok(bed)
+}
+
+fn managed<'a>(args: &[&'a str]) -> Vec<&'a str> {
+    [&EXEC, args].concat()
+}
+
+fn main_pid(bed: &Bed) -> Result<String> {
+    bed.property("callgate", "MainPID")
+}
+
+/// What is recorded and what the upstream has logged, once all is.
+fn settled(bed: &Bed) -> Result<(Recorded, Vec<Access>)> {
+    let url = format!("https://{API}/barrier");
+    bed.run(managed(&["curl", "-sS", "-f", "-o", "/dev/null", &url]))?
+        .ok()?;
+    assert_record!(bed, "path" = "/barrier");
+    Ok((by_path(bed.records()?), bed.world().server(API)?.log()?))
+}
+
+/// Does this to a loaded agent, and sees that nobody lost anything by it.
+fn under_load(change: impl FnOnce(&Bed) -> Result<()>) -> Result<Bed> {
+    let bed = start()?;
+    let listeners = bed.sh(LISTENERS)?.ok()?;
+    assert_eq!(listeners.lines().count(), 2, "{listeners}");
+    let load = Load::start(bed.world(), |args| bed.command(managed(args)), 4, 4)?;
+    let streams = Streams::start(|args| bed.command(managed(args)))?;
+    change(&bed)?;
+    load.goes_on()?;
+    assert_eq!(bed.sh(LISTENERS)?.ok()?, listeners);
+    all_answered(&load.end()?);
+    streams.end_well()?;
+    let (records, arrived) = settled(&bed)?;
+    check_records(&records, &arrived);
+    assert_eq!(of_streams(&records), vec!["completed"; STREAMS]);
+    Ok(bed)
+}
+
+fn nobody_drains(bed: &Bed) -> Result<()> {
+    wait::until("the old worker's end", wait::PATIENCE, || {
+        let status = bed.run(["callgate", "status", "--json"]).ok()?;
+        let status: serde_json::Value = serde_json::from_str(&status.stdout).ok()?;
+        (status["draining"] == 0).then_some(())
+    })
+}
+
+#[test]
+fn systemctl_restart_and_reload_under_load_lose_nothing() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let bed = under_load(|bed| {
+        let before = main_pid(bed)?;
+        bed.systemctl(&["reload", "callgate"])?.ok()?;
+        assert_eq!(main_pid(bed)?, before);
+        bed.systemctl(&["restart", "callgate"])?.ok()?;
+        assert_ne!(main_pid(bed)?, before);
+        Ok(())
+    })?;
+    nobody_drains(&bed)
+}
+
+#[test]
+fn an_upgrade_of_the_package_under_load_loses_nothing() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let bed = under_load(|bed| {
+        let before = main_pid(bed)?;
+        bed.install(&bed::next_package()?)?;
+        assert_ne!(main_pid(bed)?, before);
+        let pid = main_pid(bed)?;
+        let running = bed.run(["readlink", &format!("/proc/{pid}/exe")])?.ok()?;
+        assert_eq!(running.trim(), "/usr/bin/callgate");
+        Ok(())
+    })?;
+    let version = bed
+        .run(["dpkg-query", "-W", "-f", "${Version}", "callgate"])?
+        .ok()?;
+    assert!(version.ends_with("+next"), "{version}");
+    nobody_drains(&bed)
+}
+
+#[test]
+fn an_agent_that_is_killed_comes_back_on_its_ports_within_seconds() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let bed = start()?;
+    let listeners = bed.sh(LISTENERS)?.ok()?;
+    let load = Load::start(bed.world(), |args| bed.command(managed(args)), 4, 4)?;
+    for _ in 0..3 {
+        let before = main_pid(&bed)?;
+        bed.systemctl(&["kill", "--signal=KILL", "callgate"])?.ok()?;
+        wait::until("another agent", wait::PATIENCE, || {
+            let active = bed.property("callgate", "ActiveState").ok()? == "active";
+            (active && main_pid(&bed).ok()? != before).then_some(())
+        })?;
+        load.goes_on()?;
+    }
+    assert_eq!(bed.sh(LISTENERS)?.ok()?, listeners);
+    let said = load.end()?;
+    let (records, arrived) = settled(&bed)?;
+    check_records(&records, &arrived);
+    check_killed(&said, &records)
+}
+
+#[test]
+fn systemctl_stop_lets_calls_end_and_leaves_nothing_behind() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let bed = start()?;
+    let streams = Streams::start(|args| bed.command(managed(args)))?;
+    bed.systemctl(&["stop", "callgate"])?.ok()?;
+    assert_eq!(bed.sh(LISTENERS)?.ok()?, "");
+    streams.end_well()?;
+    let group = bed.cgroup().join("system.slice/callgate.service/cgroup.procs");
+    wait::until("the worker's end", wait::PATIENCE, || {
+        let left = std::fs::read_to_string(&group).unwrap_or_default();
+        left.is_empty().then_some(())
+    })?;
+    bed.systemctl(&["start", "callgate"])?.ok()?;
+    let (records, arrived) = settled(&bed)?;
+    check_records(&records, &arrived);
+    assert_eq!(of_streams(&records), vec!["completed"; STREAMS]);
+    Ok(())
+}
