@@ -14,6 +14,7 @@ pub mod events;
 mod faults;
 pub mod features;
 pub mod foreign;
+mod listeners;
 pub mod loader;
 pub mod maps;
 pub mod netns;

@@ -4,6 +4,7 @@
 //! Unix socket) is seen by none. A thread of its own reads the processes' descriptors, so that a host with many
 //! keeps nobody's connection waiting; it looks into each workload twice a second, less often where that takes long.
 
+mod manager;
 mod spaces;
 
 use std::collections::{HashMap, HashSet};
@@ -254,7 +255,7 @@ impl Look {
         reports
     }
 
-    /// `None` if the process has ended or is not the workload's (any more).
+    /// `None` if the process has ended, is not the workload's (any more), or is not yet.
     fn see_process(
         &mut self,
         place: &Place,
@@ -265,7 +266,7 @@ impl Look {
         let handle = pidfd_open(Pid::from_raw(i32::try_from(pid).ok()?)?, PidfdFlags::empty()).ok()?;
         // Held after the handle was made: while descriptors can be had through the handle, both are one process.
         let process = HeldProcess::open(pid).ok()?;
-        if !is_in(&process, place) {
+        if !is_in(&process, place) || manager::is_its_child(&process) {
             return None;
         }
         self.before.see(spaces, place.number, &process);
