@@ -48,6 +48,7 @@ impl Capture {
     fn let_go(&mut self, name: &WorkloadName, number: u32, policy: &Policy) -> Result<(), Error> {
         self.programs.disarm(number)?;
         self.held.remove(name);
+        self.forget_sockets(name);
         self.workloads.release(name)?;
         self.arm_all(policy)?;
         Ok(())
