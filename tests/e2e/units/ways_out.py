@@ -39,7 +39,7 @@ WAYS = {
     "authority": lambda: open("/var/lib/callgate/ca.pem").read(),
     "bus": lambda: connect("/run/dbus/system_bus_socket"),
     "manager": lambda: connect("/run/systemd/private"),
-    "pins": lambda: os.listdir("/sys/fs/bpf/callgate"),
+    "pins": lambda: os.listdir("/sys/fs/bpf/callgate/links"),
 }
 
 for name, way in WAYS.items():
