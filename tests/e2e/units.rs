@@ -1,6 +1,7 @@
 //! systemd services that are enabled as workloads, on a booted Debian.
 
 mod boot;
+mod confined;
 mod kinds;
 mod letting_go;
 mod trust;

@@ -49,6 +49,7 @@ impl Capture {
         self.leave_all(number);
         self.programs.disarm(number)?;
         self.held.remove(name);
+        self.forget_sockets(name);
         self.workloads.release(name)?;
         self.arm_all(policy)?;
         Ok(())

@@ -176,6 +176,13 @@ impl Capture {
         Ok(all)
     }
 
+    /// The next run finds none of a workload that was let go.
+    pub(super) fn forget_sockets(&mut self, workload: &WorkloadName) {
+        for part in [Part::Tcp4, Part::Tcp6, Part::Dns4, Part::Dns6] {
+            self.store.forget(&part.name(workload));
+        }
+    }
+
     /// The last run's socket or a new one, marked and kept for the next run. The outer error is the new one's.
     fn socket(
         &mut self,
