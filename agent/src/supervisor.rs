@@ -47,8 +47,8 @@ use crate::tls;
 
 use answers::Answers;
 use canary::Canaries;
-use capture::{Capture, Change};
-use crew::{Crew, Drain, Role};
+use capture::Capture;
+use crew::{Crew, Drain};
 use departure::Baton;
 use headroom::Headroom;
 use kernel_log::KernelLog;
@@ -368,27 +368,6 @@ impl Supervisor {
         let in_force = (self.policy.as_ref(), self.generation);
         self.records
             .kernel(&reports, &self.capture, in_force, &self.answers, last);
-    }
-
-    /// Workers serve in each network namespace that workloads are in, and hold nothing in those that they have left.
-    fn keep_spaces(&mut self) {
-        for change in self.capture.keep_spaces() {
-            self.crew.tell(|worker, role| {
-                match &change {
-                    Change::Opened { .. } if role == Role::Leaving => {}
-                    Change::Opened { number, inode } => {
-                        for offer in self.capture.listeners_in(*number, *inode)? {
-                            offer.to(worker)?;
-                        }
-                    }
-                    Change::Closed { workload, netns } => worker.send(ToWorker::Unlisten {
-                        workload: workload.clone(),
-                        netns: *netns,
-                    })?,
-                }
-                Ok(())
-            });
-        }
     }
 
     async fn answer(&mut self, request: Request) {

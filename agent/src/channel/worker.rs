@@ -426,16 +426,11 @@ fn sort(
         }
         ToWorker::Socket { request, result } => {
             let waiter = pending.lock().sockets.remove(&request);
-            match result {
-                Ok(()) => {
-                    let [socket] = exactly(descriptors)?;
-                    answer(waiter, Ok(socket));
-                }
-                Err(refusal) => {
-                    let [] = exactly(descriptors)?;
-                    answer(waiter, Err(refusal));
-                }
-            }
+            let socket = match result {
+                Ok(()) => Ok(exactly::<1>(descriptors)?),
+                Err(refusal) => Err(refusal),
+            };
+            answer(waiter, socket.map(|[socket]| socket));
             return Ok(None);
         }
         ToWorker::Leave { deadline_ms, idle_ms } => {

@@ -262,22 +262,6 @@ impl Programs {
             .map_err(|source| Error::map(LISTENERS, source))
     }
 
-    /// Takes a workload's listeners in other network namespaces than this one away: what an earlier run left.
-    ///
-    /// # Errors
-    /// If entries can't be removed.
-    pub fn unmark_all_but(&mut self, number: u32, netns: u64) -> Result<(), Error> {
-        workload::unlisten(&mut self.ebpf, |key| key.workload == number && key.netns != netns)
-    }
-
-    /// Takes a workload's listeners in this network namespace away.
-    ///
-    /// # Errors
-    /// If the entry can't be removed.
-    pub fn unmark_listeners(&mut self, number: u32, netns: u64) -> Result<(), Error> {
-        workload::unlisten(&mut self.ebpf, |key| key.workload == number && key.netns == netns)
-    }
-
     /// The workload that this socket was marked for, by this run or an earlier one.
     #[must_use]
     pub fn listener_mark(&self, socket: BorrowedFd<'_>) -> Option<u32> {

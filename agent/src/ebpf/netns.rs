@@ -12,7 +12,7 @@ use std::thread;
 
 use nix::sched::{CloneFlags, setns};
 
-use super::sys;
+use super::{Error, Programs, sys, workload};
 
 /// The user namespace that this process is in.
 const OWN_USERS: &str = "/proc/self/ns/user";
@@ -58,6 +58,24 @@ impl Netns {
                 .join()
                 .unwrap_or_else(|_panic| Err(io::Error::other("the thread in the namespace broke off")))
         })
+    }
+}
+
+impl Programs {
+    /// Takes a workload's listeners in other network namespaces than this one away: what an earlier run left.
+    ///
+    /// # Errors
+    /// If entries can't be removed.
+    pub fn unmark_all_but(&mut self, number: u32, netns: u64) -> Result<(), Error> {
+        workload::unlisten(&mut self.ebpf, |key| key.workload == number && key.netns != netns)
+    }
+
+    /// Takes a workload's listeners in this network namespace away.
+    ///
+    /// # Errors
+    /// If the entry can't be removed.
+    pub fn unmark_listeners(&mut self, number: u32, netns: u64) -> Result<(), Error> {
+        workload::unlisten(&mut self.ebpf, |key| key.workload == number && key.netns == netns)
     }
 }
 

@@ -29,7 +29,7 @@ use sockets::Sockets;
 use spaces::Spaces;
 
 pub(super) use sockets::Offer;
-pub(super) use spaces::{Change, Doors};
+pub(super) use spaces::Doors;
 
 /// Handshakes older than this were never completed.
 const STALE: Duration = Duration::from_secs(60);

@@ -12,8 +12,11 @@ use socket2::{Domain, Socket, Type};
 
 use super::sockets::{Offer, Sockets};
 use super::{Capture, Error};
+use crate::channel::ToWorker;
 use crate::ebpf::Netns;
 use crate::identity::WorkloadName;
+use crate::supervisor::Supervisor;
+use crate::supervisor::crew::Role;
 use crate::supervisor::foreign::Seen;
 use crate::supervisor::io as io_error;
 
@@ -51,7 +54,7 @@ pub(super) struct Spaces {
     /// Where workloads can't be served, so that it is said once.
     failed: BTreeSet<(u32, u64)>,
     doors: Doors,
-    /// What changed outside of [`Capture::keep_spaces`].
+    /// What changed outside of [`Capture::changed_spaces`].
     changed: Vec<Change>,
 }
 
@@ -63,7 +66,7 @@ struct Served {
 
 /// What changed.
 #[derive(Debug)]
-pub(in crate::supervisor) enum Change {
+enum Change {
     /// The workload is served there now.
     Opened {
         /// Its number.
@@ -80,9 +83,32 @@ pub(in crate::supervisor) enum Change {
     },
 }
 
+impl Supervisor {
+    /// Workers serve in each network namespace that workloads are in, and hold nothing in those that they have left.
+    pub(in crate::supervisor) fn keep_spaces(&mut self) {
+        for change in self.capture.changed_spaces() {
+            self.crew.tell(|worker, role| {
+                match &change {
+                    Change::Opened { .. } if role == Role::Leaving => {}
+                    Change::Opened { number, inode } => {
+                        for offer in self.capture.listeners_in(*number, *inode)? {
+                            offer.to(worker)?;
+                        }
+                    }
+                    Change::Closed { workload, netns } => worker.send(ToWorker::Unlisten {
+                        workload: workload.clone(),
+                        netns: *netns,
+                    })?,
+                }
+                Ok(())
+            });
+        }
+    }
+}
+
 impl Capture {
     /// Serves workloads in the network namespaces that they were seen in, and no more in those that they have left.
-    pub(in crate::supervisor) fn keep_spaces(&mut self) -> Vec<Change> {
+    fn changed_spaces(&mut self) -> Vec<Change> {
         let mut changes = std::mem::take(&mut self.spaces.changed);
         for seen in self.foreign.seen() {
             // It was let go of after the look.
@@ -185,7 +211,7 @@ impl Capture {
     }
 
     /// The sockets that serve a workload in one namespace, duplicated for a worker; none if it has left.
-    pub(in crate::supervisor) fn listeners_in(&self, number: u32, inode: u64) -> Result<Vec<Offer>, Error> {
+    fn listeners_in(&self, number: u32, inode: u64) -> Result<Vec<Offer>, Error> {
         let served = self.spaces.served.get(&(number, inode));
         match (served, self.name_of(number)) {
             (Some(served), Some(name)) => served.sockets.offers(name, number, served.netns.cookie()),
