@@ -1,6 +1,6 @@
 //! The operator's interface: types of the admin protocol on the Unix socket.
 //!
-//! HTTP/1.1 with JSON: `GET /v1/status`, `POST /v1/reload`, `POST /v1/enroll`.
+//! HTTP/1.1 with JSON: `GET /v1/status`, `POST /v1/reload`, `POST /v1/enroll`, `POST /v1/release`.
 
 pub mod client;
 mod guests;
@@ -46,6 +46,23 @@ pub struct Enrolled {
     pub fixed: Vec<PathBuf>,
     /// Files to mount over others, where these exist: roots to trust. Empty for other peers, who can't mount.
     pub over: Vec<(PathBuf, PathBuf)>,
+}
+
+/// Asks to let a workload go.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Release {
+    /// The workload's name.
+    pub workload: String,
+    /// Also while processes run in it.
+    pub running: bool,
+}
+
+/// The workload is managed no more.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Released {
+    /// Whether processes of it run on, which nothing holds any more.
+    pub running: bool,
 }
 
 /// What became of a reload.
@@ -106,6 +123,9 @@ pub struct Status {
     pub perimeter_repairs: u64,
     /// The workloads that are held.
     pub workloads: Vec<WorkloadStatus>,
+    /// Workloads whose last canary did not arrive.
+    #[serde(default)]
+    pub canaries: Vec<CanaryStatus>,
     /// What else is held.
     #[serde(default)]
     pub strangers: Vec<StrangerStatus>,
@@ -128,6 +148,15 @@ pub struct WorkloadStatus {
     pub connections: u64,
     /// Whether the policy has it. One that it has no more is held all the same, and may do nothing.
     pub in_policy: bool,
+}
+
+/// A connect from inside a workload that did not come to the agent as it must.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct CanaryStatus {
+    /// The workload.
+    pub workload: String,
+    /// What came of it.
+    pub finding: String,
 }
 
 /// A cgroup that an earlier run held, below another `cgroup_parent`: it stays held, and may do nothing.

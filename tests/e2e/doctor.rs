@@ -1,7 +1,7 @@
 //! What the doctor finds on a host where something is wrong, and that each finding names it.
 
 use anyhow::{Context, Result};
-use harness::{Output, World, require};
+use harness::{Bed, Output, World, require};
 use serde_json::Value;
 
 /// The check of this name in the doctor's JSON.
@@ -54,5 +54,67 @@ fn a_disk_that_is_almost_full_is_said_before_calls_are_refused() -> Result<()> {
     let output = world.callgate("doctor", &["--json"])?;
     let room = check(&output, "room for records")?;
     assert_eq!(room["status"], "warn", "{room}");
+    Ok(())
+}
+
+#[test]
+fn each_enabled_unit_is_looked_at_and_what_goes_past_the_agent_fails() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let bed = Bed::installed(World::new()?)?;
+    bed.policy("[[workload]]\nname = \"billing\"\nunits = [\"billing.service\"]\n")?;
+    bed.unit("billing.service", "[Service]\nUser=nobody\nExecStart=sleep 600\n")?;
+    let looked = |name: &str| -> Result<Value> { check(&bed.run(["callgate", "doctor", "--json"])?, name) };
+    assert_eq!(looked("units")?["found"], "none is enabled");
+    assert_eq!(looked("roots to trust")?["status"], "pass");
+
+    bed.systemctl(&["start", "billing"])?.ok()?;
+    bed.run(["callgate", "enable", "billing"])?.ok()?;
+    let old = looked("unit")?;
+    assert_eq!(old["status"], "fail", "{old}");
+    assert!(
+        old["found"]
+            .as_str()
+            .is_some_and(|found| found.contains("runs as it was before")),
+        "{old}"
+    );
+    assert_eq!(old["fix"], "systemctl restart billing.service");
+    bed.systemctl(&["restart", "billing"])?.ok()?;
+    let held = looked("unit")?;
+    assert_eq!(
+        (&held["status"], &held["found"]),
+        (
+            &"pass".into(),
+            &"billing.service is held as a part of billing".into()
+        )
+    );
+
+    // Somebody undoes what holds it.
+    bed.write(
+        "/etc/systemd/system/billing.service.d/90-own.conf",
+        "[Service]\nNoNewPrivileges=no\n",
+    )?;
+    bed.systemctl(&["daemon-reload"])?.ok()?;
+    let undone = looked("unit")?;
+    assert_eq!(undone["status"], "fail", "{undone}");
+    assert!(
+        undone["found"]
+            .as_str()
+            .is_some_and(|found| found.contains("90-own.conf")),
+        "{undone}"
+    );
+    bed.run(["rm", "/etc/systemd/system/billing.service.d/90-own.conf"])?
+        .ok()?;
+    bed.systemctl(&["daemon-reload"])?.ok()?;
+
+    // The policy forgets the workload: it is held, and may do nothing.
+    bed.policy("")?;
+    let forgotten = looked("unit")?;
+    assert_eq!(forgotten["status"], "warn", "{forgotten}");
+    assert!(
+        forgotten["found"]
+            .as_str()
+            .is_some_and(|found| found.contains("no workload billing")),
+        "{forgotten}"
+    );
     Ok(())
 }

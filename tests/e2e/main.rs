@@ -9,6 +9,8 @@ mod address;
 mod admin;
 /// One record for each call, whatever ends it, and who writes it.
 mod audit;
+/// A connect from inside each workload that proves its capture.
+mod canary;
 /// The kernel side alone: each way to connect is caught and attributed, or refused.
 #[cfg(test)]
 mod capture;
@@ -43,6 +45,8 @@ mod layout;
 /// Clients that call without a pause, for those who change the agent under them.
 #[cfg(test)]
 mod load;
+/// Workloads in other network namespaces than the agent's.
+mod netns;
 /// What the policy no longer names when the agent comes back.
 mod orphan;
 /// Kernel programs that root takes away: noticed, put back, on record.
@@ -68,6 +72,9 @@ mod revoke;
 mod runtimes;
 /// The harness itself: the sandbox is one, the upstream tells callers apart, nothing is left behind.
 mod sandbox;
+/// The agent's own unit file, as systemd's offline checks see it.
+#[cfg(test)]
+mod service;
 /// What an operator can get wrong at start and reload: said clearly, nothing left behind, nothing lost.
 mod startup;
 /// What never answers holds up its own workload alone.
@@ -76,5 +83,7 @@ mod stuck;
 mod tls;
 /// `tunnel` rules: TLS passed unread, within its limits and for as long as the policy allows it.
 mod tunnel;
+/// systemd services that are enabled as workloads, on a booted Debian.
+mod units;
 /// Connections to upstreams: what shares one, resumption, and certificates that prove nothing.
 mod upstream;

@@ -27,11 +27,19 @@ enum Way {
     Exec,
     /// By one of root for an ordinary user.
     ExecAs,
+    /// As a service, with nothing but `callgate enable`.
+    Unit,
 }
 
-const WAYS: &[Way] = &[Way::Exec];
+const WAYS: &[Way] = &[Way::Exec, Way::Unit];
 /// For those programs that need nothing but the network.
-const CALL_WAYS: &[Way] = &[Way::Exec, Way::ExecAs];
+const CALL_WAYS: &[Way] = &[Way::Exec, Way::ExecAs, Way::Unit];
+
+/// Runs what is at [`SCRIPT`].
+const SERVICE: &str = "client.service";
+const SCRIPT: &str = "/opt/clients/service.sh";
+const STDOUT: &str = "/opt/clients/service.out";
+const STDERR: &str = "/opt/clients/service.err";
 
 /// A host with the runtimes, the agent and a policy.
 struct Host(Bed);
@@ -46,6 +54,13 @@ impl Host {
         let bed = Bed::with_runtimes(world)?;
         bed.secret("api", TOKEN)?;
         bed.policy(&policy(hosts, rules))?;
+        let service = format!(
+            "[Unit]\nStartLimitIntervalSec=0\n[Service]\nType=oneshot\nEnvironment=HOME=/root\nExecStart=/bin/sh {SCRIPT}\nStandardOutput=truncate:{STDOUT}\nStandardError=truncate:{STDERR}\n"
+        );
+        bed.write(SCRIPT, "")?;
+        bed.unit(SERVICE, &service)?;
+        bed.run(["callgate", "enable", SERVICE, "--workload", "billing"])?
+            .ok()?;
         Ok(Self(bed))
     }
 
@@ -69,10 +84,23 @@ impl Host {
         let user: &[&str] = match way {
             Way::Exec => &[],
             Way::ExecAs => &["--user", "nobody"],
+            Way::Unit => return self.serve(script),
         };
         let exec = ["callgate", "exec", "--workload", "billing"];
         self.0
             .run([exec.as_slice(), user, &["--", "sh", "-c", script]].concat())
+    }
+
+    /// Runs it as the service.
+    fn serve(&self, script: &str) -> Result<Output> {
+        self.0.write(SCRIPT, script)?;
+        let started = self.0.systemctl(&["start", SERVICE])?;
+        let read = |path| fs::read_to_string(self.0.path(path)).unwrap_or_default();
+        Ok(Output {
+            status: started.status,
+            stdout: read(STDOUT),
+            stderr: read(STDERR) + &started.stderr,
+        })
     }
 
     /// Runs each script, in which `URL` stands for one of the API's own to that run, as a managed program in each way,
@@ -85,7 +113,7 @@ impl Host {
                 let path = format!("/v1/{number}/{way:?}");
                 let script = script.replace("URL", &format!("https://{API}{path}"));
                 let output = self.run(*way, &script)?;
-                if let Err(error) = self.called(&path, &output) {
+                if let Err(error) = self.called(*way, &path, &output) {
                     wrong.push(format!("{name} ({way:?}): {error:#}: {output:?}"));
                 }
             }
@@ -97,12 +125,13 @@ impl Host {
     }
 
     /// Whether a call to this path of the API came through with the credential, on record and in the API's own log.
-    fn called(&self, path: &str, output: &Output) -> Result<()> {
+    fn called(&self, way: Way, path: &str, output: &Output) -> Result<()> {
         if !output.status.success() || !output.stdout.contains("acme") {
             bail!("no answer");
         }
         self.0.expect_record(&[
             ("workload", "billing".into()),
+            ("unit", (way == Way::Unit).then_some(SERVICE).into()),
             ("authority", format!("{API}:443").into()),
             ("path", path.into()),
             ("outcome", "completed".into()),

@@ -24,6 +24,14 @@ const OLDEST_LIBC: (u32, u32) = (2, 36);
 const FILES: &[(&str, &str)] = &[
     ("agent/dist/debian", "debian"),
     ("agent/dist/callgate.service", "debian/callgate.service"),
+    (
+        "agent/dist/callgate-slice.conf",
+        "callgate-.slice.d/50-callgate.conf",
+    ),
+    (
+        "agent/dist/callgate-slice.conf",
+        "callgate.slice.d/50-callgate.conf",
+    ),
     ("agent/config/default.toml", "callgate.toml"),
     ("agent/dist/policy.example.toml", "policy.example.toml"),
     ("agent/dist/man", "man"),

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 use super::guests::{Guest, Guests};
-use super::{Enroll, Enrolled, Peer, Refused, Reloaded, Status};
+use super::{Enroll, Enrolled, Peer, Refused, Release, Released, Reloaded, Status};
 use crate::identity::WorkloadName;
 
 /// Longest request body, in bytes.
@@ -44,6 +44,15 @@ pub enum Request {
         workload: WorkloadName,
         /// Where the answer goes.
         reply: Reply<Result<Enrolled, String>>,
+    },
+    /// Let a workload go.
+    Release {
+        /// Which.
+        workload: WorkloadName,
+        /// Also while processes run in it.
+        running: bool,
+        /// Where the answer goes.
+        reply: Reply<Result<Released, String>>,
     },
 }
 
@@ -234,25 +243,23 @@ async fn answer(peer: Peer, request: hyper::Request<Incoming>, requests: &mpsc::
                 .map(|done| json(StatusCode::OK, &done)),
         ),
         (&Method::POST, "/v1/enroll") => enroll(peer, body, requests).await,
-        (_, "/v1/status" | "/v1/reload") => {
+        (&Method::POST, "/v1/release") if peer.uid == 0 => release(body, requests).await,
+        (_, "/v1/status" | "/v1/reload" | "/v1/release") => {
             refused(StatusCode::FORBIDDEN, "only root may ask this, with GET or POST")
         }
         _ => refused(
             StatusCode::NOT_FOUND,
-            "there is GET /v1/status, POST /v1/reload and POST /v1/enroll",
+            "there is GET /v1/status, POST /v1/reload, POST /v1/enroll and POST /v1/release",
         ),
     }
 }
 
 async fn enroll(peer: Peer, body: Incoming, requests: &mpsc::Sender<Request>) -> Answer {
-    let body = tokio::time::timeout(PATIENCE, Limited::new(body, MAX_BODY).collect()).await;
-    let Ok(Ok(body)) = body else {
-        return refused(
-            StatusCode::BAD_REQUEST,
-            "the request's body is too long or too slow, or broke off",
-        );
+    let body = match read(body).await {
+        Ok(body) => body,
+        Err(refused) => return refused,
     };
-    let workload = serde_json::from_slice::<Enroll>(&body.to_bytes())
+    let workload = serde_json::from_slice::<Enroll>(&body)
         .ok()
         .and_then(|asked| WorkloadName::parse(&asked.workload).ok());
     let Some(workload) = workload else {
@@ -271,6 +278,43 @@ async fn enroll(peer: Peer, body: Incoming, requests: &mpsc::Sender<Request>) ->
         Ok(enrolled) => json(StatusCode::OK, &enrolled),
         Err(why) => refused(StatusCode::FORBIDDEN, &why),
     }))
+}
+
+async fn release(body: Incoming, requests: &mpsc::Sender<Request>) -> Answer {
+    let body = match read(body).await {
+        Ok(body) => body,
+        Err(refused) => return refused,
+    };
+    let asked = serde_json::from_slice::<Release>(&body)
+        .ok()
+        .and_then(|asked| Some((WorkloadName::parse(&asked.workload).ok()?, asked.running)));
+    let Some((workload, running)) = asked else {
+        return refused(
+            StatusCode::BAD_REQUEST,
+            "the body must be {\"workload\": \"NAME\", \"running\": false}",
+        );
+    };
+    let asked = ask(requests, |reply| Request::Release {
+        workload,
+        running,
+        reply,
+    })
+    .await;
+    tell(asked.map(|result| match result {
+        Ok(released) => json(StatusCode::OK, &released),
+        Err(why) => refused(StatusCode::CONFLICT, &why),
+    }))
+}
+
+async fn read(body: Incoming) -> Result<Bytes, Answer> {
+    let read = tokio::time::timeout(PATIENCE, Limited::new(body, MAX_BODY).collect()).await;
+    match read {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(_)) | Err(_) => Err(refused(
+            StatusCode::BAD_REQUEST,
+            "the request's body is too long or too slow, or broke off",
+        )),
+    }
 }
 
 async fn ask<T>(requests: &mpsc::Sender<Request>, request: impl FnOnce(Reply<T>) -> Request) -> Option<T> {

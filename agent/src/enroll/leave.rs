@@ -15,14 +15,21 @@ use crate::identity::unit::EXEC_PREFIX;
 pub fn occupied(mount: &Mount, parent: &str) -> Result<Vec<WorkloadName>, Error> {
     let mut occupied = Vec::new();
     for (name, directory) in workloads(mount, parent)? {
-        // The kernel's own word: 1 if there is a process anywhere below.
-        let events = directory.join("cgroup.events");
-        let text = fs::read_to_string(&events).map_err(io_error("read", &events))?;
-        if text.lines().any(|line| line == "populated 1") {
+        if is_occupied(&directory)? {
             occupied.push(name);
         }
     }
     Ok(occupied)
+}
+
+/// The kernel's own word: 1 if there is a process anywhere below. In a cgroup that is gone there is none.
+pub(super) fn is_occupied(directory: &Path) -> Result<bool, Error> {
+    let events = directory.join("cgroup.events");
+    match fs::read_to_string(&events) {
+        Ok(text) => Ok(text.lines().any(|line| line == "populated 1")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(io_error("read", &events)(error)),
+    }
 }
 
 /// Removes the cgroups of all workloads below `parent` that no process is left in, and `parent` if none is left; gives

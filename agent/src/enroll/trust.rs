@@ -7,6 +7,7 @@ mod java;
 mod places;
 mod watch;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -148,6 +149,37 @@ pub fn directories(directory: &Path) -> Vec<(PathBuf, PathBuf)> {
         .into_iter()
         .map(|place| (places::copy_of(&place, directory), place));
     pairs.collect()
+}
+
+/// A bundle that the agent wrote, beside the host's roots as they are now.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Compared {
+    /// The host's roots.
+    pub host: usize,
+    /// Those of them that the bundle lacks.
+    pub lacking: usize,
+    /// What the bundle has beside them: the agent's root.
+    pub own: usize,
+}
+
+/// Compares the bundle in `directory` with the host's roots; `None` if there is no bundle.
+///
+/// # Errors
+/// If one of them can't be read.
+pub fn compare(directory: &Path) -> Result<Option<Compared>, TrustError> {
+    let path = directory.join(BUNDLE);
+    let bundle = match fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        read => read.map_err(io_error("read", &path))?,
+    };
+    let host = host_bundle()?;
+    let host: BTreeSet<&str> = certificates(&host).into_iter().collect();
+    let bundle: BTreeSet<&str> = certificates(&bundle).into_iter().collect();
+    Ok(Some(Compared {
+        host: host.len(),
+        lacking: host.difference(&bundle).count(),
+        own: bundle.difference(&host).count(),
+    }))
 }
 
 /// The variables that make runtimes read what is in `directory`.

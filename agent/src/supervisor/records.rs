@@ -19,7 +19,7 @@ use crate::audit::{Kind, Outcome, RequestId, Sink as _, file, inflight};
 use crate::channel::worker::StartDescriptors;
 use crate::config::Config;
 use crate::ebpf::WorkerFds;
-use crate::identity::Sha256;
+use crate::identity::{Sha256, WorkloadName};
 
 use super::left;
 
@@ -294,11 +294,24 @@ impl Records {
 
     /// Somebody opened the perimeter: that too is on record.
     pub(super) fn perimeter_broken(&mut self, what: &str) {
-        let mut record = blank(Kind::KernelRefusal, Caller::default());
+        self.finding(Caller::default(), "perimeter", what);
+    }
+
+    /// A connect from inside the workload did not come to the agent as it must.
+    pub(super) fn canary_failed(&mut self, workload: &WorkloadName, what: &str) {
+        let caller = Caller {
+            workload: Some(workload.clone()),
+            ..Caller::default()
+        };
+        self.finding(caller, "canary", what);
+    }
+
+    fn finding(&mut self, caller: Caller, kind: &'static str, what: &str) {
+        let mut record = blank(Kind::KernelRefusal, caller);
         record.outcome = Outcome::Failed;
         record.error = Some(record::Error {
             source: record::Source::Internal,
-            kind: "perimeter".into(),
+            kind: kind.into(),
             message: what.into(),
         });
         self.append(&record);

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use super::crew::Role;
 use super::{Error, FIRST_VALUES, Supervisor, credential, settle, unread};
-use crate::admin::Reloaded;
+use crate::admin::{Released, Reloaded};
 use crate::credential::source::{Keeper, Value};
+use crate::identity::WorkloadName;
 use crate::memory;
 use crate::policy::store::{self, Loaded};
 use crate::policy::{CredentialName, Diagnostic, Policy, Source};
@@ -72,6 +73,16 @@ impl Supervisor {
             .chain(without)
             .map(|line| format!("\nwarning: {line}"))
             .collect()
+    }
+
+    /// Lets go of one workload. What is in the policy would be held again at the next reload, so it can't be.
+    pub(super) fn release(&mut self, name: &WorkloadName, running: bool) -> Result<Released, String> {
+        let released = self.capture.release(name, running, &self.policy)?;
+        self.answers.set_workloads(&self.capture);
+        // The one that serves keeps its listeners to its end.
+        self.replace_worker();
+        tracing::warn!(workload = %name, running = released.running, "a workload was let go");
+        Ok(released)
     }
 
     async fn put_in_force(&mut self, policy: Arc<Policy>, sources: Vec<Source>) -> Result<(), Error> {

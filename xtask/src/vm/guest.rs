@@ -15,10 +15,12 @@ const INIT: &str = include_str!("init.sh");
 
 /// Real programs, those that the tests start and those that the harness is made of.
 const PROGRAMS: &[&str] = &[
-    "bash", "cat", "chmod", "cp", "curl", "cut", "dd", "dig", "echo", "env", "false", "getent", "grep",
-    "head", "id", "ip", "kill", "ln", "ls", "mkdir", "mount", "mv", "nginx", "nsenter", "openssl", "ps",
-    "python3", "readlink", "rm", "rmdir", "sed", "setpriv", "setsid", "sh", "sleep", "sort", "stat",
-    "strace", "tail", "timeout", "touch", "tr", "true", "umount", "unshare", "wc",
+    "bash", "cat", "chmod", "chown", "chrt", "comm", "cp", "curl", "cut", "date", "dd", "df", "dig",
+    "dirname", "echo", "env", "false", "find", "getent", "grep", "head", "id", "ionice", "ip", "kill", "ln",
+    "ls", "mkdir", "mkfifo", "mktemp", "mount", "mv", "nginx", "nice", "nsenter", "openssl", "pgrep",
+    "pkill", "prlimit", "ps", "python3", "readlink", "renice", "rm", "rmdir", "script", "sed", "seq",
+    "setpriv", "setsid", "sh", "sleep", "sort", "ss", "stat", "strace", "tail", "taskset", "tee", "timeout",
+    "tmux", "touch", "tr", "true", "truncate", "umount", "uname", "unshare", "wc", "xargs",
 ];
 
 /// Files that they read, where there are any.
@@ -31,6 +33,9 @@ const FILES: &[&str] = &[
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/ssl/openssl.cnf",
 ];
+
+/// The same, directories.
+const TREES: &[&str] = &["/etc/terminfo", "/usr/lib/terminfo"];
 
 /// Parts of Python's library that no test imports, by name of the directory.
 const NOT_NEEDED: &[&str] = &[
@@ -70,6 +75,9 @@ pub(crate) fn write(built: &Built, file: &Path) -> Result<()> {
         .copy(&find("busybox")?, Path::new("/usr/bin/busybox"))?;
     for name in FILES.iter().map(Path::new).filter(|file| file.is_file()) {
         guest.archive.copy(name, name)?;
+    }
+    for name in TREES.iter().map(Path::new).filter(|dir| dir.is_dir()) {
+        guest.archive.tree(name, name)?;
     }
     guest.python()?;
     for program in [&built.agent, &built.probe, &built.tests] {

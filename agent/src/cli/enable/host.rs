@@ -81,6 +81,15 @@ pub(super) fn user(unit: &str) -> anyhow::Result<String> {
     })
 }
 
+/// The unit, or the instances of a template, that run now, each with its cgroup.
+pub(super) fn running(unit: &str) -> anyhow::Result<Vec<(String, String)>> {
+    let pattern = unit.replace("@.", "@*.");
+    let shown = systemctl(["show", "--property", "Id,ControlGroup", "--", &pattern])?;
+    let blocks = shown.split("\n\n").map(|block| Facts::read(unit, block));
+    let placed = blocks.map(|facts| (facts.get("Id").to_owned(), facts.get("ControlGroup").to_owned()));
+    Ok(placed.filter(|(_, cgroup)| !cgroup.is_empty()).collect())
+}
+
 /// Why there is no such unit.
 pub(super) fn why_not_loaded(facts: &Facts) -> String {
     let (state, error) = (facts.get("LoadState"), facts.get("LoadError"));

@@ -1,0 +1,44 @@
+//! The agent's own unit file, as systemd's offline checks see it.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+/// In tenths, as `--threshold` takes it. What is left is what the agent is for; the unit file says so line by line.
+const MOST_EXPOSED: &str = "--threshold=37";
+
+const UNIT: &str = include_str!("../../agent/dist/callgate.service");
+
+/// Runs systemd-analyze on the unit, with a program that is there in the place of the agent's; gives success and output.
+fn analyze(args: &[&str]) -> Result<(bool, String)> {
+    let place = tempfile::tempdir()?;
+    let file = place.path().join("callgate.service");
+    // The check of the manual page starts man(1), which need not be there.
+    let without_manual = UNIT.replace("Documentation=man:callgate(8)\n", "");
+    fs::write(&file, without_manual.replace("/usr/bin/callgate", "/bin/true"))?;
+    let output = Command::new("systemd-analyze")
+        .args(args)
+        .arg(&file)
+        .output()
+        .context("systemd-analyze (package systemd)")?;
+    let said = [output.stdout, output.stderr].concat();
+    Ok((
+        output.status.success(),
+        String::from_utf8_lossy(&said).into_owned(),
+    ))
+}
+
+#[test]
+fn the_agents_unit_is_no_more_exposed_than_its_job_demands() -> Result<()> {
+    let (good, said) = analyze(&["security", "--offline=yes", "--no-pager", MOST_EXPOSED])?;
+    assert!(good, "{said}");
+    Ok(())
+}
+
+#[test]
+fn systemd_finds_nothing_wrong_with_the_agents_unit() -> Result<()> {
+    let (good, said) = analyze(&["verify"])?;
+    assert!(good && said.is_empty(), "{said}");
+    Ok(())
+}

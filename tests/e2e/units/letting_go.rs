@@ -1,0 +1,92 @@
+//! The way back: a unit that is disabled, and a workload that is let go.
+
+use super::*;
+
+const FILES: &str =
+    "cd /etc/systemd/system && find . -name 'billing*' -exec ls -ld {} + ; systemctl cat billing.service";
+
+#[test]
+fn a_disabled_unit_is_what_it_was_before() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let bed = host()?;
+    service(&bed, "billing.service", "User=nobody\n")?;
+    let before = bed.sh(FILES)?.ok()?;
+    enable(&bed, "billing")?;
+    started(&bed, "billing.service")?;
+    let said = bed.run(["callgate", "disable", "billing"])?.ok()?;
+    assert!(said.contains("systemctl try-restart billing.service"), "{said}");
+    assert_eq!(bed.sh(FILES)?.ok()?, before);
+    bed.systemctl(&["restart", "billing.service"])?.ok()?;
+    assert_eq!(bed.property("billing.service", "Slice")?, "system.slice");
+    // Nobody puts the token on for it now.
+    let journal = bed.journal("billing.service")?;
+    assert!(journal.contains("401"), "{journal}");
+    let again = bed.run(["callgate", "disable", "billing"])?;
+    assert_eq!(again.code(), Some(1), "{again:?}");
+    Ok(())
+}
+
+#[test]
+fn a_workload_is_let_go_when_the_policy_has_it_no_more_and_nobody_runs_in_it() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let bed = host()?;
+    bed.unit(
+        "billing.service",
+        "[Service]\nUser=nobody\nExecStart=/bin/sleep 1000\n",
+    )?;
+    enable(&bed, "billing")?;
+    bed.systemctl(&["start", "billing.service"])?.ok()?;
+    let refused = |reason: &str| -> Result<()> {
+        let done = bed.run(["callgate", "release", "billing"])?;
+        assert_eq!(done.code(), Some(1), "{done:?}");
+        assert!(done.stderr.contains(reason), "{done:?}");
+        assert!(bed.exists("/run/callgate/armed/billing")?);
+        Ok(())
+    };
+    refused("the policy still has the workload billing")?;
+    bed.policy("")?;
+    refused("processes run in billing")?;
+    bed.systemctl(&["stop", "billing.service"])?.ok()?;
+    let said = bed.run(["callgate", "release", "billing"])?.ok()?;
+    assert!(said.contains("billing.service"), "{said}");
+    let left = bed.sh(
+        "find /sys/fs/cgroup/callgate.slice /run/callgate/armed /sys/fs/bpf/callgate -name '*billing*'",
+    )?;
+    assert_eq!(left.stdout, "");
+    wait::until("systemd keeps no listener of it", wait::PATIENCE, || {
+        let kept = bed.property("callgate.service", "NFileDescriptorStore").ok()?;
+        (kept == "0").then_some(())
+    })?;
+    let start = bed.systemctl(&["start", "billing.service"])?;
+    assert!(
+        !start.status.success(),
+        "a unit of a workload that is not held started"
+    );
+    let unknown = bed.run(["callgate", "release", "billing"])?;
+    assert_eq!(unknown.code(), Some(1), "{unknown:?}");
+
+    // And back.
+    bed.policy(POLICY)?;
+    service(&bed, "billing-again.service", "User=nobody\n")?;
+    enable(&bed, "billing-again")?;
+    started(&bed, "billing-again.service")?;
+    was_called(&bed, "billing-again.service", "/v1/billing-again.service")
+}
+
+#[test]
+fn processes_of_a_workload_that_is_let_go_run_on_like_any_other_when_told() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let bed = host()?;
+    bed.unit(
+        "billing.service",
+        "[Service]\nUser=nobody\nExecStart=/bin/sleep 1000\n",
+    )?;
+    enable(&bed, "billing")?;
+    bed.systemctl(&["start", "billing.service"])?.ok()?;
+    bed.policy("")?;
+    let said = bed.run(["callgate", "release", "--running", "billing"])?.ok()?;
+    assert!(said.contains("run on"), "{said}");
+    assert_eq!(bed.property("billing.service", "ActiveState")?, "active");
+    assert!(!bed.exists("/run/callgate/armed/billing")?);
+    Ok(())
+}
