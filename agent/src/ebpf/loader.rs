@@ -139,6 +139,8 @@ impl Programs {
             pins.hold_links(*cgroup, WORKLOAD);
             workload::add_counts(&mut ebpf, *number)?;
         }
+        let known = armed.iter().map(|(cgroup, _)| *cgroup).chain([guard, agent]);
+        pins.hold_former(&known.collect())?;
         workload::share_out(&mut ebpf, &numbers(&armed), options.max_flows)?;
         let events = Some(take_events(&mut ebpf)?);
         let faults = Faults::of(&mut ebpf)?;

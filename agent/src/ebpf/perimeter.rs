@@ -25,7 +25,9 @@ impl Programs {
         let links = cgroups
             .into_iter()
             .flat_map(|cgroup| self.pins.broken(cgroup, self.entries(cgroup)));
-        links.chain(self.pins.unpinned_maps())
+        links
+            .chain(self.pins.unpinned_former())
+            .chain(self.pins.unpinned_maps())
     }
 
     /// Attaches and pins again what [`Programs::broken`] names; a BPF file system that was unmounted is mounted.
@@ -35,6 +37,7 @@ impl Programs {
     pub fn repair(&mut self) -> Result<(), Error> {
         self.pins.make_directories()?;
         self.pins.pin_maps()?;
+        self.pins.pin_former()?;
         let (guard, agent) = (self.guard, self.agent);
         for (cgroup, directory) in &self.directories {
             let entries = entries(*cgroup, guard, agent);

@@ -68,6 +68,8 @@ pub(super) const AGENT: &[Entry] = &[
 pub(super) struct Pins {
     dir: PathBuf,
     links: BTreeMap<(u64, &'static str), OwnedFd>,
+    /// On cgroups of agents before this one: sockets that were made there run their programs for as long as they live.
+    former: BTreeMap<(u64, &'static str), OwnedFd>,
     maps: Vec<(&'static str, OwnedFd)>,
 }
 
@@ -98,6 +100,7 @@ impl Pins {
         let pins = Self {
             dir: dir.to_owned(),
             links: BTreeMap::new(),
+            former: BTreeMap::new(),
             maps: Vec::new(),
         };
         pins.make_directories()?;
@@ -183,6 +186,50 @@ impl Pins {
             }
         }
         Ok(programs)
+    }
+
+    /// Takes hold of the links on cgroups of former agents: on all that have some and are none of `known`.
+    pub(super) fn hold_former(&mut self, known: &BTreeSet<u64>) -> Result<(), Error> {
+        for dir in children(&self.links())? {
+            let name = dir.file_name().and_then(|name| name.to_str());
+            let id = name.and_then(|name| name.strip_prefix("cgroup-")?.parse().ok());
+            let Some(id) = id.filter(|id| !known.contains(id)) else {
+                continue;
+            };
+            for entry in AGENT {
+                if let Ok(Some(link)) = attached_at(&dir.join(entry.program), id) {
+                    self.former.insert((id, entry.program), link);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Which of those are not pinned any more. One is gone when its cgroup's last socket is.
+    pub(super) fn unpinned_former(&self) -> impl Iterator<Item = &'static str> {
+        let unpinned = |((id, program), link): &(&(u64, &'static str), &OwnedFd)| {
+            is_attached(link, *id) && !is_pinned(link, &self.links_of(*id).join(program))
+        };
+        self.former
+            .iter()
+            .filter(unpinned)
+            .map(|((_, program), _)| *program)
+    }
+
+    /// Pins them again.
+    pub(super) fn pin_former(&self) -> Result<(), Error> {
+        for ((id, program), link) in &self.former {
+            if is_attached(link, *id) {
+                let dir = self.links_of(*id);
+                make_dir(&dir)?;
+                pin(link, &dir.join(program)).map_err(|source| Error::Link {
+                    action: "pin",
+                    program,
+                    source,
+                })?;
+            }
+        }
+        Ok(())
     }
 
     /// The cgroups that links are held of.
