@@ -123,6 +123,9 @@ pub struct Status {
     pub perimeter_repairs: u64,
     /// The workloads that are held.
     pub workloads: Vec<WorkloadStatus>,
+    /// Workloads whose last canary did not arrive.
+    #[serde(default)]
+    pub canaries: Vec<CanaryStatus>,
     /// What else is held.
     #[serde(default)]
     pub strangers: Vec<StrangerStatus>,
@@ -145,6 +148,15 @@ pub struct WorkloadStatus {
     pub connections: u64,
     /// Whether the policy has it. One that it has no more is held all the same, and may do nothing.
     pub in_policy: bool,
+}
+
+/// A connect from inside a workload that did not come to the agent as it must.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct CanaryStatus {
+    /// The workload.
+    pub workload: String,
+    /// What came of it.
+    pub finding: String,
 }
 
 /// A cgroup that an earlier run held, below another `cgroup_parent`: it stays held, and may do nothing.

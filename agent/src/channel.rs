@@ -9,7 +9,7 @@ pub mod frame;
 pub mod supervisor;
 pub mod worker;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,10 @@ use crate::identity::{Executable, Identity, WorkloadName};
 pub use crate::tls::ca::Intermediate;
 
 pub use frame::FrameError;
+
+/// Where canaries dial: a loopback address that nobody uses, at a port that every workload may dial. Nothing that is
+/// sent there can leave the host.
+pub const CANARY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 67, 65, 78)), 53);
 
 /// Largest frame to the worker, in bytes: a policy of many megabytes fits.
 pub const MAX_TO_WORKER: usize = 64 << 20;
@@ -50,10 +54,12 @@ pub enum ToWorker {
     Listener(ListenerInfo),
     /// Answer this workload's questions about names. Descriptor: the UDP socket.
     Names(ListenerInfo),
-    /// Accept no more for this workload, close its connections.
+    /// Accept no more for this workload in this network namespace, and let go of all sockets there: it is no more.
     Unlisten {
         /// Whose listeners to drop.
         workload: WorkloadName,
+        /// The namespace's cookie.
+        netns: u64,
     },
     /// A host's intermediate CA, asked for or pushed ahead.
     Intermediate {
@@ -75,6 +81,13 @@ pub enum ToWorker {
         request: u64,
         /// What the caller runs now.
         result: Result<Executable, Refusal>,
+    },
+    /// Answer to [`ToSupervisor::Socket`]. Descriptor, if it is no refusal: the socket, non-blocking.
+    Socket {
+        /// The request's number.
+        request: u64,
+        /// Whether there is one.
+        result: Result<(), Refusal>,
     },
     /// Write records here from now on. Descriptor: the new audit file.
     AuditFile,
@@ -135,10 +148,24 @@ pub enum ToSupervisor {
         /// Whether the executable's SHA-256 is needed.
         digest: bool,
     },
+    /// Make a TCP socket in the network namespace that this origin tells of.
+    Socket {
+        /// Repeated in the answer.
+        request: u64,
+        /// The kernel's record.
+        origin: Vec<u8>,
+        /// For IPv6.
+        v6: bool,
+    },
     /// Sign an intermediate for this host.
     Intermediate {
         /// The name, re-parsed by the type on arrival.
         host: HostName,
+    },
+    /// A connection to [`CANARY`] came in.
+    Canary {
+        /// The kernel's record.
+        origin: Vec<u8>,
     },
     /// Answer to [`ToWorker::Status`].
     Status {
@@ -175,6 +202,8 @@ pub struct Start {
     pub query_values: bool,
     /// Calls that one workload may have under way.
     pub slots_per_workload: u32,
+    /// Cookie of the agent's own network namespace.
+    pub netns: u64,
 }
 
 /// The limits of DESIGN.md section 6; times in milliseconds, sizes in bytes.
@@ -252,6 +281,8 @@ pub struct ListenerInfo {
     pub number: u32,
     /// The bound address.
     pub addr: SocketAddr,
+    /// Cookie of the network namespace that it is bound in.
+    pub netns: u64,
 }
 
 /// What became of a credential.

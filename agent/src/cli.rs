@@ -8,6 +8,7 @@
 //! | 3 | the environment lacks something |
 
 pub mod audit;
+pub mod canary;
 pub mod check;
 pub mod doctor;
 pub mod enable;
@@ -111,6 +112,9 @@ enum Command {
     /// The unprivileged half; started by `run`
     #[command(hide = true)]
     Worker(worker::Args),
+    /// One connect from inside a workload; started by `run`
+    #[command(hide = true)]
+    Canary(worker::Args),
 }
 
 /// The command line, for man pages and shell completions.
@@ -178,6 +182,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             doctor::run(args, &config, doctor::kernel_checks())
         }
         Command::Worker(args) => worker::run(&args),
+        Command::Canary(args) => canary::run(args),
     }
 }
 

@@ -41,6 +41,8 @@ pub struct Config {
     pub worker_user: String,
     /// Data threads; 0 is one for each core ([`Config::thread_count`]).
     pub threads: usize,
+    /// How often a connect from inside each workload proves that it is captured.
+    pub canary_interval: Duration,
     /// The least severe level that is logged.
     pub log_level: LogLevel,
     /// DNS servers; empty for those in /etc/resolv.conf.
@@ -223,6 +225,7 @@ impl Default for Config {
             cgroup_parent: "callgate.slice".to_owned(),
             worker_user: "callgate".to_owned(),
             threads: 0,
+            canary_interval: Duration::from_secs(60),
             log_level: LogLevel::Info,
             resolvers: Vec::new(),
             upstream_ca: Vec::new(),

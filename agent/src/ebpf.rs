@@ -14,8 +14,10 @@ pub mod events;
 mod faults;
 pub mod features;
 pub mod foreign;
+mod listeners;
 pub mod loader;
 pub mod maps;
+pub mod netns;
 mod object;
 pub mod others;
 mod perimeter;
@@ -34,6 +36,7 @@ pub use features::Feature;
 pub use foreign::Marks;
 pub use loader::{LoadOptions, Programs, WorkerFds};
 pub use maps::{Liveness, Origins};
+pub use netns::Netns;
 pub use others::{Other, others};
 pub use pins::remove_pins;
 pub use workload::{Direct, Transport, WorkloadPlan};
@@ -110,7 +113,7 @@ pub enum Error {
         source: io::Error,
     },
     /// Pins of another version lie there.
-    #[error("{} holds pins of version {found}, this agent has version {ours}: stop the workloads and remove the directory, or run the agent that made it", path.display())]
+    #[error("{} holds pins of version {found}, this agent has version {ours}: stop the workloads and let go of them with `callgate release --all`, or run the agent that made them; until then nothing of a workload goes out", path.display())]
     Version {
         /// The pin directory.
         path: PathBuf,

@@ -314,6 +314,28 @@ impl Workloads {
         }
     }
 
+    /// The file by which a process that holds it enters a cgroup of its own in the workload, for as long as the cgroup
+    /// is not swept away.
+    ///
+    /// # Errors
+    /// If the cgroup can't be made.
+    pub fn room(&self, name: &WorkloadName, id: &str) -> Result<fs::File, Error> {
+        let directory = self
+            .mount
+            .file(&format!("{}/{EXEC_PREFIX}{id}", self.get(name)?.path()));
+        match fs::DirBuilder::new().mode(0o755).create(&directory) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(io_error("make", &directory)(error));
+            }
+            _ => {}
+        }
+        let procs = directory.join("cgroup.procs");
+        fs::File::options()
+            .write(true)
+            .open(&procs)
+            .map_err(io_error("open", &procs))
+    }
+
     /// Removes the exec cgroups of a workload that no process is left in.
     ///
     /// # Errors

@@ -80,6 +80,8 @@ pub struct Shared {
     pub limits: Limits,
     /// How many data threads there are.
     pub threads: usize,
+    /// Cookie of the agent's own network namespace.
+    pub netns: u64,
     /// The agent's memory is short: no new connections.
     pub memory_short: AtomicBool,
     /// Connections refused before it is known who makes them, at [`REFUSALS`] for each workload's listeners: each of
@@ -164,6 +166,11 @@ impl DataThread {
     /// Lets go of upstream connections that have been idle for too long.
     pub fn sweep(&self) {
         self.pool.sweep();
+    }
+
+    /// Lets go of the upstream connections that are kept for the workload in this network namespace: they would keep it alive.
+    pub fn forget(&self, workload: &WorkloadName, netns: u64) {
+        self.pool.forget(workload, netns);
     }
 
     /// Lets client connections end: each answer says that it is the last, streams that come after are turned away.

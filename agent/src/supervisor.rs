@@ -6,9 +6,11 @@
 //! the listeners, the next agent need not wait for that ([`departure`]).
 
 pub mod answers;
+pub mod canary;
 pub mod capture;
 mod crew;
 mod departure;
+mod error;
 mod foreign;
 pub mod ground;
 mod headroom;
@@ -24,7 +26,7 @@ pub mod uninstall;
 pub mod view;
 pub mod worker_process;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -37,17 +39,19 @@ use crate::config::{Config, QueryValues};
 use crate::credential::source::{Keeper, Update, Value};
 use crate::dns::resolver::Settings as Names;
 use crate::enroll::trust::{self, Trust};
-use crate::identity::WorkloadName;
 use crate::memory;
 use crate::policy::store::{self, Loaded};
-use crate::policy::{CredentialName, Diagnostic, Policy, Source};
+use crate::policy::{CredentialName, Policy, Source};
 use crate::systemd;
 use crate::tls;
 
 use answers::Answers;
-use capture::Capture;
-use crew::{Crew, Drain};
+use canary::Canaries;
+use capture::{Capture, Change};
+use crew::{Crew, Drain, Role};
 use departure::Baton;
+pub use error::Error;
+use error::io;
 use headroom::Headroom;
 use kernel_log::KernelLog;
 use records::Records;
@@ -75,89 +79,6 @@ const TICK: Duration = Duration::from_millis(500);
 /// How often the kernel's refusals are read.
 const EVENTS: Duration = Duration::from_millis(50);
 
-/// Why the agent does not run.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The policy has errors; they are printed by whoever asked.
-    #[error("the policy has {} errors; `callgate check` shows them", .0.len())]
-    Policy(Vec<Diagnostic>),
-    /// Something that the agent needs is not granted.
-    #[error("callgate lacks {missing}; run it as root, or as callgate.service")]
-    Rights {
-        /// The capabilities and their purposes.
-        missing: String,
-    },
-    /// The admin socket.
-    #[error(transparent)]
-    Admin(#[from] crate::admin::server::BindError),
-    /// Another agent runs here.
-    #[error("another agent holds {path}; stop it first")]
-    Locked {
-        /// The lock file.
-        path: PathBuf,
-    },
-    /// Workloads that were to be let go are in use.
-    #[error(
-        "processes run in {}; stop them, or let them go as they are (`--running`)",
-        list(workloads)
-    )]
-    Occupied {
-        /// Which.
-        workloads: Vec<WorkloadName>,
-    },
-    /// The worker's user does not exist.
-    #[error("there is no user {name:?} for the worker; create it, or set `worker_user`")]
-    NoUser {
-        /// The name.
-        name: String,
-    },
-    /// The kernel side.
-    #[error(transparent)]
-    Kernel(#[from] crate::ebpf::Error),
-    /// Cgroups.
-    #[error(transparent)]
-    Enroll(#[from] crate::enroll::Error),
-    /// Certificates.
-    #[error(transparent)]
-    Tls(#[from] tls::Error),
-    /// The trust bundle.
-    #[error(transparent)]
-    Trust(#[from] trust::TrustError),
-    /// Names.
-    #[error(transparent)]
-    Names(#[from] crate::dns::Error),
-    /// Records.
-    #[error(transparent)]
-    Records(#[from] records::Error),
-    /// The worker.
-    #[error(transparent)]
-    Worker(#[from] worker_process::Error),
-    /// A worker that takes no messages.
-    #[error(transparent)]
-    Gone(#[from] channel::supervisor::WorkerGone),
-    /// The worker did not begin to serve.
-    #[error("the worker does not serve: {why}")]
-    NotServing {
-        /// What happened.
-        why: String,
-    },
-    /// The system refused.
-    #[error("can't {what} {path}: {source}")]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// The system's reason.
-        source: std::io::Error,
-    },
-}
-
-fn io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
-    let path = path.to_path_buf();
-    move |source| Error::Io { what, path, source }
-}
-
 /// Runs the agent until it is told to stop.
 ///
 /// # Errors
@@ -183,6 +104,7 @@ struct Supervisor {
     reload_error: Option<String>,
     keepers: Vec<Keeper>,
     capture: Capture,
+    canaries: Canaries,
     headroom: Headroom,
     records: Records,
     kernel_log: KernelLog,
@@ -216,7 +138,9 @@ impl Supervisor {
         let headroom = Headroom::of_self(capture.mount(), config.limits.memory_percent);
         let answers = Answers::new(&capture, Arc::new(root));
         let (server, admin) = socket.serve(capture.parent());
+        let canaries = Canaries::new(config.canary_interval, user);
         let mut supervisor = Self {
+            canaries,
             config,
             user,
             roots,
@@ -262,6 +186,7 @@ impl Supervisor {
             hosts: names.hosts,
             query_values: self.config.audit.query_values == QueryValues::Plain,
             slots_per_workload: self.config.limits.calls,
+            netns: self.capture.home(),
         })
     }
 
@@ -310,9 +235,11 @@ impl Supervisor {
         }
         self.follow_roots();
         self.capture.look_after(&mut self.records);
+        self.look_after_canaries();
         if let Err(error) = self.records.settle() {
             tracing::error!(%error, "calls of a worker that ended can't be recorded");
         }
+        self.records.end_overdue();
         match self.records.rotate() {
             Ok(true) => self
                 .crew
@@ -355,11 +282,33 @@ impl Supervisor {
 
     fn read_events(&mut self, last: bool) {
         let reports = self.capture.reports(last);
+        self.keep_spaces();
         self.kernel_log.tell(&reports, Instant::now());
         self.kernel_log.tell_faults(self.capture.faults(), Instant::now());
         let in_force = (self.policy.as_ref(), self.generation);
         self.records
             .kernel(&reports, &self.capture, in_force, &self.answers, last);
+    }
+
+    /// Workers serve in each network namespace that workloads are in, and hold nothing in those that they have left.
+    fn keep_spaces(&mut self) {
+        for change in self.capture.keep_spaces() {
+            self.crew.tell(|worker, role| {
+                match &change {
+                    Change::Opened { .. } if role == Role::Leaving => {}
+                    Change::Opened { number, inode } => {
+                        for offer in self.capture.listeners_in(*number, *inode)? {
+                            offer.to(worker)?;
+                        }
+                    }
+                    Change::Closed { workload, netns } => worker.send(ToWorker::Unlisten {
+                        workload: workload.clone(),
+                        netns: *netns,
+                    })?,
+                }
+                Ok(())
+            });
+        }
     }
 
     async fn answer(&mut self, request: Request) {
@@ -408,14 +357,6 @@ impl Supervisor {
 
 fn on(kind: SignalKind) -> Result<Signal, Error> {
     signal(kind).map_err(io("catch", Path::new("signals")))
-}
-
-fn list(workloads: &[WorkloadName]) -> String {
-    workloads
-        .iter()
-        .map(WorkloadName::as_str)
-        .collect::<Vec<_>>()
-        .join(", ")
 }
 
 fn unprivileged(name: &str) -> Result<Unprivileged, Error> {

@@ -133,6 +133,16 @@ struct Worker {
 struct Listening {
     quota: Quota,
     stop: CancellationToken,
+    /// The same for the listeners in one network namespace.
+    inside: HashMap<u64, CancellationToken>,
+}
+
+impl Listening {
+    fn stop_in(&mut self, netns: u64) -> &CancellationToken {
+        self.inside
+            .entry(netns)
+            .or_insert_with(|| self.stop.child_token())
+    }
 }
 
 impl Worker {
@@ -173,6 +183,7 @@ impl Worker {
             questions: questions::Questions::default(),
             limits: Limits::from(start.limits.clone()),
             threads: usize::from(start.threads.max(1)),
+            netns: start.netns,
             memory_short: AtomicBool::new(false),
             refusals: Budgets::new(proxy::REFUSALS),
         });
@@ -200,11 +211,7 @@ impl Worker {
             Event::Listener(..) | Event::Names(..) if self.draining => {}
             Event::Listener(info, socket) => self.listen(info, socket)?,
             Event::Names(info, socket) => self.answer_names(info, socket)?,
-            Event::Unlisten { workload } => {
-                if let Some(listening) = self.listeners.remove(&workload) {
-                    listening.stop.cancel();
-                }
-            }
+            Event::Unlisten { workload, netns } => self.unlisten(&workload, netns),
             Event::Intermediate { intermediate, .. } => {
                 self.shared
                     .leaves
@@ -288,8 +295,9 @@ impl Worker {
 
     fn listen(&mut self, info: ListenerInfo, socket: std::net::TcpListener) -> Result<(), Error> {
         let socket = tokio::net::TcpListener::from_std(socket)?;
-        let Listening { quota, stop } = self.listening(&info.workload);
-        let (quota, stop) = (quota.clone(), stop.clone().cancelled_owned());
+        let listening = self.listening(&info.workload);
+        let (quota, stop) = (listening.quota.clone(), listening.stop_in(info.netns).clone());
+        let stop = stop.cancelled_owned();
         let (audit, workload) = (self.shared.audit.clone(), Some(info.workload.clone()));
         let flood = move || audit.count_refused(&workload, DenialReason::Limit);
         let hand_out = self.threads.hand_out(info.workload);
@@ -297,7 +305,16 @@ impl Worker {
         Ok(())
     }
 
-    fn listening(&mut self, workload: &WorkloadName) -> &Listening {
+    fn unlisten(&mut self, workload: &WorkloadName, netns: u64) {
+        if let Some(listening) = self.listeners.get_mut(workload)
+            && let Some(stop) = listening.inside.remove(&netns)
+        {
+            stop.cancel();
+        }
+        self.threads.forget(workload, netns);
+    }
+
+    fn listening(&mut self, workload: &WorkloadName) -> &mut Listening {
         let limits = &self.shared.limits;
         let quota = || Quota::new(limits.connections(), limits.buffers());
         self.listeners
@@ -305,12 +322,13 @@ impl Worker {
             .or_insert_with(|| Listening {
                 quota: quota(),
                 stop: CancellationToken::new(),
+                inside: HashMap::new(),
             })
     }
 
     fn answer_names(&mut self, info: ListenerInfo, socket: std::net::UdpSocket) -> Result<(), Error> {
         let socket = tokio::net::UdpSocket::from_std(socket)?;
-        let stop = self.listening(&info.workload).stop.clone();
+        let stop = self.listening(&info.workload).stop_in(info.netns).clone();
         let (shared, resolver) = (Arc::clone(&self.shared), self.resolver.clone());
         let serving = questions::datagrams(shared, info.workload, socket, resolver);
         // Answers under way go out all the same: each is a task of its own.

@@ -9,6 +9,7 @@ mod kernel;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use harness::launch::wait_for;
@@ -39,10 +40,11 @@ pub(crate) fn start() -> Result<World> {
 /// The status that a managed curl gets for `path`, 0 for none.
 pub(crate) fn call(world: &World, path: &str) -> Result<u16> {
     let url = format!("https://{API}{path}");
+    let limit = wait::scaled(Duration::from_secs(5)).as_secs().to_string();
     let reply =
         world
             .workload("billing")?
-            .run(["curl", "-sS", "-o", "/dev/null", "-w", CODE, "-m", "5", &url])?;
+            .run(["curl", "-sS", "-o", "/dev/null", "-w", CODE, "-m", &limit, &url])?;
     Ok(status(&reply))
 }
 

@@ -94,20 +94,40 @@ fn a_purge_leaves_the_host_as_it_was() -> Result<()> {
     let mut world = World::new()?;
     world.upstream(Upstream::new("api.example.test").bearer("s3cret", "acme"))?;
     let bed = Bed::boot(world)?;
+    bed.unit(
+        "billing.service",
+        "[Service]\nType=oneshot\nRemainAfterExit=yes\nUser=nobody\nExecStart=curl -sS https://api.example.test/v1/charges\nExecStart=sh -c 'sleep 600 &'\n",
+    )?;
     let before = bed.sh(HOST)?.ok()?;
     bed.install(&bed::package()?)?;
     bed.secret("api", "s3cret")?;
     bed.policy(POLICY)?;
+    bed.run(["callgate", "enable", "--workload", "billing", "billing"])?
+        .ok()?;
+    bed.systemctl(&["start", "billing"])?.ok()?;
+    assert_record!(bed, "unit" = "billing.service", "status" = 200);
     let during = bed.sh(HOST)?.ok()?;
     for made in [
         "/usr/bin/callgate",
         "callgate-billing.slice",
         "/sys/fs/bpf/callgate/links",
         "\ncallgate:",
+        "billing.service.d/50-callgate.conf",
     ] {
         assert!(during.contains(made), "{made} is not there");
     }
-    bed.run(["dpkg", "--purge", "callgate"])?.ok()?;
+    let purged = bed.run(["dpkg", "--purge", "callgate"])?.ok()?;
+    for told in [
+        "billing.service is managed no more",
+        "billing: its processes run on",
+    ] {
+        assert!(purged.contains(told), "{purged}");
+    }
+    // As it would run without us.
+    bed.systemctl(&["restart", "billing"])?.ok()?;
+    assert_eq!(bed.property("billing.service", "Slice")?, "system.slice");
+    // systemd keeps a slice that a unit was in; without us it is one like any other.
+    bed.systemctl(&["stop", "billing", "callgate.slice"])?.ok()?;
     let after = bed.sh(HOST)?.ok()?;
     assert_eq!(difference(&before, &after), Vec::<String>::new());
     // Who was a managed process is nobody's now.

@@ -9,6 +9,8 @@ mod address;
 mod admin;
 /// One record for each call, whatever ends it, and who writes it.
 mod audit;
+/// A connect from inside each workload that proves its capture.
+mod canary;
 /// The kernel side alone: each way to connect is caught and attributed, or refused.
 #[cfg(test)]
 mod capture;
@@ -43,6 +45,8 @@ mod layout;
 /// Clients that call without a pause, for those who change the agent under them.
 #[cfg(test)]
 mod load;
+/// Workloads in other network namespaces than the agent's.
+mod netns;
 /// What the policy no longer names when the agent comes back.
 mod orphan;
 /// Kernel programs that root takes away: noticed, put back, on record.

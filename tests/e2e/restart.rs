@@ -10,7 +10,9 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use harness::launch::wait_for;
+use callgate_common::abi;
+use callgate_common::names::{ABI_SLOT, LIVENESS};
+use harness::launch::{Place, wait_for};
 use harness::{World, assert_record, require, wait};
 use serde_json::{Value, json};
 
@@ -180,8 +182,12 @@ fn a_connection_that_is_made_while_no_agent_runs_is_served_by_the_next() -> Resu
     world.start_agent()?;
     assert!(wait_for(&mut client, wait::PATIENCE)?.success());
     assert_record!(world, "path" = "/waited", "outcome" = "completed");
-    wait::until("the old worker's end", wait::PATIENCE, || {
-        (!Path::new(&format!("/proc/{old}")).exists()).then_some(())
+    is_gone(old)
+}
+
+fn is_gone(worker: u32) -> Result<()> {
+    wait::until("the worker's end", wait::PATIENCE, || {
+        (!Path::new(&format!("/proc/{worker}")).exists()).then_some(())
     })
 }
 
@@ -197,7 +203,7 @@ fn a_policy_that_changed_while_the_agent_was_down_ends_the_calls_that_the_old_on
     world.start_agent()?;
     let ended = wait_for(&mut client, wait::PATIENCE)?;
     assert!(!ended.success(), "{ended}");
-    assert!(!Path::new(&format!("/proc/{old}")).exists());
+    is_gone(old)?;
     assert_eq!(call(&world, "/after")?, 200);
     let record = assert_record!(world, "path" = "/slow");
     assert_eq!(record.text("outcome"), "aborted");
@@ -228,9 +234,7 @@ fn an_agent_that_is_stopped_for_good_gives_its_ports_back_and_refuses() -> Resul
     let (port, old) = (world.keeper()?.port(LISTENER)?, worker(&world)?);
     world.stop_agent()?;
     world.keeper()?.release();
-    wait::until("the worker's end", wait::PATIENCE, || {
-        (!Path::new(&format!("/proc/{old}")).exists()).then_some(())
-    })?;
+    is_gone(old)?;
     drop(TcpListener::bind((Ipv4Addr::LOCALHOST, port))?);
     world.start_agent()?;
     assert_eq!(call(&world, "/after")?, 200);
@@ -253,5 +257,56 @@ fn sockets_that_are_not_what_they_are_called_are_closed() -> Result<()> {
     assert_eq!(world.keeper()?.names(), parts);
     drop(TcpListener::bind((Ipv4Addr::LOCALHOST, port))?);
     assert_eq!(call(&world, "/after")?, 200);
+    Ok(())
+}
+
+/// Writes the version that the pins are said to be of.
+fn set_version(world: &World, version: u8) -> Result<()> {
+    let pin = world.dir().join("bpf/maps").join(LIVENESS);
+    let mut command = Command::new("bpftool");
+    command.args(["map", "update", "pinned"]).arg(pin);
+    command.args([
+        "key",
+        &ABI_SLOT.to_string(),
+        "0",
+        "0",
+        "0",
+        "value",
+        &version.to_string(),
+    ]);
+    ensure!(command.args(["0"; 7]).status()?.success(), "bpftool");
+    Ok(())
+}
+
+#[test]
+fn a_binary_that_can_not_take_over_what_is_pinned_says_so_and_opens_nothing() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let mut world = start()?;
+    let port = world.keeper()?.port(LISTENER)?;
+    let inside = world.cgroup().join("workloads/callgate-billing.slice/service");
+    fs::create_dir(&inside)?;
+    let call = || {
+        let url = format!("https://{API}/meanwhile");
+        Place::in_cgroup(&inside).run(["curl", "-sSk", "-m", "1", "-o", "/dev/null", &url])
+    };
+    world.stop_agent()?;
+    set_version(&world, 99)?;
+    let refused = format!(
+        "{:#}",
+        world.start_agent().expect_err("it can't know this version")
+    );
+    assert!(refused.contains("pins of version 99"), "{refused}");
+    assert_ne!(call()?.code(), Some(0));
+    assert!(
+        world
+            .server(API)?
+            .log()?
+            .iter()
+            .all(|line| line.uri != "/meanwhile")
+    );
+    set_version(&world, u8::try_from(abi::VERSION)?)?;
+    world.start_agent()?;
+    assert_eq!(world.keeper()?.port(LISTENER)?, port);
+    assert_eq!(crate::audit::call(&world, "/after")?, 200);
     Ok(())
 }

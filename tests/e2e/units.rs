@@ -1,6 +1,7 @@
 //! systemd services that are enabled as workloads, on a booted Debian.
 
 mod boot;
+mod confined;
 mod kinds;
 mod letting_go;
 mod trust;
@@ -40,7 +41,7 @@ fn host() -> Result<Bed> {
 
 /// Calls the API with nothing set, and keeps what came of it in a file.
 fn call(path: &str) -> String {
-    format!("/usr/bin/curl -sS --max-time 20 -o /dev/null -w %%{{http_code}}\\n https://{API}{path}")
+    format!("/usr/bin/curl -sS --max-time 20 -o /dev/null -w %%{{http_code}} https://{API}{path}")
 }
 
 /// A service that calls the API once at its start; `more` are settings of its own.
@@ -100,7 +101,9 @@ fn a_unit_is_captured_from_its_first_instruction_and_at_each_restart() -> Result
     assert_ne!(first, second);
     wait::until("a record of the second run", wait::PATIENCE, || {
         let records = bed.records().ok()?;
-        let of_second = records.iter().filter(|one| one.text("invocation") == second);
+        let of_second = records
+            .iter()
+            .filter(|one| one.text("kind") == "call" && one.text("invocation") == second);
         (of_second.count() == 3).then_some(())
     })
     .with_context(|| format!("{second}: {:?}", bed.records()))?;

@@ -33,6 +33,20 @@ pub struct Sandbox {
     hosts: String,
     mounts: Vec<PathBuf>,
     outside: PathBuf,
+    rooms: u8,
+}
+
+/// A network namespace beside the host's.
+#[derive(Clone, Debug)]
+pub struct Room {
+    /// The file that stands for it.
+    pub file: PathBuf,
+    /// Its device's other end, outside: gone when the namespace is.
+    pub device: String,
+    /// Its address.
+    pub v4: Ipv4Addr,
+    /// Its address.
+    pub v6: Ipv6Addr,
 }
 
 /// Where the thread came from.
@@ -61,6 +75,7 @@ impl Sandbox {
             hosts: String::new(),
             mounts: Vec::new(),
             outside,
+            rooms: 0,
         };
         // Else our mounts would spread to the host.
         mount(
@@ -167,18 +182,82 @@ impl Sandbox {
         Ok(())
     }
 
-    fn connect_outside(&mut self) -> Result<()> {
-        File::create(&self.outside).context("can't make the namespace's file")?;
-        let file = self.outside.clone();
+    /// Makes another network namespace with a way of its own to the outside, and the file that stands for it. The `n`th
+    /// room's address is `198.51.100.(4n+2)`, and `2001:db8:100:n::2`; its device outside is called `roomN`.
+    ///
+    /// # Errors
+    /// If it can't be made.
+    pub fn add_room(&mut self) -> Result<Room> {
+        let n = self.rooms;
+        self.rooms += 1;
+        let file = self.dir.join(format!("room{n}.netns"));
+        self.add_netns(&file)?;
+        let (outer, inner) = (4 * n + 1, 4 * n + 2);
+        let (shown, outside) = (file.display(), self.outside.clone());
+        ip(
+            Some(&outside),
+            &format!(
+                "link add room{n} type veth peer name eth0 netns {shown}\n\
+                 addr add 198.51.100.{outer}/30 dev room{n}\naddr add 2001:db8:100:{n}::1/64 dev room{n} nodad\n\
+                 link set room{n} up\n"
+            ),
+        )?;
+        ip(
+            Some(&file),
+            &format!(
+                "link set lo up\naddr add 198.51.100.{inner}/30 dev eth0\n\
+                 addr add 2001:db8:100:{n}::2/64 dev eth0 nodad\nlink set eth0 up\n\
+                 route add default via 198.51.100.{outer}\nroute add ::/0 via 2001:db8:100:{n}::1\n"
+            ),
+        )?;
+        Ok(Room {
+            file,
+            device: format!("room{n}"),
+            v4: Ipv4Addr::new(198, 51, 100, inner),
+            v6: Ipv6Addr::new(0x2001, 0xdb8, 0x100, n.into(), 0, 0, 0, 2),
+        })
+    }
+
+    /// Lets go of a room; it is no more when nobody else holds it.
+    ///
+    /// # Errors
+    /// If it can't be unmounted.
+    pub fn drop_room(&mut self, room: &Room) -> Result<()> {
+        self.mounts.retain(|target| *target != room.file);
+        umount2(&room.file, MntFlags::MNT_DETACH).context("can't let go of a namespace")
+    }
+
+    /// Whether a device of this name is outside.
+    ///
+    /// # Errors
+    /// If `ip` can't be run.
+    pub fn has_outside(&self, device: &str) -> Result<bool> {
+        let listed = Command::new("nsenter")
+            .arg(format!("--net={}", self.outside.display()))
+            .args(["ip", "-o", "link", "show"])
+            .output()
+            .context("can't start ip")?;
+        Ok(String::from_utf8_lossy(&listed.stdout).contains(&format!(" {device}@")))
+    }
+
+    fn add_netns(&mut self, file: &Path) -> Result<()> {
+        File::create(file).context("can't make the namespace's file")?;
+        let target = file.to_owned();
         let made = thread::spawn(move || -> Result<()> {
-            unshare(CloneFlags::CLONE_NEWNET).context("can't make the outside namespace")?;
+            unshare(CloneFlags::CLONE_NEWNET).context("can't make a network namespace")?;
             let own = "/proc/thread-self/ns/net";
-            mount(Some(own), &file, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-                .context("can't keep the outside namespace")
+            mount(Some(own), &target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+                .context("can't keep a network namespace")
         });
         made.join()
-            .map_err(|_panic| anyhow!("the thread that makes the outside namespace panicked"))??;
-        self.mounts.push(self.outside.clone());
+            .map_err(|_panic| anyhow!("the thread that makes a network namespace panicked"))??;
+        self.mounts.push(file.to_owned());
+        Ok(())
+    }
+
+    fn connect_outside(&mut self) -> Result<()> {
+        let file = self.outside.clone();
+        self.add_netns(&file)?;
         let outside = self.outside.display();
         let here = format!(
             "link set lo up\nlink add in0 type veth peer name out0 netns {outside}\n\

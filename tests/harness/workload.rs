@@ -53,6 +53,13 @@ impl Client {
         self
     }
 
+    /// In the network namespace that this file stands for.
+    #[must_use]
+    pub fn in_netns(mut self, file: &Path) -> Self {
+        self.place = self.place.in_netns(file);
+        self
+    }
+
     /// As this user (group of the same number). For a managed client it is the user that asks for the workload.
     #[must_use]
     pub fn user(mut self, uid: u32) -> Self {

@@ -17,7 +17,7 @@ use crate::cgroup::Cgroup;
 use crate::keeper::Keeper;
 use crate::launch::{Output, Place};
 use crate::limit::{Limit, WORLD_LIMIT};
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Room, Sandbox};
 use crate::scripted::{self, Scripted};
 use crate::upstream::{Files, Server, Upstream};
 use crate::workload::Client;
@@ -159,6 +159,30 @@ impl World {
     /// If the cgroup can't be made.
     pub fn outside(&self) -> Result<Place> {
         Ok(Place::in_cgroup(self.cgroup.child("outside")?).in_netns(self.sandbox.outside()))
+    }
+
+    /// A network namespace beside the host's, with its own way to the outside.
+    ///
+    /// # Errors
+    /// If it can't be made.
+    pub fn room(&mut self) -> Result<Room> {
+        self.sandbox.add_room()
+    }
+
+    /// Lets go of a room.
+    ///
+    /// # Errors
+    /// If it can't be unmounted.
+    pub fn drop_room(&mut self, room: &Room) -> Result<()> {
+        self.sandbox.drop_room(room)
+    }
+
+    /// Whether the kernel still has this room.
+    ///
+    /// # Errors
+    /// If that can't be seen.
+    pub fn has_room(&self, room: &Room) -> Result<bool> {
+        self.sandbox.has_outside(&room.device)
     }
 
     /// A UDP socket outside, to see whether a packet gets there. Non-blocking.

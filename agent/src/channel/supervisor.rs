@@ -84,6 +84,14 @@ impl Sender {
         self.queue(ToWorker::Names(info), vec![socket.into()])
     }
 
+    /// Answers a question with what belongs to the answer.
+    ///
+    /// # Errors
+    /// If the worker is gone.
+    pub fn answer(&self, message: ToWorker, descriptor: Option<OwnedFd>) -> Result<(), WorkerGone> {
+        self.queue(message, descriptor.into_iter().collect())
+    }
+
     /// Hands a new audit file over.
     ///
     /// # Errors
@@ -179,7 +187,10 @@ impl Receiver {
 /// Names are checked by their types while they are read; this is the rest.
 fn check(message: &ToSupervisor) -> Result<(), Breach> {
     match message {
-        ToSupervisor::Identify { origin, .. } | ToSupervisor::Executable { origin, .. }
+        ToSupervisor::Identify { origin, .. }
+        | ToSupervisor::Executable { origin, .. }
+        | ToSupervisor::Socket { origin, .. }
+        | ToSupervisor::Canary { origin }
             if origin.is_empty() || origin.len() > MAX_ORIGIN =>
         {
             Err(Breach::Field { field: "origin" })
@@ -191,6 +202,8 @@ fn check(message: &ToSupervisor) -> Result<(), Breach> {
         | ToSupervisor::PolicyApplied { .. }
         | ToSupervisor::Identify { .. }
         | ToSupervisor::Executable { .. }
+        | ToSupervisor::Socket { .. }
+        | ToSupervisor::Canary { .. }
         | ToSupervisor::Intermediate { .. }
         | ToSupervisor::Status { .. }
         | ToSupervisor::Settled

@@ -48,6 +48,7 @@ fn start() -> Start {
         hosts: "127.0.0.1 localhost".into(),
         query_values: false,
         slots_per_workload: 512,
+        netns: 1,
     }
 }
 
@@ -126,6 +127,7 @@ async fn a_listener_that_was_handed_over_accepts() {
         workload: name("billing"),
         number: 3,
         addr: socket.local_addr().unwrap(),
+        netns: 1,
     };
     ends.sender.listener(info.clone(), socket).unwrap();
     let Some(Event::Listener(got, socket)) = ends.channel.next().await.unwrap() else {
@@ -147,6 +149,7 @@ async fn descriptors_stay_with_their_message_when_many_are_queued() {
             workload: name("billing"),
             number,
             addr: socket.local_addr().unwrap(),
+            netns: 1,
         };
         ends.sender
             .send(ToWorker::Status {

@@ -3,108 +3,28 @@
 //! The tasks that own the socket live on the runtime that called [`Channel::open`] (control); a [`Client`] may be
 //! used from any thread and runtime.
 
+mod event;
 mod pending;
 
 use std::collections::HashMap;
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+pub use event::{Event, StartDescriptors};
 use pending::{Pending, Waiter, Waiters};
 
 use super::frame::{FrameError, Reader, Writer, split};
-use super::{
-    CredentialState, Figures, Intermediate, ListenerInfo, MAX_TO_SUPERVISOR, MAX_TO_WORKER, PolicySource,
-    Refusal, Start, ToSupervisor, ToWorker,
-};
+use super::{Figures, Intermediate, MAX_TO_SUPERVISOR, MAX_TO_WORKER, Refusal, ToSupervisor, ToWorker};
 use crate::addr::HostName;
 use crate::identity::{Executable, Identity, WorkloadName};
 
 /// Longest wait for an answer: a digest of a large executable takes a second or two.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// What the supervisor pushed.
-#[derive(Debug)]
-pub enum Event {
-    /// First event: settings and the descriptors to work with.
-    Start(Box<Start>, StartDescriptors),
-    /// The policy from now on; answer with [`Client::policy_applied`].
-    Policy {
-        /// Its number.
-        generation: u64,
-        /// Its texts.
-        sources: Vec<PolicySource>,
-    },
-    /// A credential's new state.
-    Credential {
-        /// Its name in the policy.
-        name: Arc<str>,
-        /// What became of it.
-        state: CredentialState,
-    },
-    /// Serve this listener; it is non-blocking.
-    Listener(ListenerInfo, TcpListener),
-    /// Answer this workload's questions about names; the socket is non-blocking.
-    Names(ListenerInfo, UdpSocket),
-    /// Accept no more for this workload, close its connections.
-    Unlisten {
-        /// Whose listeners to drop.
-        workload: WorkloadName,
-    },
-    /// A host's intermediate that was pushed ahead or asked for; askers are answered before this event.
-    Intermediate {
-        /// The only name that it may sign.
-        host: HostName,
-        /// The CA.
-        intermediate: Arc<Intermediate>,
-    },
-    /// Write records here from now on.
-    AuditFile(OwnedFd),
-    /// Whether the agent's memory is short.
-    Memory {
-        /// It is: refuse new connections.
-        short: bool,
-    },
-    /// Accept nothing more and end within this time.
-    Drain {
-        /// How long calls may still run.
-        deadline: Duration,
-        /// How long connections without one stay open.
-        idle: Duration,
-    },
-    /// As [`Event::Drain`], and go on alone; see [`ToWorker::Leave`].
-    Leave {
-        /// How long calls may still run.
-        deadline: Duration,
-        /// How long connections without one stay open.
-        idle: Duration,
-        /// Closes when the next agent serves, or none is to come.
-        baton: UnixStream,
-    },
-    /// Answer with [`Client::status`].
-    Status {
-        /// Repeated in the answer.
-        request: u64,
-    },
-}
-
-/// The descriptors of [`Event::Start`].
-#[derive(Debug)]
-pub struct StartDescriptors {
-    /// Socket storage with each accepted socket's origin.
-    pub origins: OwnedFd,
-    /// The liveness word.
-    pub liveness: OwnedFd,
-    /// The audit file, opened for appending.
-    pub audit: OwnedFd,
-    /// The in-flight table.
-    pub inflight: OwnedFd,
-}
 
 /// Why a question has no answer. Each of these denies.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -216,6 +136,28 @@ impl Client {
         answered
     }
 
+    /// A TCP socket in the network namespace that this kernel record of `workload` tells of.
+    ///
+    /// # Errors
+    /// Whatever is returned, nothing can be connected from there.
+    pub async fn socket(
+        &self,
+        workload: &WorkloadName,
+        origin: &[u8],
+        v6: bool,
+    ) -> Result<std::net::TcpStream, AskError> {
+        let _open = self.pending.open(workload)?;
+        let (request, answer) = self.register(|waiters| &mut waiters.sockets)?;
+        let ask = ToSupervisor::Socket {
+            request,
+            origin: origin.to_vec(),
+            v6,
+        };
+        let answered = self.ask(ask, answer).await;
+        self.pending.lock().sockets.remove(&request);
+        answered.map(std::net::TcpStream::from)
+    }
+
     /// An intermediate for this host, asked for on behalf of `workload`; askers of one host at one time share one question.
     ///
     /// # Errors
@@ -242,6 +184,16 @@ impl Client {
             drop(self.pending.lock().take_intermediate(host));
         }
         answered
+    }
+
+    /// Says that this kernel record of `workload` is of a connection to [`super::CANARY`].
+    ///
+    /// # Errors
+    /// If the supervisor is gone, or the workload makes too many.
+    pub async fn canary(&self, workload: &WorkloadName, origin: &[u8]) -> Result<(), AskError> {
+        let _open = self.pending.open(workload)?;
+        let origin = origin.to_vec();
+        self.send(ToSupervisor::Canary { origin }).await
     }
 
     /// Says that listeners are being served.
@@ -390,6 +342,20 @@ fn sort(
             socket.set_nonblocking(true)?;
             return Ok(Some(Event::Names(info, socket)));
         }
+        ToWorker::Socket { request, result } => {
+            let waiter = pending.lock().sockets.remove(&request);
+            match result {
+                Ok(()) => {
+                    let [socket] = exactly(descriptors)?;
+                    answer(waiter, Ok(socket));
+                }
+                Err(refusal) => {
+                    let [] = exactly(descriptors)?;
+                    answer(waiter, Err(refusal));
+                }
+            }
+            return Ok(None);
+        }
         ToWorker::Leave { deadline_ms, idle_ms } => {
             let [baton] = exactly(descriptors)?;
             return Ok(Some(Event::Leave {
@@ -404,7 +370,7 @@ fn sort(
         }
         ToWorker::Policy { generation, sources } => Some(Event::Policy { generation, sources }),
         ToWorker::Credential { name, state } => Some(Event::Credential { name, state }),
-        ToWorker::Unlisten { workload } => Some(Event::Unlisten { workload }),
+        ToWorker::Unlisten { workload, netns } => Some(Event::Unlisten { workload, netns }),
         ToWorker::Drain { deadline_ms, idle_ms } => Some(Event::Drain {
             deadline: Duration::from_millis(deadline_ms),
             idle: Duration::from_millis(idle_ms),

@@ -100,25 +100,49 @@ pub fn run(args: Args, config: &Config, kernel_checks: Vec<Check>) -> anyhow::Re
     Ok(ExitCode::from(code(&checks)))
 }
 
-/// Whether the agent that runs here still has its programs in place; nothing where none runs.
-fn running_agent(socket: &Path) -> Option<Check> {
+/// Whether the agent that runs here still has its programs in place, and they do what they should; nothing where none
+/// runs.
+fn running_agent(socket: &Path) -> Vec<Check> {
     const NAME: &str = "perimeter";
     match client::ask::<admin::Status>(socket, "GET", "/v1/status", Vec::new()) {
-        Ok(status) if status.perimeter_intact => {
-            Some(Check::pass(NAME, "the running agent's programs are in place"))
-        }
-        Ok(_) => Some(Check::fail(
-            NAME,
-            "programs of the running agent were taken away and can't be put back",
-            "remove what stands in the way (the agent's log says what), or restart the agent",
-        )),
-        Err(client::Error::Unreachable { .. }) => None,
-        Err(error) => Some(Check::warn(
+        Ok(status) => vec![
+            perimeter(NAME, status.perimeter_intact),
+            canaries(&status.canaries),
+        ],
+        Err(client::Error::Unreachable { .. }) => Vec::new(),
+        Err(error) => vec![Check::warn(
             NAME,
             error.to_string(),
             "ask as root, with the version that runs",
-        )),
+        )],
     }
+}
+
+fn perimeter(name: &'static str, intact: bool) -> Check {
+    if intact {
+        return Check::pass(name, "the running agent's programs are in place");
+    }
+    Check::fail(
+        name,
+        "programs of the running agent were taken away and can't be put back",
+        "remove what stands in the way (the agent's log says what), or restart the agent",
+    )
+}
+
+fn canaries(found: &[admin::CanaryStatus]) -> Check {
+    const NAME: &str = "canaries";
+    if found.is_empty() {
+        return Check::pass(NAME, "no workload's canary failed");
+    }
+    let found: Vec<String> = found
+        .iter()
+        .map(|one| format!("{}: {}", one.workload, one.finding))
+        .collect();
+    Check::fail(
+        NAME,
+        found.join("; "),
+        "the agent puts back what it can and tries again; if this stays, see who else loads BPF programs or changes its maps (`bpftool cgroup tree`), and restart the agent",
+    )
 }
 
 /// What this kernel offers, as far as can be told from outside a running agent. That takes the right to load a

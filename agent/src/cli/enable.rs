@@ -132,6 +132,21 @@ pub fn disable(args: &DisableArgs, out: &mut dyn Write) -> anyhow::Result<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
+/// Removes the drop-ins of all units and tells systemd; gives the units.
+///
+/// # Errors
+/// As [`disable`].
+pub fn disable_all() -> anyhow::Result<Vec<String>> {
+    let units: Vec<_> = host::enabled()?.into_iter().map(|(unit, _)| unit).collect();
+    for unit in &units {
+        host::remove(&host::file(unit))?;
+    }
+    if !units.is_empty() {
+        host::reload()?;
+    }
+    Ok(units)
+}
+
 /// The units that are enabled for a workload, for whoever lets go of it.
 ///
 /// # Errors

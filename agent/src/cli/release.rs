@@ -72,6 +72,9 @@ fn all(running: bool, config: &Config, out: &mut dyn Write) -> anyhow::Result<Ex
         }
         Err(error) => return Err(error.into()),
     };
+    for unit in enable::disable_all()? {
+        writeln!(out, "{unit} is managed no more")?;
+    }
     for workload in left {
         writeln!(
             out,

@@ -23,8 +23,8 @@ pub fn run(socket: &Path, json: bool, out: &mut dyn Write) -> anyhow::Result<Exi
     }
     let serves = status.worker_pid.is_some() && status.worker_error.is_none();
     let credentials = status.credentials.iter().all(|one| one.reason.is_none());
-    let good =
-        status.audit_ok && status.perimeter_intact && serves && status.reload_error.is_none() && credentials;
+    let holds = status.perimeter_intact && status.canaries.is_empty();
+    let good = status.audit_ok && holds && serves && status.reload_error.is_none() && credentials;
     Ok(if good {
         ExitCode::SUCCESS
     } else {
@@ -65,6 +65,9 @@ fn show(status: &Status, out: &mut dyn Write) -> anyhow::Result<()> {
             out,
             " (kernel programs were taken away and put back {times} times)"
         )?,
+    }
+    for one in &status.canaries {
+        writeln!(out, "canary      {}: {}", one.workload, one.finding)?;
     }
     let mut workloads = table(["WORKLOAD", "CGROUP", "CONNECTIONS", "IN POLICY"]);
     for one in &status.workloads {

@@ -14,6 +14,7 @@ pub struct FileConfig {
     pub(super) cgroup_parent: Option<Spanned<String>>,
     pub(super) worker_user: Option<Spanned<String>>,
     pub(super) threads: Option<u64>,
+    pub(super) canary_seconds: Option<u64>,
     pub(super) log_level: Option<LogLevel>,
     pub(super) resolvers: Option<Vec<Spanned<String>>>,
     pub(super) upstream_ca: Option<Vec<Spanned<String>>>,
@@ -86,6 +87,7 @@ fn read_root(report: &mut Report<'_>, fields: &mut Fields<'_, '_>, file: &mut Fi
     file.cgroup_parent = owned(fields.string(report, "cgroup_parent"));
     file.worker_user = owned(fields.string(report, "worker_user"));
     file.threads = fields.integer(report, "threads", 0, 1024);
+    file.canary_seconds = fields.integer(report, "canary_seconds", 1, 3600);
     let levels = LogLevel::ALL.map(|level| (level.as_str(), level));
     file.log_level = word(report, fields, "log_level", &levels);
     file.resolvers = list(report, fields, "resolvers");

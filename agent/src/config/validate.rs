@@ -24,6 +24,8 @@ pub fn validate(source: &Source, file: FileConfig, found: &mut Vec<Diagnostic>) 
         config.worker_user = check.worker_user(user).unwrap_or(config.worker_user);
     }
     config.threads = file.threads.map_or(config.threads, to_usize);
+    let canary = file.canary_seconds.map(Duration::from_secs);
+    config.canary_interval = canary.unwrap_or(config.canary_interval);
     config.log_level = file.log_level.unwrap_or(config.log_level);
     let resolvers = file.resolvers.unwrap_or_default();
     config.resolvers = resolvers.iter().filter_map(|text| check.resolver(text)).collect();

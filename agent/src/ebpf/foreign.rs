@@ -8,7 +8,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use aya::maps::{Map, MapData, MapError, SkStorage};
 use callgate_common::names::SOCKETS;
@@ -91,7 +91,7 @@ pub fn cut_off(socket: &impl AsFd) -> io::Result<()> {
     disconnect(socket);
     known.bind_device(Some(LOOPBACK))?;
     if family == Domain::IPV4 {
-        let blocked = sys::block_output4(socket.as_fd());
+        let blocked = block_output4(socket.as_fd());
         if known.r#type()? != Type::STREAM {
             blocked?;
         }
@@ -104,6 +104,21 @@ pub fn cut_off(socket: &impl AsFd) -> io::Result<()> {
     match known.peer_addr() {
         Err(_) => Ok(()),
         Ok(_) => Err(io::Error::other("the socket stays connected")),
+    }
+}
+
+/// The module that reads the policy is not loaded on a host without IPsec, and only asking for its netlink socket makes the
+/// kernel load it.
+fn block_output4(socket: BorrowedFd<'_>) -> io::Result<()> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, netlink, socket_with};
+    let refused = match sys::block_output4(socket) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => error,
+        other => return other,
+    };
+    let (family, kind) = (AddressFamily::NETLINK, SocketType::RAW);
+    match socket_with(family, kind, SocketFlags::CLOEXEC, Some(netlink::XFRM)) {
+        Ok(_loaded) => sys::block_output4(socket),
+        Err(_absent) => Err(refused),
     }
 }
 

@@ -7,24 +7,20 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use aya::maps::{Array, MapData, PerCpuArray, RingBuf, SkStorage};
+use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use aya::programs::Program;
 use aya::{Ebpf, EbpfLoader};
 use callgate_common::config::{PIDS_ABSENT, PIDS_INITIAL, PIDS_TRANSLATED};
 use callgate_common::names::{
-    ABI_SLOT, CONFIG, COUNTERS, EVENTS, FLOWS, LISTENER_MARKS, LISTENERS, LIVENESS, MAPS, MAX_FLOWS, ORIGINS,
-    SOCKETS, WORKLOADS,
+    ABI_SLOT, CONFIG, COUNTERS, EVENTS, FLOWS, LIVENESS, MAPS, MAX_FLOWS, ORIGINS, SOCKETS, WORKLOADS,
 };
-use callgate_common::{
-    FlowKey, KernelConfig, Listener, ListenerKey, ListenerMark, Origin, Reason, TaskOffsets, abi,
-};
-use socket2::{SockRef, Type};
+use callgate_common::{FlowKey, KernelConfig, Origin, Reason, TaskOffsets, abi};
 
 use super::faults::{self, Faults};
 use super::features::{self, Feature};
 use super::pins::{AGENT, GUARD, Pins, WORKLOAD};
 use super::workload::{self, WorkloadPlan, absent_ok, table};
-use super::{Error, Events, Marks, addresses, btf, cgroup, earlier, object, sys};
+use super::{Error, Events, Marks, addresses, btf, cgroup, earlier, object};
 
 /// Inode of the initial pid namespace (include/linux/proc_ns.h, PROC_PID_INIT_INO).
 const INITIAL_PIDS: u64 = 0xEFFF_FFFC;
@@ -217,57 +213,6 @@ impl Programs {
         workload::clear(&mut self.ebpf, number)?;
         self.armed.retain(|(_, armed)| *armed != number);
         Ok(())
-    }
-
-    /// Tells the kernel that this socket is the agent's, for one workload, in the socket's own network
-    /// namespace. TCP sockets take the workload's connections, UDP sockets its DNS; the family and port are
-    /// read off the socket, which must be bound to 127.0.0.1 or ::1 (and listen, if TCP).
-    ///
-    /// # Errors
-    /// If it is no such socket, or a map can't be written.
-    pub fn mark_listener(&mut self, number: u32, socket: BorrowedFd<'_>) -> Result<(), Error> {
-        let (kind, address) = describe(socket)?;
-        let netns =
-            sys::netns_cookie(socket).map_err(|source| Error::file("read", "SO_NETNS_COOKIE", source))?;
-        let marks = self
-            .ebpf
-            .map_mut(LISTENER_MARKS)
-            .ok_or(Error::NoSuch { name: LISTENER_MARKS })?;
-        let mut marks: SkStorage<_, ListenerMark> = marks
-            .try_into()
-            .map_err(|source| Error::map(LISTENER_MARKS, source))?;
-        marks
-            .insert(
-                &std::os::fd::AsRawFd::as_raw_fd(&socket),
-                ListenerMark { workload: number },
-                0,
-            )
-            .map_err(|source| Error::map(LISTENER_MARKS, source))?;
-        let key = ListenerKey {
-            netns,
-            workload: number,
-            pad: 0,
-        };
-        let mut listeners = table::<ListenerKey, Listener>(&mut self.ebpf, LISTENERS)?;
-        let mut ports = listeners.get(&key, 0).unwrap_or_default();
-        let port = match (kind == Type::STREAM, address.is_ipv4()) {
-            (true, true) => &mut ports.tcp4,
-            (true, false) => &mut ports.tcp6,
-            (false, true) => &mut ports.dns4,
-            (false, false) => &mut ports.dns6,
-        };
-        *port = address.port();
-        listeners
-            .insert(key, ports, 0)
-            .map_err(|source| Error::map(LISTENERS, source))
-    }
-
-    /// The workload that this socket was marked for, by this run or an earlier one.
-    #[must_use]
-    pub fn listener_mark(&self, socket: BorrowedFd<'_>) -> Option<u32> {
-        let marks: SkStorage<_, ListenerMark> = self.ebpf.map(LISTENER_MARKS)?.try_into().ok()?;
-        let mark = marks.get(&std::os::fd::AsRawFd::as_raw_fd(&socket), 0).ok()?;
-        Some(mark.workload)
     }
 
     /// The descriptors for a worker.
@@ -474,18 +419,4 @@ fn take_events(ebpf: &mut Ebpf) -> Result<Events, Error> {
     RingBuf::try_from(map)
         .map(Events::new)
         .map_err(|source| Error::map(EVENTS, source))
-}
-
-fn describe(socket: BorrowedFd<'_>) -> Result<(Type, std::net::SocketAddr), Error> {
-    let socket = SockRef::from(&socket);
-    let kind = socket
-        .r#type()
-        .map_err(|source| Error::file("inspect", "the listener", source))?;
-    let address = socket
-        .local_addr()
-        .map_err(|source| Error::file("inspect", "the listener", source))?;
-    match address.as_socket() {
-        Some(address) if address.ip().is_loopback() && address.port() != 0 => Ok((kind, address)),
-        _ => Err(Error::NotAListener),
-    }
 }

@@ -269,6 +269,16 @@ pub(super) fn object_id(object: BorrowedFd<'_>) -> io::Result<u32> {
     link_info(object).map(|info| info.id)
 }
 
+/// The user namespace that a namespace belongs to (ioctl_nsfs(2), NS_GET_USERNS).
+pub(super) fn owner(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    const NS_GET_USERNS: libc::Ioctl = 0xb701;
+    // SAFETY: the command takes no argument.
+    match unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_USERNS) } {
+        answer if answer >= 0 => Ok(owned(answer)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Cookie of the network namespace that a socket lives in (since Linux 5.14).
 pub(super) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     const SO_NETNS_COOKIE: libc::c_int = 71;

@@ -82,9 +82,14 @@ pub(super) fn withdraw(ebpf: &mut Ebpf, number: u32) -> Result<(), Error> {
     replace(ebpf, DIAL_PORTS, number, HashSet::new())?;
     replace(ebpf, LISTEN_PORTS, number, HashSet::new())?;
     replace_direct(ebpf, number, &HashSet::new())?;
+    unlisten(ebpf, |key| key.workload == number)
+}
+
+/// Removes these listeners.
+pub(super) fn unlisten(ebpf: &mut Ebpf, which: impl Fn(&ListenerKey) -> bool) -> Result<(), Error> {
     let mut listeners = table::<ListenerKey, Listener>(ebpf, LISTENERS)?;
     for key in keys(&listeners, LISTENERS)? {
-        if key.workload == number {
+        if which(&key) {
             absent_ok(LISTENERS, listeners.remove(&key))?;
         }
     }

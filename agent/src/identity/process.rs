@@ -139,6 +139,26 @@ impl HeldProcess {
             .map_err(|errno| read_error(self.pid, "exe", errno))
     }
 
+    /// The inode of the network namespace that it is in; `None` if it has ended.
+    #[must_use]
+    pub fn netns_inode(&self) -> Option<u64> {
+        let shown = nix::fcntl::readlinkat(&self.dir, "ns/net").ok()?;
+        let inode = shown.to_str()?.strip_prefix("net:[")?.strip_suffix(']')?;
+        inode.parse().ok()
+    }
+
+    /// The network namespace that it is in now, held, with its inode.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn netns(&self) -> Result<(u64, OwnedFd), ProcessError> {
+        let failed = |errno| read_error(self.pid, "ns/net", errno);
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let file = openat(&self.dir, "ns/net", flags, Mode::empty()).map_err(failed)?;
+        let inode = nix::sys::stat::fstat(&file).map_err(failed)?.st_ino;
+        Ok((inode, file))
+    }
+
     /// One small text file of its `/proc` directory; bytes that aren't UTF-8 are replaced.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::addr::{ClientAddr, HostName, OrigDst};
 use crate::audit::record::Caller;
 use crate::audit::{self, Kind, Opening};
+use crate::channel::CANARY;
 use crate::channel::worker::AskError;
 use crate::ebpf::Origin;
 use crate::identity::{Identity, WorkloadName};
@@ -62,7 +63,8 @@ pub async fn serve(thread: Rc<DataThread>, listener: WorkloadName, accepted: Acc
     };
     let mut log = blank(&thread, caller);
     match identify(&thread, &listener, accepted, &mut log).await {
-        Ok((connection, stream)) => {
+        Ok(None) => {}
+        Ok(Some((connection, stream))) => {
             if let Err(failure) = run(&connection, stream, arriving).await {
                 record(&thread, &connection.log(), failure);
             }
@@ -117,21 +119,28 @@ fn record(thread: &DataThread, log: &audit::Connection, failure: Failure) {
     }
 }
 
-/// Who is calling: the kernel's record of this very socket, and what the supervisor can prove about it.
+/// Who is calling: the kernel's record of this very socket, and what the supervisor can prove about it. Nobody, if it is a
+/// canary.
 async fn identify(
     thread: &Rc<DataThread>,
     listener: &WorkloadName,
     accepted: Accepted,
     log: &mut audit::Connection,
-) -> Result<(Rc<Connection>, TcpStream), Failure> {
+) -> Result<Option<(Rc<Connection>, TcpStream)>, Failure> {
     let start = Instant::now();
+    let stream = TcpStream::from_std(accepted.stream).map_err(|error| Failure::internal("socket", &error))?;
+    let origin = origin(thread, &stream);
+    if let Ok(origin) = &origin
+        && origin.destination() == CANARY
+    {
+        return canary(thread, listener, origin).await;
+    }
     let short = thread.shared.memory_short.load(Ordering::Relaxed);
     let slot = match accepted.slot {
         Ok(slot) if !short => slot,
         Ok(_) | Err(_) => return Err(Failure::denied(DenialReason::Limit)),
     };
-    let stream = TcpStream::from_std(accepted.stream).map_err(|error| Failure::internal("socket", &error))?;
-    let origin = origin(thread, &stream)?;
+    let origin = origin?;
     log.original_destination = Some(origin.destination());
     let enforced = thread.shared.policy.current();
     let digest = enforced
@@ -161,7 +170,21 @@ async fn identify(
         carried: Cell::new(false),
         named: RefCell::default(),
     };
-    Ok((Rc::new(connection), stream))
+    Ok(Some((Rc::new(connection), stream)))
+}
+
+/// That it came is all, whatever the limits; the supervisor knows whether it sent it.
+async fn canary<T>(
+    thread: &DataThread,
+    listener: &WorkloadName,
+    origin: &Origin,
+) -> Result<Option<T>, Failure> {
+    let supervisor = &thread.shared.supervisor;
+    match supervisor.canary(listener, &origin.to_bytes()).await {
+        Ok(()) => Ok(None),
+        Err(AskError::Limit) => Err(Failure::denied(DenialReason::Limit)),
+        Err(error) => Err(Failure::internal("canary", &error)),
+    }
 }
 
 fn unidentified(client: ClientAddr, listener: &WorkloadName, error: &AskError) -> Failure {

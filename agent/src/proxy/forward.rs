@@ -80,7 +80,7 @@ pub(super) async fn forward(
     let client = parts.extensions.remove::<OnUpgrade>();
     let thread = &entry.connection.thread;
     // Boxed: few calls dial, and all would carry the room for it.
-    let dial = async || Box::pin(upstream::dial(thread, &permit, address, key.versions)).await;
+    let dial = async || Box::pin(upstream::dial(&entry.connection, &permit, address, key.versions)).await;
 
     let leased = finish
         .registration()

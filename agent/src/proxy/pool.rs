@@ -199,6 +199,18 @@ impl Pool {
             .retain(|_, count| Rc::strong_count(count) > 1);
     }
 
+    /// Keeps nothing of the workload's any more that leaves from this network namespace.
+    pub(super) fn forget(&self, workload: &WorkloadName, netns_cookie: u64) {
+        self.entries.borrow_mut().retain(|key, entry| {
+            let stays = key.netns_cookie != netns_cookie || key.workload != *workload;
+            if !stays {
+                entry.exclusive.borrow_mut().clear();
+                entry.shared.borrow_mut().clear();
+            }
+            stays
+        });
+    }
+
     fn fresh(&self, entry: &Rc<Entry>, peer: UpstreamAddr, dialled: Dialled) -> Lease {
         let lease = Lease::fresh(entry, peer, dialled);
         self.bound(entry);

@@ -71,7 +71,7 @@ async fn pass(
     };
     let registration = connection.thread.tracker.register(&connection.cut);
     registration.decided(still_allowed(connection, permit));
-    let connecting = registration.unless_ended(upstream::connect_resolved(&connection.thread, permit));
+    let connecting = registration.unless_ended(upstream::connect_resolved(connection, permit));
     let (upstream, UpstreamAddr(address)) = match connecting.await.map_err(Failure::from).flatten() {
         Ok(connected) => connected,
         Err(failure) => {

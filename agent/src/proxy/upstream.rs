@@ -2,12 +2,13 @@
 
 mod stream;
 
+use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::addr::{OrigDst, UpstreamAddr};
 use crate::http::response::UpstreamFault;
@@ -49,20 +50,23 @@ pub(super) async fn address(connection: &Connection, permit: &Permit) -> Result<
 
 /// Opens a connection for HTTP to `address`.
 pub(super) async fn dial(
-    thread: &DataThread,
+    connection: &Connection,
     permit: &Permit,
     address: UpstreamAddr,
     versions: Versions,
 ) -> Result<Dialled, Failure> {
+    let thread = &connection.thread;
     if permit.scheme() == Scheme::Http {
+        // From the agent's own namespace: who has rights in another decides where packets go from there, and here
+        // nobody proves who he is.
         return http1(thread, tcp(thread, address).await?).await;
     }
     let secured = match versions {
-        Versions::Http1 => secure(thread, permit, address, Offer::Http1).await?,
-        Versions::Http2First => secure(thread, permit, address, Offer::Http2AndHttp1).await?,
-        Versions::Http1First => match secure(thread, permit, address, Offer::Http1).await? {
+        Versions::Http1 => secure(connection, permit, address, Offer::Http1).await?,
+        Versions::Http2First => secure(connection, permit, address, Offer::Http2AndHttp1).await?,
+        Versions::Http1First => match secure(connection, permit, address, Offer::Http1).await? {
             Err(error) if error.is_no_common_protocol() => {
-                secure(thread, permit, address, Offer::Http2AndHttp1).await?
+                secure(connection, permit, address, Offer::Http2AndHttp1).await?
             }
             secured => secured,
         },
@@ -77,12 +81,13 @@ pub(super) async fn dial(
 
 /// A connection over which the upstream has proven the permit's host, or how the handshake failed.
 async fn secure(
-    thread: &DataThread,
+    connection: &Connection,
     permit: &Permit,
     address: UpstreamAddr,
     offer: Offer,
 ) -> Result<Result<(Stream<TcpStream>, Session), tls::Error>, Failure> {
-    let stream = tcp(thread, address).await?;
+    let stream = tcp_from(connection, permit, address).await?;
+    let thread = &connection.thread;
     let connector = thread
         .connector(permit.workload())
         .map_err(|error| failure::of_upstream_tls(&error))?;
@@ -92,11 +97,11 @@ async fn secure(
 
 /// Opens a plain TCP connection to the permit's host at an address that the agent resolved.
 pub(super) async fn connect_resolved(
-    thread: &DataThread,
+    connection: &Connection,
     permit: &Permit,
 ) -> Result<(TcpStream, UpstreamAddr), Failure> {
-    let address = resolve(thread, permit).await?;
-    Ok((tcp(thread, address).await?, address))
+    let address = resolve(&connection.thread, permit).await?;
+    Ok((tcp_from(connection, permit, address).await?, address))
 }
 
 async fn resolve(thread: &DataThread, permit: &Permit) -> Result<UpstreamAddr, Failure> {
@@ -164,8 +169,34 @@ pub(super) fn is_public(address: IpAddr) -> bool {
     }
 }
 
+/// From the network namespace that the client is in. In another than the agent's only the supervisor can make a socket.
+async fn tcp_from(
+    connection: &Connection,
+    permit: &Permit,
+    address: UpstreamAddr,
+) -> Result<TcpStream, Failure> {
+    let thread = &connection.thread;
+    if connection.origin.netns_cookie() == thread.shared.netns {
+        return tcp(thread, address).await;
+    }
+    let origin = connection.origin.to_bytes();
+    let asked = thread
+        .shared
+        .supervisor
+        .socket(permit.workload(), &origin, address.0.is_ipv6())
+        .await;
+    let socket = asked.map_err(|error| Failure::internal("namespace", &error))?;
+    in_time(thread, TcpSocket::from_std_stream(socket).connect(address.0)).await
+}
+
 async fn tcp(thread: &DataThread, UpstreamAddr(address): UpstreamAddr) -> Result<TcpStream, Failure> {
-    let connecting = TcpStream::connect(address);
+    in_time(thread, TcpStream::connect(address)).await
+}
+
+async fn in_time(
+    thread: &DataThread,
+    connecting: impl Future<Output = std::io::Result<TcpStream>>,
+) -> Result<TcpStream, Failure> {
     let stream = match tokio::time::timeout(thread.shared.limits.connect(), connecting).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Err(Failure::upstream(UpstreamFault::Connect, &error)),

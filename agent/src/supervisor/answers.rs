@@ -2,6 +2,7 @@
 //!
 //! What comes up is checked again here: the worker reads what the network sends.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -13,7 +14,7 @@ use crate::identity::executable::DEFAULT_MAX_DIGEST_BYTES;
 use crate::identity::resolve::{Claim, ResolveError, Resolver, Want};
 use crate::tls::ca::Root;
 
-use super::capture::Capture;
+use super::capture::{Capture, Doors};
 use super::turns::{Late, Turns};
 use super::worker_process::Answering;
 
@@ -26,6 +27,7 @@ const SIGNING: u32 = u32::MAX;
 pub(super) struct Answers {
     resolver: Arc<Resolver>,
     root: Arc<Root>,
+    doors: Doors,
     turns: Arc<Turns>,
 }
 
@@ -42,6 +44,7 @@ impl Answers {
         Self {
             resolver: Arc::new(resolver),
             root,
+            doors: capture.doors(),
             turns: Arc::new(Turns::new(PATIENCE)),
         }
     }
@@ -81,9 +84,11 @@ impl Answering for Answers {
                 origin,
                 digest,
             } => self.executable(request, &origin, digest),
+            ToSupervisor::Socket { request, origin, v6 } => self.socket(request, &origin, v6),
             ToSupervisor::Intermediate { host } => Ok(self.intermediate(host)),
             said @ (ToSupervisor::Ready
             | ToSupervisor::PolicyApplied { .. }
+            | ToSupervisor::Canary { .. }
             | ToSupervisor::Status { .. }
             | ToSupervisor::Settled
             | ToSupervisor::Drained
@@ -91,11 +96,11 @@ impl Answering for Answers {
         };
         let (turns, sender) = (Arc::clone(&self.turns), sender.clone());
         tokio::spawn(async move {
-            let answer = match question {
+            let Answer(message, descriptor) = match question {
                 Ok(question) => question.settle(&turns).await,
-                Err(refused) => refused,
+                Err(refused) => refused.into(),
             };
-            if sender.send(answer).is_err() {
+            if sender.answer(message, descriptor).is_err() {
                 tracing::debug!("the worker that asked is gone");
             }
         });
@@ -103,7 +108,16 @@ impl Answering for Answers {
     }
 }
 
-type Work = Box<dyn FnOnce() -> ToWorker + Send>;
+/// What is said, and the descriptor that belongs to it.
+struct Answer(ToWorker, Option<OwnedFd>);
+
+impl From<ToWorker> for Answer {
+    fn from(message: ToWorker) -> Self {
+        Self(message, None)
+    }
+}
+
+type Work = Box<dyn FnOnce() -> Answer + Send>;
 
 /// What to do, in whose turn, and what is said when that takes too long.
 struct Question {
@@ -113,7 +127,7 @@ struct Question {
 }
 
 impl Question {
-    async fn settle(self, turns: &Turns) -> ToWorker {
+    async fn settle(self, turns: &Turns) -> Answer {
         turns.run(self.workload, self.work).await.unwrap_or_else(|Late| {
             tracing::warn!("a question of the worker was not answered in time");
             (self.late)()
@@ -130,8 +144,10 @@ impl Answers {
         let boxed = |found: Result<_, ResolveError>| found.map(Box::new).map_err(Refusal::new);
         Ok(Question {
             workload: claim.workload,
-            work: Box::new(move || answer(boxed(resolver.resolve(&claim, Want { exe: true, digest })))),
-            late: Box::new(move || answer(boxed(bare.of_kernel(&known)))),
+            work: Box::new(move || {
+                answer(boxed(resolver.resolve(&claim, Want { exe: true, digest }))).into()
+            }),
+            late: Box::new(move || answer(boxed(bare.of_kernel(&known))).into()),
         })
     }
 
@@ -143,9 +159,26 @@ impl Answers {
             workload: claim.workload,
             work: Box::new(move || {
                 let found = resolver.recheck(&claim, Want { exe: true, digest });
-                answer(found.map_err(Refusal::new))
+                answer(found.map_err(Refusal::new)).into()
             }),
-            late: Box::new(move || answer(Err(Refusal::new("the executable could not be examined in time")))),
+            late: Box::new(move || {
+                answer(Err(Refusal::new("the executable could not be examined in time"))).into()
+            }),
+        })
+    }
+
+    /// Only in namespaces where the workload is served: the worker can't reach into others.
+    fn socket(&self, request: u64, origin: &[u8], v6: bool) -> Result<Question, ToWorker> {
+        let answer = move |result| ToWorker::Socket { request, result };
+        let claim = self.claim(origin).map_err(|refusal| answer(Err(refusal)))?;
+        let (doors, workload) = (self.doors.clone(), claim.workload);
+        Ok(Question {
+            workload,
+            work: Box::new(move || match doors.socket(workload, claim.netns_cookie, v6) {
+                Ok(socket) => Answer(answer(Ok(())), Some(socket)),
+                Err(error) => answer(Err(Refusal::new(error))).into(),
+            }),
+            late: Box::new(move || answer(Err(Refusal::new("no socket was made in time"))).into()),
         })
     }
 
@@ -157,11 +190,11 @@ impl Answers {
                 let result = root
                     .issue_intermediate(&host, SystemTime::now())
                     .map_err(Refusal::new);
-                ToWorker::Intermediate { host, result }
+                ToWorker::Intermediate { host, result }.into()
             }),
-            late: Box::new(move || ToWorker::Intermediate {
-                host: late,
-                result: Err(Refusal::new("signing took too long")),
+            late: Box::new(move || {
+                let result = Err(Refusal::new("signing took too long"));
+                ToWorker::Intermediate { host: late, result }.into()
             }),
         }
     }

@@ -3,9 +3,9 @@
 mod earlier;
 mod release;
 mod sockets;
+mod spaces;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -25,9 +25,11 @@ use super::records::Records;
 use super::view::View;
 
 use earlier::Stranger;
-use sockets::{Sockets, offers};
+use sockets::Sockets;
+use spaces::Spaces;
 
 pub(super) use sockets::Offer;
+pub(super) use spaces::{Change, Doors};
 
 /// Handshakes older than this were never completed.
 const STALE: Duration = Duration::from_secs(60);
@@ -48,6 +50,9 @@ pub(super) struct Capture {
     highest: u32,
     summed: Instant,
     foreign: Watch,
+    spaces: Spaces,
+    /// Cookie of the agent's own network namespace.
+    home: u64,
     intact: bool,
     repairs: u64,
     view: View,
@@ -57,8 +62,7 @@ struct Held {
     number: u32,
     id: u64,
     cgroup: String,
-    listeners: Vec<(SocketAddr, TcpListener)>,
-    names: Vec<(SocketAddr, UdpSocket)>,
+    sockets: Sockets,
 }
 
 impl Capture {
@@ -73,8 +77,12 @@ impl Capture {
         let events = programs.events();
         let foreign =
             Watch::start(programs.marks()?).map_err(super::io("start a thread for", Path::new("sockets")))?;
+        let home = ebpf::netns::own_cookie()
+            .map_err(super::io("read", Path::new("the network namespace's cookie")))?;
         let mut capture = Self {
             foreign,
+            spaces: Spaces::default(),
+            home,
             programs,
             store: Store::open(),
             events,
@@ -158,13 +166,14 @@ impl Capture {
             (workload.path().to_owned(), workload.id())
         };
         let number = self.number(id);
-        let Sockets { listeners, names } = self.sockets(name, number)?;
+        // Those of an earlier run in other namespaces lead nowhere.
+        self.programs.unmark_all_but(number, self.home)?;
+        let sockets = self.sockets(name, number)?;
         Ok(Held {
             number,
             id,
             cgroup,
-            listeners,
-            names,
+            sockets,
         })
     }
 
@@ -199,6 +208,22 @@ impl Capture {
         }
     }
 
+    /// Writes all that the kernel knows of the workloads anew: somebody may have changed it.
+    pub(super) fn mend(&mut self, policy: &Policy) -> Result<(), Error> {
+        self.arm_all(policy)?;
+        for held in self.held.values() {
+            held.sockets.mark(&mut self.programs, held.number)?;
+        }
+        self.mark_spaces()
+    }
+
+    /// The file by which a process enters a cgroup of its own in this workload.
+    pub(super) fn cage(&self, workload: &WorkloadName) -> Result<std::fs::File, String> {
+        self.workloads
+            .room(workload, "canary")
+            .map_err(|error| error.to_string())
+    }
+
     /// Says to systemd's assertions that units may start.
     pub(super) fn mark_armed(&self) -> Result<(), Error> {
         for name in self.held.keys() {
@@ -214,7 +239,8 @@ impl Capture {
             if only.is_some_and(|only| !only.contains(name)) {
                 continue;
             }
-            all.extend(offers(name, held)?);
+            all.extend(held.sockets.offers(name, held.number, self.home)?);
+            all.extend(self.listeners_elsewhere(held.number)?);
         }
         Ok(all)
     }
@@ -229,6 +255,10 @@ impl Capture {
         let mut reports = Vec::new();
         if let Some(events) = &mut self.events {
             events.drain(REPORTS, |report| reports.push(report));
+        }
+        let lost = |report: &&Report| report.reason == Reason::NoListener;
+        for report in reports.iter().filter(lost) {
+            self.foreign.hurry(report.origin.workload());
         }
         reports.extend(self.foreign.reports());
         if last || self.summed.elapsed() >= SUMS {

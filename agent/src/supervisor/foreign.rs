@@ -5,6 +5,7 @@
 //! keeps nobody's connection waiting; it looks into each workload twice a second, less often where that takes long.
 
 mod manager;
+mod spaces;
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -19,6 +20,10 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 use crate::ebpf::foreign::{self, Holder, Standing};
 use crate::ebpf::{Marks, Report};
 use crate::identity::process::HeldProcess;
+
+use spaces::{Before, Spaces};
+
+pub(super) use spaces::Seen;
 
 /// Between two looks into a workload, at least.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -50,12 +55,28 @@ pub(super) struct Place {
 enum Order {
     Hold(Vec<Place>),
     Look,
+    Hurry(u32),
+}
+
+/// What a look brought.
+enum Found {
+    Socket(Box<Report>),
+    Spaces(Seen),
+}
+
+/// When to look into a workload next.
+struct Turn {
+    due: Instant,
+    /// Not before, whatever happens: looks would cost too much.
+    earliest: Instant,
+    place: Place,
 }
 
 /// The thread that looks.
 pub(super) struct Watch {
     orders: Sender<Order>,
-    reports: Receiver<Report>,
+    found: Receiver<Found>,
+    seen: Vec<Seen>,
     count: u64,
 }
 
@@ -63,13 +84,14 @@ impl Watch {
     /// Starts it, with nothing to look into yet.
     pub(super) fn start(marks: Marks) -> std::io::Result<Self> {
         let (orders, taken) = mpsc::channel();
-        let (found, reports) = mpsc::channel();
+        let (tell, found) = mpsc::channel();
         std::thread::Builder::new()
             .name("foreign-sockets".into())
-            .spawn(move || watch(Look::new(marks), &taken, &found))?;
+            .spawn(move || watch(Look::new(marks), &taken, &tell))?;
         Ok(Self {
             orders,
-            reports,
+            found,
+            seen: Vec::new(),
             count: 0,
         })
     }
@@ -84,6 +106,11 @@ impl Watch {
         self.order(Order::Look);
     }
 
+    /// Looks into this workload as soon as it may: something in it is where it is not served.
+    pub(super) fn hurry(&self, number: u32) {
+        self.order(Order::Hurry(number));
+    }
+
     fn order(&self, order: Order) {
         if self.orders.send(order).is_err() {
             tracing::error!(
@@ -94,10 +121,21 @@ impl Watch {
 
     /// What was cut off since the last call.
     pub(super) fn reports(&mut self) -> Vec<Report> {
-        let reports: Vec<Report> = self.reports.try_iter().collect();
+        let mut reports = Vec::new();
+        for found in self.found.try_iter() {
+            match found {
+                Found::Socket(report) => reports.push(*report),
+                Found::Spaces(seen) => self.seen.push(seen),
+            }
+        }
         let cut = reports.iter().map(|report| u64::from(report.suppressed) + 1);
         self.count += cut.sum::<u64>();
         reports
+    }
+
+    /// Which network namespaces the workloads were seen in since the last call, as of the last [`Watch::reports`].
+    pub(super) fn seen(&mut self) -> Vec<Seen> {
+        std::mem::take(&mut self.seen)
     }
 
     /// How many sockets were cut off since the start.
@@ -106,36 +144,49 @@ impl Watch {
     }
 }
 
-fn watch(mut look: Look, orders: &Receiver<Order>, found: &Sender<Report>) {
-    let mut places: Vec<(Instant, Place)> = Vec::new();
+fn watch(mut look: Look, orders: &Receiver<Order>, tell: &Sender<Found>) {
+    let mut turns: Vec<Turn> = Vec::new();
     loop {
-        let next = places.iter().map(|(due, _)| *due).min();
+        let next = turns.iter().map(|turn| turn.due).min();
         let pause = next.map_or(LONGEST_PAUSE, |due| due.saturating_duration_since(Instant::now()));
         match orders.recv_timeout(pause) {
-            Ok(Order::Hold(more)) => {
-                let now = Instant::now();
-                look.forget(&more);
-                places = more.into_iter().map(|place| (now, place)).collect();
-            }
-            Ok(Order::Look) => {
-                let now = Instant::now();
-                places.iter_mut().for_each(|(due, _)| *due = now);
-            }
+            Ok(order) => obey(order, &mut look, &mut turns),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
-        for (due, place) in &mut places {
+        for turn in &mut turns {
             let start = Instant::now();
-            if *due > start {
+            if turn.due > start {
                 continue;
             }
-            for report in look.see_place(place) {
-                if found.send(report).is_err() {
-                    return;
-                }
+            if look.tell_of(&turn.place, tell).is_none() {
+                return;
             }
             let end = Instant::now();
-            *due = end + ((end - start) * SHARE).clamp(PAUSE, LONGEST_PAUSE);
+            let cost = (end - start) * SHARE;
+            turn.earliest = end + cost.min(LONGEST_PAUSE);
+            turn.due = end + cost.clamp(PAUSE, LONGEST_PAUSE);
+        }
+    }
+}
+
+fn obey(order: Order, look: &mut Look, turns: &mut Vec<Turn>) {
+    let now = Instant::now();
+    match order {
+        Order::Hold(places) => {
+            look.forget(&places);
+            let turn = |place| Turn {
+                due: now,
+                earliest: now,
+                place,
+            };
+            *turns = places.into_iter().map(turn).collect();
+        }
+        Order::Look => turns.iter_mut().for_each(|turn| turn.due = now),
+        Order::Hurry(number) => {
+            for turn in turns.iter_mut().filter(|turn| turn.place.number == number) {
+                turn.due = turn.due.min(turn.earliest.max(now));
+            }
         }
     }
 }
@@ -150,6 +201,7 @@ struct Look {
     failed: HashSet<u64>,
     /// Whether a process could not be looked into; said once.
     blind: bool,
+    before: Before,
 }
 
 impl Look {
@@ -159,6 +211,7 @@ impl Look {
             own: HashMap::new(),
             failed: HashSet::new(),
             blind: false,
+            before: Before::new(),
         }
     }
 
@@ -166,16 +219,31 @@ impl Look {
     fn forget(&mut self, places: &[Place]) {
         self.own
             .retain(|number, _| places.iter().any(|place| place.number == *number));
+        self.before
+            .forget(|number| places.iter().any(|place| place.number == number));
     }
 
-    fn see_place(&mut self, place: &Place) -> Vec<Report> {
+    /// Looks once; `None` if nobody listens any more.
+    fn tell_of(&mut self, place: &Place, tell: &Sender<Found>) -> Option<()> {
+        let mut spaces = Spaces::default();
+        for report in self.see_place(place, &mut spaces) {
+            tell.send(Found::Socket(Box::new(report))).ok()?;
+        }
+        if let Some(seen) = self.before.seen(place.number, spaces) {
+            tell.send(Found::Spaces(seen)).ok()?;
+        }
+        Some(())
+    }
+
+    fn see_place(&mut self, place: &Place, spaces: &mut Spaces) -> Vec<Report> {
         let mut pids = Vec::new();
         processes(&place.directory, DEEPEST, &mut pids);
         let known = self.own.remove(&place.number).unwrap_or_default();
         let mut own = HashSet::new();
         let mut reports: Vec<Report> = Vec::new();
         for pid in pids {
-            for report in self.see_process(place, pid, &known, &mut own).unwrap_or_default() {
+            let seen = self.see_process(place, pid, spaces, (&known, &mut own));
+            for report in seen.unwrap_or_default() {
                 if let Some(last) = reports.get_mut(REPORTS - 1) {
                     last.suppressed += 1;
                 } else {
@@ -192,8 +260,8 @@ impl Look {
         &mut self,
         place: &Place,
         pid: u32,
-        known: &HashSet<u64>,
-        own: &mut HashSet<u64>,
+        spaces: &mut Spaces,
+        (known, own): (&HashSet<u64>, &mut HashSet<u64>),
     ) -> Option<Vec<Report>> {
         let handle = pidfd_open(Pid::from_raw(i32::try_from(pid).ok()?)?, PidfdFlags::empty()).ok()?;
         // Held after the handle was made: while descriptors can be had through the handle, both are one process.
@@ -201,6 +269,7 @@ impl Look {
         if !is_in(&process, place) || manager::is_its_child(&process) {
             return None;
         }
+        self.before.see(spaces, place.number, &process);
         let mut reports = Vec::new();
         for (number, inode) in sockets(pid) {
             if own.contains(&inode) || (known.contains(&inode) && own.len() < REMEMBERED) {

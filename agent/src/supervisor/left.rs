@@ -7,12 +7,15 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::identity::Sha256;
 
+/// When a worker that was left has ended if it does as it was told, its last records included.
+pub(super) const LONGEST: Duration = Duration::from_secs(27);
 /// How long a killed worker may take to be gone, in milliseconds.
 const PATIENCE: u16 = 5000;
 

@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{CWD, RenameFlags};
 
@@ -19,7 +19,7 @@ use crate::audit::{Kind, Outcome, RequestId, Sink as _, file, inflight};
 use crate::channel::worker::StartDescriptors;
 use crate::config::Config;
 use crate::ebpf::WorkerFds;
-use crate::identity::Sha256;
+use crate::identity::{Sha256, WorkloadName};
 
 use super::left;
 
@@ -63,6 +63,7 @@ pub(super) struct Records {
     keep: u32,
     sink: file::FileSink,
     state_dir: PathBuf,
+    opened: Instant,
     /// Tables that are still to become records: their worker is not gone yet, or the disk is full.
     owed: Vec<PathBuf>,
     /// Somebody died, perhaps in the middle of a line.
@@ -89,6 +90,7 @@ impl Records {
             keep: config.audit.keep,
             sink: sink(opened),
             state_dir: config.state_dir.clone(),
+            opened: Instant::now(),
             owed: Vec::new(),
             torn: true,
             tables: HashMap::new(),
@@ -174,15 +176,20 @@ impl Records {
         for table in self.left() {
             if left::is_under(table, policy) {
                 tracing::info!(table = %table.display(), "a worker of the last agent ends its calls beside this one's");
-                continue;
+            } else {
+                end_left(
+                    table,
+                    "the policy is another one now, or it was not left in order",
+                );
             }
-            match left::end(table) {
-                Ok(_killed) => tracing::warn!(
-                    "a worker of the last agent is ended with its calls: the policy is another one now, or it was not left in order"
-                ),
-                Err(error) => {
-                    tracing::error!(%error, table = %table.display(), "a worker of the last agent can't be ended")
-                }
+        }
+    }
+
+    /// Ends those that should have ended by themselves.
+    pub(super) fn end_overdue(&self) {
+        if self.opened.elapsed() > left::LONGEST {
+            for table in self.left() {
+                end_left(table, "its time is over");
             }
         }
     }
@@ -287,11 +294,24 @@ impl Records {
 
     /// Somebody opened the perimeter: that too is on record.
     pub(super) fn perimeter_broken(&mut self, what: &str) {
-        let mut record = blank(Kind::KernelRefusal, Caller::default());
+        self.finding(Caller::default(), "perimeter", what);
+    }
+
+    /// A connect from inside the workload did not come to the agent as it must.
+    pub(super) fn canary_failed(&mut self, workload: &WorkloadName, what: &str) {
+        let caller = Caller {
+            workload: Some(workload.clone()),
+            ..Caller::default()
+        };
+        self.finding(caller, "canary", what);
+    }
+
+    fn finding(&mut self, caller: Caller, kind: &'static str, what: &str) {
+        let mut record = blank(Kind::KernelRefusal, caller);
         record.outcome = Outcome::Failed;
         record.error = Some(record::Error {
             source: record::Source::Internal,
-            kind: "perimeter".into(),
+            kind: kind.into(),
             message: what.into(),
         });
         self.append(&record);
@@ -332,6 +352,15 @@ impl Records {
                 }
                 self.failure = Some(error.to_string());
             }
+        }
+    }
+}
+
+fn end_left(table: &Path, why: &str) {
+    match left::end(table) {
+        Ok(_killed) => tracing::warn!(why, "a worker of the last agent is ended with its calls"),
+        Err(error) => {
+            tracing::error!(%error, why, table = %table.display(), "a worker of the last agent can't be ended");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What runs, for the operator.
 
 use super::Supervisor;
-use crate::admin::{CredentialStatus, Status, StrangerStatus, WorkloadStatus};
+use crate::admin::{CanaryStatus, CredentialStatus, Status, StrangerStatus, WorkloadStatus};
 use crate::credential::source::{Keeper, Value};
 
 impl Supervisor {
@@ -42,6 +42,14 @@ impl Supervisor {
                     number,
                     connections: connections(name.as_str()),
                     in_policy: self.policy.workload(name).is_some(),
+                })
+                .collect(),
+            canaries: self
+                .canaries
+                .findings()
+                .map(|(workload, finding)| CanaryStatus {
+                    workload: workload.to_string(),
+                    finding: finding.to_owned(),
                 })
                 .collect(),
             strangers: self

@@ -22,6 +22,8 @@ enum Order {
     Serve(WorkloadName, Accepted, Arriving),
     /// The policy has changed.
     Redecide,
+    /// The workload has left this network namespace.
+    Forget(WorkloadName, u64),
     /// End when all connections have ended or the time has come; told again, the earlier time counts.
     Drain(Drain),
 }
@@ -76,6 +78,11 @@ impl DataThreads {
 
     pub(super) fn redecide(&self) {
         self.tell(|| Order::Redecide);
+    }
+
+    /// Lets go of connections that were kept for the workload in this network namespace.
+    pub(super) fn forget(&self, workload: &WorkloadName, netns: u64) {
+        self.tell(|| Order::Forget(workload.clone(), netns));
     }
 
     pub(super) fn sum(&self, figure: impl Fn(&Figures) -> u64) -> u64 {
@@ -191,6 +198,10 @@ fn obey(thread: &Rc<DataThread>, order: Option<Order>) -> Option<Drain> {
         }
         Some(Order::Redecide) => {
             thread.redecide();
+            None
+        }
+        Some(Order::Forget(workload, netns)) => {
+            thread.forget(&workload, netns);
             None
         }
         Some(Order::Drain(drain)) => Some(drain),

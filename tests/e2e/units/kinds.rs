@@ -77,7 +77,8 @@ fn a_service_that_fails_again_and_again_is_captured_each_time() -> Result<()> {
         let of_it = records.iter().filter(|one| one.text("path") == "/v1/loop");
         runs = of_it.map(|one| one.text("invocation")).collect();
         (runs.len() >= 5).then_some(())
-    })?;
+    })
+    .with_context(|| bed.journal("billing.service").unwrap_or_default())?;
     bed.systemctl(&["stop", "billing.service"])?.ok()?;
     let log = bed.world().server(API)?.log()?;
     let direct = log

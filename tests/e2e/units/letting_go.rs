@@ -53,6 +53,10 @@ fn a_workload_is_let_go_when_the_policy_has_it_no_more_and_nobody_runs_in_it() -
         "find /sys/fs/cgroup/callgate.slice /run/callgate/armed /sys/fs/bpf/callgate -name '*billing*'",
     )?;
     assert_eq!(left.stdout, "");
+    wait::until("systemd keeps no listener of it", wait::PATIENCE, || {
+        let kept = bed.property("callgate.service", "NFileDescriptorStore").ok()?;
+        (kept == "0").then_some(())
+    })?;
     let start = bed.systemctl(&["start", "billing.service"])?;
     assert!(
         !start.status.success(),

@@ -81,24 +81,8 @@ pub(crate) const FULL: &[Group<'_>] = &[
         filters: &["handed::"],
     },
     Group {
-        name: "reflect",
-        filters: &["reflect::"],
-    },
-    Group {
-        name: "perimeter",
-        filters: &["perimeter::"],
-    },
-    Group {
         name: "layout",
         filters: &["layout::"],
-    },
-    Group {
-        name: "escape",
-        filters: &["escape::", "sandbox::"],
-    },
-    Group {
-        name: "admin",
-        filters: &["admin::"],
     },
 ];
 

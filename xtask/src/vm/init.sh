@@ -37,7 +37,7 @@ echo "@vm up $(uname -r) $(uptime)"
 while read -r group arguments <&3; do
     echo "@vm group $group $(uptime)"
     # Words, not one argument.
-    "$tests" --test-threads 2 $arguments 3<&-
+    "$tests" --color never --test-threads 2 $arguments 3<&-
     code=$?
     sed 's/^/@vm skip /' /run/skips
     sed 's/^/@vm verified /' /run/verified

@@ -4,6 +4,7 @@
 //! rules ask for the executable, by naming hosts in ClientHellos. None may use up what others need.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
@@ -55,6 +56,7 @@ pub(super) struct Waiters {
     closed: bool,
     pub(super) identities: HashMap<u64, Waiter<Box<Identity>>>,
     pub(super) executables: HashMap<u64, Waiter<Executable>>,
+    pub(super) sockets: HashMap<u64, Waiter<OwnedFd>>,
     intermediates: HashMap<HostName, Vec<Waiter<Arc<Intermediate>>>>,
     /// Askers in all lists of `intermediates`.
     joined: usize,
@@ -129,7 +131,8 @@ impl Waiters {
         if self.closed {
             return Err(AskError::Closed);
         }
-        if self.identities.len() + self.executables.len() + self.joined >= MAX_PENDING {
+        let asked = self.identities.len() + self.executables.len() + self.sockets.len();
+        if asked + self.joined >= MAX_PENDING {
             return Err(AskError::Busy);
         }
         Ok(())

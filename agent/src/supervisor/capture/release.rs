@@ -46,8 +46,10 @@ impl Capture {
     }
 
     fn let_go(&mut self, name: &WorkloadName, number: u32, policy: &Policy) -> Result<(), Error> {
+        self.leave_all(number);
         self.programs.disarm(number)?;
         self.held.remove(name);
+        self.forget_sockets(name);
         self.workloads.release(name)?;
         self.arm_all(policy)?;
         Ok(())

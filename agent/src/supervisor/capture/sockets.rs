@@ -6,9 +6,10 @@ use std::path::Path;
 
 use socket2::{Domain, SockRef, Socket, Type};
 
-use super::{Capture, Error, Held};
+use super::{Capture, Error};
 use crate::channel::ListenerInfo;
 use crate::channel::supervisor::{Sender, WorkerGone};
+use crate::ebpf::Programs;
 use crate::identity::WorkloadName;
 use crate::supervisor::io;
 
@@ -33,24 +34,73 @@ impl Offer {
     }
 }
 
-pub(super) fn offers(name: &WorkloadName, held: &Held) -> Result<Vec<Offer>, Error> {
-    let info = |addr: SocketAddr| ListenerInfo {
-        workload: name.clone(),
-        number: held.number,
-        addr,
-    };
-    let failed = || io("duplicate", Path::new("a socket"));
-    let mut all = Vec::new();
-    for (addr, listener) in &held.listeners {
-        all.push(Offer::Connections(
-            info(*addr),
-            listener.try_clone().map_err(failed())?,
-        ));
+/// The sockets that serve one workload in one network namespace.
+#[derive(Debug, Default)]
+pub(super) struct Sockets {
+    /// For connections.
+    pub(super) listeners: Vec<(SocketAddr, TcpListener)>,
+    /// For questions about names, on each address that has a listener.
+    pub(super) names: Vec<(SocketAddr, UdpSocket)>,
+}
+
+impl Sockets {
+    /// One of each kind for IPv4 and for IPv6, where the network namespace of the calling thread has it; the ports are
+    /// the kernel's choice.
+    ///
+    /// # Errors
+    /// If there is no IPv4, or the loopback device is down.
+    pub(super) fn make() -> std::io::Result<Self> {
+        let mut all = Self::default();
+        for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+            let listener = match listen((ip, 0).into()) {
+                Ok(listener) => TcpListener::from(listener),
+                Err(error) if ip.is_ipv6() => {
+                    tracing::warn!(%error, "no listener on ::1: IPv6 connects of workloads are refused");
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let names = UdpSocket::bind((ip, 0))?;
+            all.listeners.push((listener.local_addr()?, listener));
+            all.names.push((names.local_addr()?, names));
+        }
+        Ok(all)
     }
-    for (addr, socket) in &held.names {
-        all.push(Offer::Names(info(*addr), socket.try_clone().map_err(failed())?));
+
+    /// Tells the kernel side that these are ours.
+    ///
+    /// # Errors
+    /// If its maps can't be written.
+    pub(super) fn mark(&self, programs: &mut Programs, number: u32) -> Result<(), Error> {
+        for (_, listener) in &self.listeners {
+            programs.mark_listener(number, listener.as_fd())?;
+        }
+        for (_, socket) in &self.names {
+            programs.mark_listener(number, socket.as_fd())?;
+        }
+        Ok(())
     }
-    Ok(all)
+
+    /// Duplicates for a worker.
+    pub(super) fn offers(&self, name: &WorkloadName, number: u32, netns: u64) -> Result<Vec<Offer>, Error> {
+        let info = |addr: SocketAddr| ListenerInfo {
+            workload: name.clone(),
+            number,
+            addr,
+            netns,
+        };
+        let failed = || io("duplicate", Path::new("a socket"));
+        let mut all = Vec::new();
+        for (addr, listener) in &self.listeners {
+            let listener = listener.try_clone().map_err(failed())?;
+            all.push(Offer::Connections(info(*addr), listener));
+        }
+        for (addr, socket) in &self.names {
+            let socket = socket.try_clone().map_err(failed())?;
+            all.push(Offer::Names(info(*addr), socket));
+        }
+        Ok(all)
+    }
 }
 
 /// One of a workload's sockets.
@@ -126,6 +176,13 @@ impl Capture {
         Ok(all)
     }
 
+    /// The next run finds none of a workload that was let go.
+    pub(super) fn forget_sockets(&mut self, workload: &WorkloadName) {
+        for part in [Part::Tcp4, Part::Tcp6, Part::Dns4, Part::Dns6] {
+            self.store.forget(&part.name(workload));
+        }
+    }
+
     /// The last run's socket or a new one, marked and kept for the next run. The outer error is the new one's.
     fn socket(
         &mut self,
@@ -165,13 +222,6 @@ impl Capture {
         self.store.forget(name);
         None
     }
-}
-
-/// What [`Capture::sockets`] gives.
-#[derive(Debug, Default)]
-pub(super) struct Sockets {
-    pub(super) listeners: Vec<(SocketAddr, TcpListener)>,
-    pub(super) names: Vec<(SocketAddr, UdpSocket)>,
 }
 
 fn listen(addr: SocketAddr) -> std::io::Result<OwnedFd> {

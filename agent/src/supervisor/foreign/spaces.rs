@@ -1,0 +1,107 @@
+//! Which network namespaces a workload's processes are in, besides the agent's own.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
+
+use crate::ebpf::netns;
+use crate::identity::process::HeldProcess;
+
+/// Namespaces that one workload is served in. Each takes four sockets here and in the worker.
+pub(in crate::supervisor) const MOST: usize = 64;
+
+/// Where a workload's processes were at one look.
+#[derive(Debug)]
+pub(in crate::supervisor) struct Seen {
+    /// The workload's number.
+    pub(in crate::supervisor) number: u32,
+    /// The namespaces by inode, held: while one is held, its number is not given to another.
+    pub(in crate::supervisor) present: BTreeMap<u64, OwnedFd>,
+}
+
+/// One look into a workload.
+#[derive(Debug, Default)]
+pub(super) struct Spaces {
+    present: BTreeMap<u64, OwnedFd>,
+    /// Looked at already, and not to be served.
+    refused: BTreeSet<u64>,
+    fresh: usize,
+}
+
+/// What the looks before this one saw.
+#[derive(Debug, Default)]
+pub(super) struct Before {
+    home: u64,
+    by: HashMap<u32, BTreeSet<u64>>,
+    /// Workloads of which was said that they are in too many.
+    told: BTreeSet<u32>,
+}
+
+impl Before {
+    pub(super) fn new() -> Self {
+        Self {
+            // Of no namespace is this the inode.
+            home: fs::metadata("/proc/self/ns/net").map_or(0, |found| found.ino()),
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn forget(&mut self, is_held: impl Fn(u32) -> bool) {
+        self.by.retain(|number, _| is_held(*number));
+    }
+
+    /// Notes where a process of the workload is. Its threads are taken to be where it is: a connection from elsewhere
+    /// finds no listener.
+    pub(super) fn see(&mut self, now: &mut Spaces, number: u32, process: &HeldProcess) {
+        let Some(inode) = process.netns_inode() else {
+            return;
+        };
+        if inode == self.home || now.present.contains_key(&inode) || now.refused.contains(&inode) {
+            return;
+        }
+        let known = self.by.get(&number);
+        let is_known = known.is_some_and(|known| known.contains(&inode));
+        let served = known.map_or(0, BTreeSet::len) + now.fresh;
+        if !is_known && served >= MOST {
+            now.refused.insert(inode);
+            if self.told.insert(number) {
+                tracing::warn!(
+                    workload = number,
+                    most = MOST,
+                    "a workload is in more network namespaces than it is served in; the others get no listener"
+                );
+            }
+            return;
+        }
+        let Ok((inode, file)) = process.netns() else {
+            return;
+        };
+        match netns::may_enter(&file) {
+            Ok(true) => {
+                now.fresh += usize::from(!is_known);
+                now.present.insert(inode, file);
+            }
+            Ok(false) => {
+                now.refused.insert(inode);
+            }
+            Err(error) => {
+                tracing::warn!(%error, pid = process.pid(), "can't tell whose network namespace a process is in");
+                now.refused.insert(inode);
+            }
+        }
+    }
+
+    /// What there is to say after a look.
+    pub(super) fn seen(&mut self, number: u32, now: Spaces) -> Option<Seen> {
+        let inodes: BTreeSet<u64> = now.present.keys().copied().collect();
+        let before = self.by.insert(number, inodes).unwrap_or_default();
+        if now.present.is_empty() && before.is_empty() {
+            return None;
+        }
+        Some(Seen {
+            number,
+            present: now.present,
+        })
+    }
+}

@@ -1,0 +1,120 @@
+//! A connect from inside each workload proves that it is captured; what breaks that where nothing else looks is a finding
+//! until it is mended.
+
+use anyhow::Result;
+use harness::{Record, Upstream, World, assert_record, require, wait};
+
+use crate::audit::{agent_status, call};
+use crate::identity::{API, workload};
+
+/// Deletes all entries of a pinned hash map, over and over for a while: BPF_OBJ_GET, BPF_MAP_GET_NEXT_KEY,
+/// BPF_MAP_DELETE_ELEM (include/uapi/linux/bpf.h).
+const EMPTY: &str = r#"
+import ctypes, os, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+bpf = lambda command, attributes: libc.syscall(321, command, attributes, len(attributes))
+path = ctypes.create_string_buffer(os.fsencode(sys.argv[1]))
+table = bpf(7, ctypes.addressof(path).to_bytes(8, "little") + bytes(8))
+assert table >= 0, sys.argv
+key, size = ctypes.create_string_buffer(64), int(sys.argv[2])
+until = time.monotonic() + float(sys.argv[3])
+word = lambda value: value.to_bytes(8, "little")
+while True:
+    while bpf(4, word(table) + word(0) + word(ctypes.addressof(key)) + word(0)) == 0:
+        assert bpf(3, word(table) + word(ctypes.addressof(key)) + word(0) + word(0)) == 0
+    if time.monotonic() > until:
+        break
+    time.sleep(0.05)
+"#;
+
+/// A world whose canaries fly every second.
+fn start() -> Result<World> {
+    let mut world = World::new()?;
+    world.upstream(Upstream::new(API))?;
+    world.policy("canary.toml", &workload("billing", "", ""))?;
+    world.settings("canary_seconds = 1");
+    world.start_agent()?;
+    Ok(world)
+}
+
+fn empty(world: &World, map: &str, seconds: &str) -> Result<()> {
+    let pin = world.dir().join("bpf/maps").join(map);
+    let pin = pin.to_str().unwrap_or_default();
+    let done = world
+        .unmanaged()?
+        .run(["python3", "-c", EMPTY, pin, "16", seconds])?;
+    done.ok().map(drop)
+}
+
+/// The findings that `status` has, when they are none or some.
+fn findings(world: &World, some: bool) -> Result<String> {
+    wait::until("the canary's word", wait::PATIENCE, || {
+        let (code, status) = agent_status(world).ok()?;
+        let found = status["canaries"].as_array()?;
+        let agrees = found.is_empty() != some && code == Some(i32::from(some));
+        agrees.then(|| status["canaries"].to_string())
+    })
+}
+
+fn doctor(world: &World) -> Result<String> {
+    Ok(world.agent()?.command("doctor", &[])?.stdout)
+}
+
+fn redirected(world: &World) -> Result<u64> {
+    let (_, status) = agent_status(world)?;
+    Ok(status["kernel"]["redirected"].as_u64().unwrap_or(0))
+}
+
+#[test]
+fn canaries_arrive_and_leave_no_record() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start()?;
+    wait::until("three canaries", wait::PATIENCE, || {
+        (redirected(&world).ok()? >= 3).then_some(())
+    })?;
+    findings(&world, false)?;
+    assert!(doctor(&world)?.contains("no workload's canary failed"));
+    assert!(world.records()?.is_empty(), "{:?}", world.records()?);
+    assert_eq!(call(&world, "/call")?, 200);
+    assert_record!(world, "path" = "/call");
+    let calls = |one: &&Record| one.text("kind") != "kernel_refusal" || one.text("comm") != "curl";
+    assert_eq!(world.records()?.iter().filter(calls).count(), 1);
+    Ok(())
+}
+
+#[test]
+fn a_listener_that_the_kernel_forgot_is_found_and_put_back() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start()?;
+    empty(&world, "LISTENERS", "3")?;
+    let found = findings(&world, true)?;
+    assert!(found.contains("the kernel side refuses connections"), "{found}");
+    let said = world.agent()?.command("doctor", &[])?;
+    assert_eq!(said.code(), Some(3), "{said:?}");
+    assert!(
+        said.stdout.contains("billing: the kernel side refuses"),
+        "{said:?}"
+    );
+    assert_record!(
+        world,
+        "error.kind" = "canary",
+        "workload" = "billing",
+        "outcome" = "failed"
+    );
+    findings(&world, false)?;
+    assert_eq!(call(&world, "/after")?, 200);
+    Ok(())
+}
+
+#[test]
+fn a_workload_that_the_kernel_forgot_is_found_and_put_back() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start()?;
+    empty(&world, "WORKLOADS", "3")?;
+    let found = findings(&world, true)?;
+    assert!(found.contains("\"workload\":\"billing\""), "{found}");
+    assert_record!(world, "error.kind" = "canary", "workload" = "billing");
+    findings(&world, false)?;
+    assert_eq!(call(&world, "/after")?, 200);
+    Ok(())
+}

@@ -1,0 +1,51 @@
+"""Tries ways out of a workload and says of each what came of it, a line each."""
+
+import ctypes
+import os
+import socket
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def call(number, *args):
+    if libc.syscall(number, *args) < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def connect(path):
+    socket.socket(socket.AF_UNIX).connect(path)
+
+
+def write(path, text):
+    with open(path, "w") as file:
+        file.write(text)
+
+
+WAYS = {
+    "packet": lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW),
+    "vsock": lambda: socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM),
+    "raw": lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1),
+    "io_uring": lambda: call(425, 1, ctypes.create_string_buffer(256)),
+    "mounts": lambda: call(272, 0x00020000),
+    "cgroups": lambda: call(272, 0x02000000),
+    "mount": lambda: call(165, b"none", b"/mnt", b"tmpfs", 0, None),
+    "bpf": lambda: call(321, 0, ctypes.create_string_buffer(128), 128),
+    "move": lambda: write("/sys/fs/cgroup/cgroup.procs", str(os.getpid())),
+    "tunable": lambda: write("/proc/sys/kernel/core_pattern", "|/bin/false"),
+    "unit": lambda: write("/etc/systemd/system/mine.service", ""),
+    "policy": lambda: write("/etc/callgate/policy.d/mine.toml", ""),
+    "secret": lambda: open("/etc/callgate/secrets/api").read(),
+    "authority": lambda: open("/var/lib/callgate/ca.pem").read(),
+    "bus": lambda: connect("/run/dbus/system_bus_socket"),
+    "manager": lambda: connect("/run/systemd/private"),
+    "pins": lambda: os.listdir("/sys/fs/bpf/callgate/links"),
+}
+
+for name, way in WAYS.items():
+    try:
+        way()
+        print(name, "OPEN", flush=True)
+    except OSError as error:
+        print(name, "closed:", error, flush=True)
+print("all tried", flush=True)
