@@ -44,7 +44,7 @@ pub struct Enrolled {
     pub hidden: Vec<PathBuf>,
     /// What root must not change from inside.
     pub fixed: Vec<PathBuf>,
-    /// Files to mount over others, where these exist: roots to trust. Empty for other peers, who can't mount.
+    /// Directories to mount over others, where these exist: roots to trust. Empty for other peers, who can't mount.
     pub over: Vec<(PathBuf, PathBuf)>,
 }
 

@@ -84,7 +84,7 @@ pub struct Enrolled {
     pub hidden: Vec<PathBuf>,
     /// What it must not change: the policy.
     pub fixed: Vec<PathBuf>,
-    /// Files that it is to see in the place of others: the roots to trust.
+    /// Directories that it is to see in the place of others: the roots to trust.
     pub over: Vec<(PathBuf, PathBuf)>,
 }
 

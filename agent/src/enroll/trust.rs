@@ -1,7 +1,7 @@
 //! What a managed command must trust to accept the agent's certificates: the host's roots and the agent's.
 //!
 //! Always both: variables that replace a runtime's bundle would otherwise break all its other TLS. Programs that read
-//! no variable find the bundle in the usual places, over which it is mounted for them alone ([`Trust::over`]).
+//! no variable find the bundle in the usual places, over which it is mounted for them alone ([`Trust::directories`]).
 
 mod java;
 mod places;
@@ -104,22 +104,6 @@ pub struct Trust {
     pub directories: Vec<(PathBuf, PathBuf)>,
     /// The variables that make runtimes read it. What [`JAVA_OPTIONS`] says is to be added to what is there.
     pub env: Vec<(String, String)>,
-}
-
-impl Trust {
-    /// What to mount over which of the host's files, where these exist.
-    #[must_use]
-    pub fn over(&self) -> Vec<(PathBuf, PathBuf)> {
-        let pairs = |own: &PathBuf, places: &[&str]| -> Vec<_> {
-            let place = |place: &&str| (own.clone(), PathBuf::from(place));
-            places.iter().map(place).collect()
-        };
-        let bundles = pairs(&self.bundle, HOST_BUNDLES);
-        bundles
-            .into_iter()
-            .chain(pairs(&self.java_store, HOST_JAVA_STORES))
-            .collect()
-    }
 }
 
 /// Writes `directory/ca-bundle.pem` and `directory/truststore.p12`: the host's roots and `root_pem`, readable by all,

@@ -401,7 +401,8 @@ impl Capture {
         self.foreign.look();
         tracing::info!(%workload, uid = peer.uid, pid = peer.process.pid(), cgroup, "a command was enrolled");
         let (hidden, fixed, over) = if peer.uid == 0 {
-            (self.view.hidden(policy), self.view.fixed(policy), trust.over())
+            let over = trust.directories.clone();
+            (self.view.hidden(policy), self.view.fixed(policy), over)
         } else {
             // Another user can't read or change these anyway.
             Default::default()

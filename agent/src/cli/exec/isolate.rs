@@ -224,7 +224,7 @@ fn fix(path: &Path) -> anyhow::Result<()> {
     read_only(&path, MsFlags::empty())
 }
 
-/// Puts a file in the place of another, read-only; fine if that isn't there.
+/// Puts a directory in the place of another, read-only; fine if that isn't there.
 fn show_over(path: &Path, place: &Path) -> anyhow::Result<()> {
     let Ok(place) = fs::canonicalize(place) else {
         return Ok(());
