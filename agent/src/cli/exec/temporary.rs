@@ -12,6 +12,7 @@ use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 
 use anyhow::Context as _;
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, SFlag, fstat};
@@ -98,12 +99,24 @@ fn show(covered: &OwnedFd, name: &OsStr, target: &Path, needed: bool) -> anyhow:
         SFlag::S_IFDIR if !needed && leads_to_sockets(&entry, name) => Ok(()),
         SFlag::S_IFDIR => {
             fs::create_dir(target)?;
-            bind_descriptor(&entry, target)
+            bind_unless_gone(&entry, target, fs::remove_dir)
         }
         _ => {
             fs::write(target, b"")?;
-            bind_descriptor(&entry, target)
+            bind_unless_gone(&entry, target, fs::remove_file)
         }
+    }
+}
+
+/// What others remove from a directory for all meanwhile (ENOENT, fs/namespace.c) is not there for the command either.
+fn bind_unless_gone(
+    entry: &OwnedFd,
+    target: &Path,
+    unmake: fn(&Path) -> std::io::Result<()>,
+) -> anyhow::Result<()> {
+    match bind_descriptor(entry, target) {
+        Err(error) if error.downcast_ref() == Some(&Errno::ENOENT) => Ok(unmake(target)?),
+        done => done,
     }
 }
 
