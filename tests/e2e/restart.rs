@@ -118,10 +118,21 @@ fn of_streams(records: &Recorded) -> Vec<String> {
 #[test]
 fn an_agent_that_is_killed_under_load_keeps_its_ports_and_opens_nothing() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
+    killed(3)
+}
+
+#[test]
+#[ignore = "takes minutes: `cargo xtask test --all`"]
+fn an_agent_that_is_killed_a_hundred_times_under_load_keeps_its_ports_and_opens_nothing() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    killed(100)
+}
+
+fn killed(times: usize) -> Result<()> {
     let mut world = start()?;
     let (port, names) = (world.keeper()?.port(LISTENER)?, world.keeper()?.names());
     let load = Load::start_in(&world, 4, 4)?;
-    for _ in 0..3 {
+    for _ in 0..times {
         world.kill_agent()?;
         let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, port));
         assert_eq!(taken.err().map(|error| error.kind()), Some(ErrorKind::AddrInUse));
