@@ -3,7 +3,7 @@
 //! Start: settings, CA, policy, credentials, what the last run left in the in-flight table, kernel programs,
 //! listeners and workloads, worker, ready. From the moment a workload is armed it is held, whether or not a
 //! worker serves it. Stop: the worker drains; pins stay, so what is managed stays held. Where the service manager keeps
-//! the listeners, the next agent need not wait for that ([`departure`]).
+//! the listeners, the next agent need not wait for that (`departure`).
 
 pub mod answers;
 pub mod canary;

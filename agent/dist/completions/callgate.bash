@@ -19,6 +19,9 @@ _callgate() {
             callgate,audit)
                 cmd="callgate__subcmd__audit"
                 ;;
+            callgate,canary)
+                cmd="callgate__subcmd__canary"
+                ;;
             callgate,check)
                 cmd="callgate__subcmd__check"
                 ;;
@@ -76,6 +79,9 @@ _callgate() {
             callgate__subcmd__help,audit)
                 cmd="callgate__subcmd__help__subcmd__audit"
                 ;;
+            callgate__subcmd__help,canary)
+                cmd="callgate__subcmd__help__subcmd__canary"
+                ;;
             callgate__subcmd__help,check)
                 cmd="callgate__subcmd__help__subcmd__check"
                 ;;
@@ -125,7 +131,7 @@ _callgate() {
 
     case "${cmd}" in
         callgate)
-            opts="-h -V --help --version run exec enable disable check explain status reload release audit doctor worker help"
+            opts="-h -V --help --version run exec enable disable check explain status reload release audit doctor worker canary help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -262,6 +268,28 @@ _callgate() {
                     return 0
                     ;;
                 --file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        callgate__subcmd__canary)
+            opts="-h --uid --gid --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --uid)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --gid)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -449,7 +477,7 @@ _callgate() {
             return 0
             ;;
         callgate__subcmd__help)
-            opts="run exec enable disable check explain status reload release audit doctor worker help"
+            opts="run exec enable disable check explain status reload release audit doctor worker canary help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -493,6 +521,20 @@ _callgate() {
         callgate__subcmd__help__subcmd__audit__subcmd__tail)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        callgate__subcmd__help__subcmd__canary)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi

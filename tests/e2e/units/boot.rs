@@ -86,7 +86,8 @@ fn no_unit_starts_while_the_agent_is_missing_or_its_settings_are_broken_and_it_s
     long_running(&bed)?;
     // As after a boot: nothing is armed yet.
     bed.systemctl(&["stop", "callgate.service"])?.ok()?;
-    bed.run(["rm", "-r", "/run/callgate", "/sys/fs/bpf/callgate"])?.ok()?;
+    bed.run(["rm", "-r", "/run/callgate", "/sys/fs/bpf/callgate"])?
+        .ok()?;
     bed.write("/etc/callgate/callgate.toml", "threads = \"many\"\n")?;
     let broken = bed.systemctl(&["start", "billing.service"])?;
     assert!(!broken.status.success(), "{broken:?}");
@@ -113,7 +114,8 @@ fn a_unit_waits_for_an_agent_that_is_slow_to_start() -> Result<()> {
     service(&bed, "billing.service", "User=nobody\n")?;
     enable(&bed, "billing")?;
     bed.systemctl(&["stop", "callgate.service"])?.ok()?;
-    bed.run(["rm", "-r", "/run/callgate", "/sys/fs/bpf/callgate"])?.ok()?;
+    bed.run(["rm", "-r", "/run/callgate", "/sys/fs/bpf/callgate"])?
+        .ok()?;
     bed.unit(
         "callgate.service.d/slow.conf",
         "[Service]\nExecStartPre=/bin/sleep 2\n",

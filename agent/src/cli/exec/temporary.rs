@@ -99,11 +99,11 @@ fn show(covered: &OwnedFd, name: &OsStr, target: &Path, needed: bool) -> anyhow:
         SFlag::S_IFDIR if !needed && leads_to_sockets(&entry, name) => Ok(()),
         SFlag::S_IFDIR => {
             fs::create_dir(target)?;
-            bind_unless_gone(&entry, target, fs::remove_dir)
+            bind_unless_gone(&entry, target, |path| fs::remove_dir(path))
         }
         _ => {
             fs::write(target, b"")?;
-            bind_unless_gone(&entry, target, fs::remove_file)
+            bind_unless_gone(&entry, target, |path| fs::remove_file(path))
         }
     }
 }
