@@ -104,7 +104,9 @@ fn faults(
         }
     }
     for (instance, cgroup) in host::running(unit)? {
-        if !cgroup.contains(&format!("/{}/", workload.slice())) {
+        // An instance that is enabled by itself goes before its template.
+        let is_anothers = instance != unit && host::file(&instance).exists();
+        if !is_anothers && !cgroup.contains(&format!("/{}/", workload.slice())) {
             let what = format!("{instance} runs as it was before it was enabled, in {cgroup}");
             add(true, what, format!("systemctl restart {instance}"));
         }
