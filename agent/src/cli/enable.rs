@@ -12,6 +12,7 @@ use anyhow::Context as _;
 
 use super::{NO, WRONG, complain};
 use crate::config::Config;
+use crate::enroll::reach;
 use crate::enroll::unit::{self, Facts, Plan};
 use crate::identity::WorkloadName;
 use crate::policy::store;
@@ -56,6 +57,13 @@ pub fn run(args: &Args, config: &Config, out: &mut dyn Write) -> anyhow::Result<
         Ok(unit) => unit,
         Err(why) => return Ok(wrong(&why)),
     };
+    if let Some(unknown) = args.leave_open.iter().find(|path| !reach::is_service(path)) {
+        return Ok(wrong(&format!(
+            "--leave-open {}: that is not taken from units; what is: {}",
+            unknown.display(),
+            reach::SERVICES.join(", ")
+        )));
+    }
     let facts = host::facts(&unit)?;
     if let Some(own) = host::other_name(&unit, &facts) {
         return Ok(wrong(&format!(

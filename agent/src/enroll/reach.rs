@@ -50,6 +50,12 @@ pub const SERVICES: &[&str] = &[
     "/var/snap/lxd/common/lxd/unix.socket",
 ];
 
+/// Whether a path is one of [`SERVICES`].
+#[must_use]
+pub fn is_service(path: &Path) -> bool {
+    SERVICES.iter().any(|service| Path::new(service) == path)
+}
+
 /// Where systemd keeps the credentials of this host's units.
 pub const CREDENTIAL_STORES: &[&str] = &[
     "/etc/credstore",

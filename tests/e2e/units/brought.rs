@@ -151,3 +151,41 @@ fn a_unit_that_runs_is_cut_off_at_once_and_the_operator_is_told() -> Result<()> 
     assert!(!said.contains("came to 0"), "{said}");
     Ok(())
 }
+
+#[test]
+fn the_doctor_tells_an_instance_that_is_another_workloads_from_one_that_runs_unheld() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let bed = host()?;
+    bed.policy(&format!(
+        "{POLICY}\n[[workload]]\nname = \"other\"\nunits = [\"worker@2.service\"]\n"
+    ))?;
+    bed.unit(
+        "worker@.service",
+        "[Service]\nUser=nobody\nExecStart=/bin/sleep 1000\n",
+    )?;
+    bed.systemctl(&["start", "worker@3"])?.ok()?;
+    for (unit, workload) in [("worker@.service", "billing"), ("worker@2.service", "other")] {
+        bed.run(["callgate", "enable", "--workload", workload, unit])?
+            .ok()?;
+    }
+    bed.systemctl(&["start", "worker@1", "worker@2"])?.ok()?;
+    let doctor = bed.run(["callgate", "doctor"])?.stdout;
+    let failed: Vec<_> = doctor.lines().filter(|line| line.starts_with("FAIL")).collect();
+    assert_eq!(failed.len(), 1, "{doctor}");
+    assert!(failed[0].contains("worker@3.service runs as it was"), "{doctor}");
+    assert!(!failed[0].contains("worker@2"), "{doctor}");
+    Ok(())
+}
+
+#[test]
+fn what_enable_cannot_do_as_it_is_told_is_an_error_and_the_agents_own_user_is_warned_about() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let bed = host()?;
+    service(&bed, "billing.service", "User=callgate\n")?;
+    let odd = bed.run(["callgate", "enable", "--leave-open", "/run/dbus", "billing"])?;
+    assert_eq!(odd.code(), Some(2), "{odd:?}");
+    assert!(odd.stderr.contains("/run/dbus/system_bus_socket"), "{odd:?}");
+    let said = enable(&bed, "billing")?;
+    assert!(said.contains("warning: User: callgate.service"), "{said}");
+    Ok(())
+}

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::host;
 use crate::config::Config;
-use crate::enroll::unit::{Facts, Finding, Setup, Weight};
+use crate::enroll::unit::{AGENT_UNIT, Facts, Finding, Setup, Weight};
 use crate::enroll::{reach, trust};
 use crate::identity::WorkloadName;
 use crate::policy::matcher::Glob;
@@ -86,7 +86,8 @@ pub(super) fn setup(
     let mut fixed = view.fixed(policy);
     fixed.extend(SYSTEMD_FILES.iter().map(PathBuf::from));
     let slice = workload.name().slice();
-    let neighbours = neighbours(host::services()?, facts, &slice);
+    let mut neighbours = neighbours(host::services()?, facts, &slice);
+    neighbours.push((AGENT_UNIT.to_owned(), config.worker_user.clone()));
     Ok(Setup {
         marker: config.runtime_dir.join("armed").join(workload.name().as_str()),
         over: trust::directories(&directory),

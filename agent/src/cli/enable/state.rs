@@ -71,6 +71,12 @@ fn faults(
         );
         return Ok(faults);
     }
+    let (slice, held) = (facts.get("Slice"), workload.slice());
+    if slice != held {
+        let what = format!("systemd would start it in {slice}, not in {held}");
+        let fix = format!("systemctl daemon-reload; if it stays so, callgate enable {unit} says why");
+        add(true, what, fix);
+    }
     let marker = config.runtime_dir.join("armed").join(workload.as_str());
     if !marker.exists() {
         let what = format!("the agent does not hold {workload}: the unit does not start");

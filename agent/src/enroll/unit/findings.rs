@@ -328,11 +328,13 @@ fn undone(key: &str, value: &str, setup: &Setup) -> Option<&'static str> {
         "Environment",
         "InaccessiblePaths",
         "ReadOnlyPaths",
-        "SystemCallFilter",
     ];
     let known = HOLDING.iter().copied().find(|setting| *setting == key);
     let known = known.filter(|setting| !(setup.listens && setting.starts_with("IPAddress")));
+    // After a list of what is denied, one of what is allowed only takes from that.
+    let allows = key == "SystemCallFilter" && !value.starts_with('~');
     known
+        .or_else(|| allows.then_some("SystemCallFilter"))
         .or_else(|| {
             emptied
                 .into_iter()
