@@ -273,7 +273,10 @@ fn reset(text: &mut String, setting: &str, value: &str) {
     }
 }
 
+/// A line break in a path would be a setting of its own; such a path is refused (`findings`), and named by nothing if
+/// the operator insists.
 fn line(text: &mut String, setting: &str, value: &str) {
+    let value: String = value.chars().filter(|letter| !letter.is_control()).collect();
     // Writing to a String can't fail.
     writeln!(text, "{setting}={value}").ok();
 }

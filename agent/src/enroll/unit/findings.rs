@@ -17,6 +17,7 @@ pub(super) fn of(facts: &Facts, setup: &Setup) -> Vec<Finding> {
     rights(&mut found, facts, setup);
     commands(&mut found, facts);
     services(&mut found, facts, setup);
+    unnameable(&mut found, setup);
     trust(&mut found, facts, setup);
     later(&mut found, facts, setup);
     found.0
@@ -238,6 +239,16 @@ fn services(found: &mut Found, facts: &Facts, setup: &Setup) {
 
 /// Groups that rule over all of the host through a socket.
 const GROUPS: &[&str] = &["docker", "incus", "libvirt", "lxd", "podman"];
+
+/// Paths of the agent's that no line of a drop-in can hold.
+fn unnameable(found: &mut Found, setup: &Setup) {
+    for path in setup.hidden.iter().chain(&setup.fixed) {
+        if path.to_string_lossy().contains(char::is_control) {
+            let text = format!("{path:?} can't be taken from it: its name has a control character");
+            found.refuse("InaccessiblePaths", text);
+        }
+    }
+}
 
 /// What must not be in its reach and comes along with a path that is mounted elsewhere.
 fn brought(setup: &Setup, setting: &str, source: &str) -> Option<String> {

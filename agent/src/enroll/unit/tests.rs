@@ -149,6 +149,17 @@ fn percent_signs_and_blanks_of_paths_reach_systemd_as_they_are() {
 }
 
 #[test]
+fn a_line_break_in_a_path_makes_no_setting_and_is_refused() {
+    let odd = Setup {
+        hidden: vec!["/etc/x\nExecStartPre=+/bin/sh".into()],
+        ..setup()
+    };
+    let plan = planned(PLAIN, &odd);
+    assert!(plan.is_refused());
+    assert!(!plan.drop_in.contains("\nExecStartPre"), "{}", plan.drop_in);
+}
+
+#[test]
 fn what_cannot_be_held_is_refused_with_the_reason() {
     use Weight::Refusal;
     finds("PrivateNetwork=yes\n", Refusal, "PrivateNetwork", "no way out");
