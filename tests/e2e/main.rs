@@ -32,6 +32,8 @@ mod features;
 mod grpc;
 /// Sockets made outside of a workload and handed in lead nowhere.
 mod handed;
+/// The agent under the hardening of its installed unit.
+mod hardened;
 /// HTTP/1.1: bodies, odd requests, credentials on the wire, upgrades, and what upstreams do wrong.
 mod http;
 /// HTTP/2: streams, trailers, floods, and what breaks the protocol.

@@ -1,6 +1,7 @@
 //! systemd services that are enabled as workloads, on a booted Debian.
 
 mod boot;
+mod brought;
 mod confined;
 mod kinds;
 mod letting_go;

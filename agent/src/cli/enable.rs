@@ -12,6 +12,7 @@ use anyhow::Context as _;
 
 use super::{NO, WRONG, complain};
 use crate::config::Config;
+use crate::enroll::reach;
 use crate::enroll::unit::{self, Facts, Plan};
 use crate::identity::WorkloadName;
 use crate::policy::store;
@@ -56,6 +57,19 @@ pub fn run(args: &Args, config: &Config, out: &mut dyn Write) -> anyhow::Result<
         Ok(unit) => unit,
         Err(why) => return Ok(wrong(&why)),
     };
+    if let Some(unknown) = args.leave_open.iter().find(|path| !reach::is_service(path)) {
+        return Ok(wrong(&format!(
+            "--leave-open {}: that is not taken from units; what is: {}",
+            unknown.display(),
+            reach::SERVICES.join(", ")
+        )));
+    }
+    let facts = host::facts(&unit)?;
+    if let Some(own) = host::other_name(&unit, &facts) {
+        return Ok(wrong(&format!(
+            "{unit} is another name of {own}, which is the one to enable"
+        )));
+    }
     let loaded = store::load_dir(&config.policy_dir);
     let policy = match loaded.policy {
         Ok(policy) => policy,
@@ -68,7 +82,6 @@ pub fn run(args: &Args, config: &Config, out: &mut dyn Write) -> anyhow::Result<
         Ok(workload) => workload,
         Err(why) => return Ok(wrong(&why)),
     };
-    let facts = host::facts(&unit)?;
     match facts.get("LoadState") {
         "loaded" => {}
         "masked" => {
@@ -188,6 +201,9 @@ impl Done<'_> {
                 self.file.display(),
                 self.plan.drop_in
             )?;
+            if self.running {
+                writeln!(out, "{}", self.of_running())?;
+            }
             return Ok(());
         }
         if !self.written {
@@ -207,15 +223,21 @@ impl Done<'_> {
             )?;
         }
         if self.running {
-            writeln!(
-                out,
-                "{unit} runs unmanaged until it is restarted: systemctl restart {unit}",
-                unit = self.unit
-            )?;
+            writeln!(out, "{}", self.of_running())?;
         } else {
             writeln!(out, "{} is managed from its next start on", self.unit)?;
         }
         Ok(())
+    }
+
+    /// systemd applies filters of addresses to what runs, everything else at the next start.
+    fn of_running(&self) -> String {
+        let now = if self.plan.drop_in.contains("\nIPAddressDeny=any\n") {
+            "runs, and reaches nothing but this host from now on; it is managed once it is restarted"
+        } else {
+            "runs unmanaged until it is restarted"
+        };
+        format!("{unit} {now}: systemctl restart {unit}", unit = self.unit)
     }
 
     fn tell_machine(&self, out: &mut dyn Write) -> anyhow::Result<()> {

@@ -45,7 +45,7 @@ pub enum ExecError {
     },
     /// It says that it failed.
     #[error(
-        "{program}: the credential helper ended with {status}; run it by hand as the agent's user to see why"
+        "{program}: the credential helper ended with {status}; run it by hand to see why, and if it works there, see what callgate.service forbids it (files to write, code made at run time)"
     )]
     Status {
         /// The program.

@@ -1,6 +1,10 @@
 //! What a managed process must not reach or keep, whichever way it came in: `callgate exec` takes it away itself,
 //! `callgate enable` has systemd do it.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
 use caps::Capability;
 
 /// What a process that runs as root keeps. Everything else could undo its capture: other cgroups, namespaces,
@@ -46,6 +50,12 @@ pub const SERVICES: &[&str] = &[
     "/var/snap/lxd/common/lxd/unix.socket",
 ];
 
+/// Whether a path is one of [`SERVICES`].
+#[must_use]
+pub fn is_service(path: &Path) -> bool {
+    SERVICES.iter().any(|service| Path::new(service) == path)
+}
+
 /// Where systemd keeps the credentials of this host's units.
 pub const CREDENTIAL_STORES: &[&str] = &[
     "/etc/credstore",
@@ -55,3 +65,14 @@ pub const CREDENTIAL_STORES: &[&str] = &[
     "/usr/lib/credstore",
     "/usr/lib/credstore.encrypted",
 ];
+
+/// Whether nobody but root may enter this directory, so that it can be hidden for the sake of a file in it: a file alone
+/// comes to light again when it is replaced by a rename. Root's home stays, which programs look into.
+#[must_use]
+pub fn is_roots_alone(directory: &Path) -> bool {
+    directory != Path::new("/root")
+        && fs::metadata(directory).is_ok_and(|found| {
+            let others = if found.gid() == 0 { 0o007 } else { 0o077 };
+            found.uid() == 0 && found.mode() & others == 0
+        })
+}

@@ -26,6 +26,9 @@ pub enum Running {
 /// # Errors
 /// If the agent runs, rights are missing, processes run and shall not be let go, or the system refuses.
 pub fn release_all(config: &Config, running: Running) -> Result<Vec<WorkloadName>, Error> {
+    if never_ran(config) {
+        return Ok(Vec::new());
+    }
     if let Some(missing) = ground::missing() {
         return Err(Error::Rights { missing });
     }
@@ -48,6 +51,12 @@ pub fn release_all(config: &Config, running: Running) -> Result<Vec<WorkloadName
     }
     ebpf::remove_pins(&config.bpffs_dir)?;
     Ok(enroll::remove_all(&mount, parent)?)
+}
+
+/// Where no agent has ever run there is nothing to let go, and maybe neither rights nor cgroups: an image that is built.
+fn never_ran(config: &Config) -> bool {
+    let made = [&config.runtime_dir, &config.state_dir, &config.bpffs_dir];
+    !made.into_iter().any(|dir| dir.exists())
 }
 
 /// The locks that a running agent holds. Where it has never run there are none.

@@ -90,3 +90,37 @@ fn processes_of_a_workload_that_is_let_go_run_on_like_any_other_when_told() -> R
     assert!(!bed.exists("/run/callgate/armed/billing")?);
     Ok(())
 }
+
+#[test]
+fn the_package_goes_although_a_managed_unit_starts_again_and_again() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let bed = host()?;
+    bed.unit(
+        "billing.service",
+        "[Unit]\nStartLimitIntervalSec=0\n[Service]\nUser=nobody\nExecStart=/bin/true\n",
+    )?;
+    enable(&bed, "billing")?;
+    let again = "while sleep 0.02; do systemctl start --no-block billing; done";
+    bed.run(["systemd-run", "sh", "-c", again])?.ok()?;
+    let purged = bed.run(["dpkg", "--purge", "callgate"])?;
+    assert_eq!(purged.code(), Some(0), "{purged:?}");
+    assert!(!bed.exists("/sys/fs/bpf/callgate")?);
+    assert_eq!(bed.property("callgate.service", "LoadState")?, "not-found");
+    Ok(())
+}
+
+#[test]
+fn a_package_that_never_ran_can_be_removed_where_nothing_could_run() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let bed = Bed::boot(World::new()?)?;
+    let package = harness::bed::package()?;
+    std::fs::copy(&package, bed.path("/var/cache/callgate.deb"))?;
+    // Neither the kernel's file systems nor systemd, as where an image is built.
+    let apart = r#"unshare --mount sh -ec 'umount -l /run; umount -l /sys
+        exec setpriv --bounding-set=-bpf,-perfmon,-sys_admin,-net_admin,-sys_ptrace \
+            sh -ec "dpkg -i /var/cache/callgate.deb; dpkg --purge callgate"'"#;
+    let done = bed.sh(apart)?;
+    assert_eq!(done.code(), Some(0), "{done:?}");
+    assert!(!bed.exists("/usr/bin/callgate")?);
+    Ok(())
+}

@@ -72,13 +72,21 @@ fn limits(slice: &str) -> anyhow::Result<Vec<String>> {
     Ok(set.map(str::to_owned).collect())
 }
 
-/// The user that a unit runs as.
-pub(super) fn user(unit: &str) -> anyhow::Result<String> {
-    let shown = systemctl(["show", "--value", "--property", "User", "--", unit])?;
-    Ok(match shown.trim() {
-        "" => "root".to_owned(),
-        user => user.to_owned(),
-    })
+/// The services that are loaded, and those that are enabled as workloads: name, user and slice of each, in one question.
+pub(super) fn services() -> anyhow::Result<Vec<Facts>> {
+    let enabled = enabled()?.into_iter().map(|(unit, _)| unit);
+    let names = ["*.service".to_owned()]
+        .into_iter()
+        .chain(enabled.filter(|unit| !unit.contains("@.")));
+    let arguments = ["show", "--property", "Id,User,Slice,DynamicUser", "--"].map(str::to_owned);
+    let shown = systemctl(arguments.into_iter().chain(names))?;
+    Ok(shown.split("\n\n").map(|block| Facts::read("", block)).collect())
+}
+
+/// The unit's own name, if systemd takes the given one for another name of it.
+pub(super) fn other_name(unit: &str, facts: &Facts) -> Option<String> {
+    let own = facts.get("Id").replace(&format!("@{INSTANCE}."), "@.");
+    (!own.is_empty() && own != unit).then_some(own)
 }
 
 /// The unit, or the instances of a template, that run now, each with its cgroup.

@@ -1,14 +1,14 @@
 //! Which workload a unit belongs to, and what its drop-in needs to know of the agent and of this host.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::host;
 use crate::config::Config;
-use crate::enroll::trust;
-use crate::enroll::unit::{Facts, Finding, Setup, Weight};
+use crate::enroll::unit::{AGENT_UNIT, Facts, Finding, Setup, Weight};
+use crate::enroll::{reach, trust};
 use crate::identity::WorkloadName;
 use crate::policy::matcher::Glob;
 use crate::policy::{Policy, Workload};
@@ -86,12 +86,8 @@ pub(super) fn setup(
     let mut fixed = view.fixed(policy);
     fixed.extend(SYSTEMD_FILES.iter().map(PathBuf::from));
     let slice = workload.name().slice();
-    let others = host::enabled()?
-        .into_iter()
-        .filter(|(unit, of)| *of != slice && unit != facts.unit() && !unit.contains("@."));
-    let neighbours = others
-        .map(|(unit, _)| host::user(&unit).map(|user| (unit, user)))
-        .collect::<anyhow::Result<_>>()?;
+    let mut neighbours = neighbours(host::services()?, facts, &slice);
+    neighbours.push((AGENT_UNIT.to_owned(), config.worker_user.clone()));
     Ok(Setup {
         marker: config.runtime_dir.join("armed").join(workload.name().as_str()),
         over: trust::directories(&directory),
@@ -107,12 +103,23 @@ pub(super) fn setup(
     })
 }
 
-/// A file that is replaced by a rename comes to light again: so where only root may enter its directory, that is hidden.
-fn covered(path: &Path) -> PathBuf {
-    let parent = path.parent().filter(|parent| *parent != Path::new("/root"));
-    let closed = parent.filter(|parent| {
-        fs::metadata(parent).is_ok_and(|found| found.uid() == 0 && found.mode() & 0o077 == 0)
+/// Services outside of the slice, with the user that each runs as. Of root's only workloads: the host's own are many, and
+/// root is warned about anyway.
+fn neighbours(services: Vec<Facts>, facts: &Facts, slice: &str) -> Vec<(String, String)> {
+    let own = facts.unit();
+    let instances = own.split_once("@.").map(|(name, _)| format!("{name}@"));
+    let is_own = |id: &str| id == own || instances.as_ref().is_some_and(|prefix| id.starts_with(prefix));
+    let outside = services.iter().filter(|other| {
+        let is_workload = WorkloadName::of_slice(other.get("Slice")).is_some();
+        other.get("Slice") != slice && !is_own(other.get("Id")) && (is_workload || !other.is_root())
     });
+    let named = outside.map(|other| (other.get("Id").to_owned(), other.user().to_owned()));
+    named.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// Its directory, where that is root's alone.
+fn covered(path: &Path) -> PathBuf {
+    let closed = path.parent().filter(|parent| reach::is_roots_alone(parent));
     match closed {
         Some(parent) if !path.is_dir() => parent.to_owned(),
         Some(_) | None => path.to_owned(),

@@ -71,6 +71,12 @@ fn faults(
         );
         return Ok(faults);
     }
+    let (slice, held) = (facts.get("Slice"), workload.slice());
+    if slice != held {
+        let what = format!("systemd would start it in {slice}, not in {held}");
+        let fix = format!("systemctl daemon-reload; if it stays so, callgate enable {unit} says why");
+        add(true, what, fix);
+    }
     let marker = config.runtime_dir.join("armed").join(workload.as_str());
     if !marker.exists() {
         let what = format!("the agent does not hold {workload}: the unit does not start");
@@ -104,7 +110,9 @@ fn faults(
         }
     }
     for (instance, cgroup) in host::running(unit)? {
-        if !cgroup.contains(&format!("/{}/", workload.slice())) {
+        // An instance that is enabled by itself goes before its template.
+        let is_anothers = instance != unit && host::file(&instance).exists();
+        if !is_anothers && !cgroup.contains(&format!("/{}/", workload.slice())) {
             let what = format!("{instance} runs as it was before it was enabled, in {cgroup}");
             add(true, what, format!("systemctl restart {instance}"));
         }

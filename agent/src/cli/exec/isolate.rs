@@ -9,7 +9,6 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -23,7 +22,7 @@ use nix::sys::stat::Mode;
 
 use super::Enrolled;
 use super::temporary::{self, Temporary};
-use crate::enroll::reach::{CREDENTIAL_STORES, SERVICES};
+use crate::enroll::reach::{CREDENTIAL_STORES, SERVICES, is_roots_alone};
 
 /// File systems through which the kernel takes orders from whoever owns the files.
 const KERNELS_OWN: &[&str] = &[
@@ -244,16 +243,14 @@ fn bind(path: &Path) -> anyhow::Result<()> {
 
 /// Covers a directory with an empty one and anything else with `/dev/null`; fine if it isn't there.
 ///
-/// A file that is replaced by a rename comes to light again: so where only root may enter its directory, that
-/// is covered instead.
+/// Instead of a file its directory, where that is root's alone.
 fn hide(path: &Path) -> anyhow::Result<()> {
     let Ok(mut path) = fs::canonicalize(path) else {
         return Ok(());
     };
     if let Some(parent) = path.parent()
         && path.is_file()
-        && fs::metadata(parent).is_ok_and(|meta| meta.uid() == 0 && meta.mode() & 0o077 == 0)
-        && parent != Path::new("/root")
+        && is_roots_alone(parent)
     {
         path = parent.to_owned();
     }

@@ -220,7 +220,9 @@ fn families(facts: &Facts) -> String {
         None => (false, shown),
     };
     let named: Vec<&str> = list.split_ascii_whitespace().collect();
-    let stays = |family: &&&str| named.is_empty() || named.contains(*family) != denied;
+    // An empty list that is shown is `none`.
+    let unset = !facts.shows("RestrictAddressFamilies");
+    let stays = |family: &&&str| unset || named.contains(*family) != denied;
     let kept: Vec<&str> = FAMILIES.iter().filter(stays).copied().collect();
     if kept.is_empty() {
         "none".to_owned()

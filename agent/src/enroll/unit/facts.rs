@@ -115,6 +115,12 @@ impl Facts {
         self.all(name).next().unwrap_or_default()
     }
 
+    /// Whether systemd shows a property at all; of a list of address families it does only where one is set.
+    #[must_use]
+    pub fn shows(&self, name: &str) -> bool {
+        self.all(name).next().is_some()
+    }
+
     /// All values of a property that is shown several times.
     pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
         let named = self.properties.iter().filter(move |(key, _)| key == name);
@@ -136,6 +142,15 @@ impl Facts {
     #[must_use]
     pub fn is_root(&self) -> bool {
         !self.is("DynamicUser") && matches!(self.get("User"), "" | "root" | "0")
+    }
+
+    /// The user that its processes run as.
+    #[must_use]
+    pub fn user(&self) -> &str {
+        match self.get("User") {
+            "" => "root",
+            user => user,
+        }
     }
 
     /// Whether it may do without one of the host's services that are taken from it.

@@ -1,11 +1,11 @@
 //! What can't be held, what will not work, and what else there is to know.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::drop_in::{HOLDING, environment, is_allow_list};
 use super::facts::Command;
 use super::{AGENT_UNIT, Facts, Finding, Setup, Weight};
-use crate::enroll::reach::{KEPT, SERVICES};
+use crate::enroll::reach::{CREDENTIAL_STORES, KEPT, SERVICES};
 
 const BUS: &str = "/run/dbus/system_bus_socket";
 
@@ -158,27 +158,26 @@ fn rights(found: &mut Found, facts: &Facts, setup: &Setup) {
         found.warn("CapabilityBoundingSet", text);
     }
     for (other, user) in &setup.neighbours {
-        if !facts.is("DynamicUser") && user == user_of(facts) {
+        if !facts.is("DynamicUser") && user == facts.user() {
             found.warn(
                 "User",
-                format!("{other} of another workload runs as {user} too: each can take over the other (ptrace), and its rights"),
+                format!("{other} is not of this workload and runs as {user} too: each can take over the other (ptrace), and its rights"),
             );
         }
     }
-    for path in facts
-        .words("ReadWritePaths")
-        .filter(|path| path.starts_with("/sys") || path.starts_with("-/sys"))
-    {
-        found.refuse("ReadWritePaths", format!("{path} could undo what holds it"));
+    let writable = facts.words("ReadWritePaths");
+    for path in writable.map(|path| Path::new(path.trim_start_matches(['-', '+']))) {
+        // Of two settings the one for the longer path counts.
+        let undoes = |fixed: &PathBuf| path != fixed && path.starts_with(fixed);
+        if path.starts_with(KERNELS) || setup.fixed.iter().any(undoes) {
+            let text = format!("{} could undo what holds it", path.display());
+            found.refuse("ReadWritePaths", text);
+        }
     }
 }
 
-fn user_of(facts: &Facts) -> &str {
-    match facts.get("User") {
-        "" => "root",
-        user => user,
-    }
-}
+/// Where cgroups, pins and other things are by which the kernel takes orders.
+const KERNELS: &str = "/sys";
 
 fn commands(found: &mut Found, facts: &Facts) {
     let full = facts
@@ -220,14 +219,10 @@ fn services(found: &mut Found, facts: &Facts, setup: &Setup) {
     for setting in ["BindPaths", "BindReadOnlyPaths"] {
         let shown = facts.words(setting).map(|bound| bound.trim_start_matches('-'));
         let sources = shown.filter_map(|bound| bound.split(':').next());
-        let reached = sources.filter(|source| SERVICES.iter().any(|service| reaches(source, service)));
-        for source in reached.filter(|source| !Facts::keeps(setup, source)) {
-            found.refuse(
-                setting,
-                format!(
-                    "{source} brings a service into its reach that would act for it outside of the workload"
-                ),
-            );
+        for source in sources {
+            if let Some(what) = brought(setup, setting, source) {
+                found.refuse(setting, format!("{source} brings {what}"));
+            }
         }
     }
     for group in facts
@@ -244,13 +239,29 @@ fn services(found: &mut Found, facts: &Facts, setup: &Setup) {
 /// Groups that rule over all of the host through a socket.
 const GROUPS: &[&str] = &["docker", "incus", "libvirt", "lxd", "podman"];
 
-/// "/run" or "/run/docker.sock", and the same below /var/run.
-fn reaches(source: &str, service: &str) -> bool {
-    let source = source
-        .strip_prefix("/var")
-        .filter(|rest| rest.starts_with("/run"))
-        .unwrap_or(source);
-    source != "/" && Path::new(service).starts_with(source)
+/// What must not be in its reach and comes along with a path that is mounted elsewhere.
+fn brought(setup: &Setup, setting: &str, source: &str) -> Option<String> {
+    let source = of_run(Path::new(source));
+    let services = SERVICES.iter().filter(|path| !Facts::keeps(setup, path));
+    if let Some(service) = services.map(Path::new).find(|path| path.starts_with(&source)) {
+        return Some(format!(
+            "a service ({}) into its reach that would act for it outside of the workload",
+            service.display()
+        ));
+    }
+    let stores = CREDENTIAL_STORES.iter().map(Path::new);
+    let hidden = setup.hidden.iter().map(PathBuf::as_path);
+    let fixed = setup.fixed.iter().map(PathBuf::as_path);
+    let fixed = fixed.filter(|_| setting == "BindPaths");
+    let mut taken = hidden.chain(stores).chain(fixed).chain([Path::new(KERNELS)]);
+    let found = taken.find(|path| path.starts_with(&source) || source.starts_with(path))?;
+    Some(format!("back what is taken from it ({})", found.display()))
+}
+
+/// "/var/run/docker.sock" is "/run/docker.sock".
+fn of_run(path: &Path) -> PathBuf {
+    path.strip_prefix("/var/run")
+        .map_or_else(|_| path.to_owned(), |rest| Path::new("/run").join(rest))
 }
 
 fn trust(found: &mut Found, facts: &Facts, setup: &Setup) {
@@ -317,11 +328,13 @@ fn undone(key: &str, value: &str, setup: &Setup) -> Option<&'static str> {
         "Environment",
         "InaccessiblePaths",
         "ReadOnlyPaths",
-        "SystemCallFilter",
     ];
     let known = HOLDING.iter().copied().find(|setting| *setting == key);
     let known = known.filter(|setting| !(setup.listens && setting.starts_with("IPAddress")));
+    // After a list of what is denied, one of what is allowed only takes from that.
+    let allows = key == "SystemCallFilter" && !value.starts_with('~');
     known
+        .or_else(|| allows.then_some("SystemCallFilter"))
         .or_else(|| {
             emptied
                 .into_iter()

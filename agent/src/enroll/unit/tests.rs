@@ -266,11 +266,13 @@ fn drop_ins_that_are_read_later_and_undo_ours_are_found() {
         "[Service]\nEnvironment=\"SSL_CERT_FILE=/x\"\n",
         "[Unit]\nAssertPathExists=\n",
         "[Service]\nInaccessiblePaths=\n",
+        "[Service]\nSystemCallFilter=\n",
+        "[Service]\nSystemCallFilter=@system-service\n",
     ] {
         assert!(later(undone).is_refused(), "{undone}");
     }
     for harmless in [
-        "[Service]\n# Slice=x\nEnvironment=A=b\nMemoryMax=1G\nInaccessiblePaths=/x\n",
+        "[Service]\n# Slice=x\nEnvironment=A=b\nMemoryMax=1G\nInaccessiblePaths=/x\nSystemCallFilter=~@clock\n",
         "",
     ] {
         assert_eq!(later(harmless).findings, [], "{harmless}");
