@@ -34,6 +34,7 @@ pub const PROPERTIES: &[&str] = &[
     "LoadError",
     "LoadState",
     "NetworkNamespacePath",
+    "OpenFile",
     "PAMName",
     "PrivateNetwork",
     "ReadWritePaths",

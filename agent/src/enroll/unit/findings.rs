@@ -217,7 +217,7 @@ fn services(found: &mut Found, facts: &Facts, setup: &Setup) {
         );
         found.warn("InaccessiblePaths", text);
     }
-    for setting in ["BindPaths", "BindReadOnlyPaths"] {
+    for setting in ["BindPaths", "BindReadOnlyPaths", "OpenFile"] {
         let shown = facts.words(setting).map(|bound| bound.trim_start_matches('-'));
         let sources = shown.filter_map(|bound| bound.split(':').next());
         for source in sources {
@@ -250,7 +250,7 @@ fn unnameable(found: &mut Found, setup: &Setup) {
     }
 }
 
-/// What must not be in its reach and comes along with a path that is mounted elsewhere.
+/// What must not be in its reach and comes along with a path that is mounted elsewhere, or that systemd opens for it.
 fn brought(setup: &Setup, setting: &str, source: &str) -> Option<String> {
     let source = of_run(Path::new(source));
     let services = SERVICES.iter().filter(|path| !Facts::keeps(setup, path));
@@ -263,7 +263,7 @@ fn brought(setup: &Setup, setting: &str, source: &str) -> Option<String> {
     let stores = CREDENTIAL_STORES.iter().map(Path::new);
     let hidden = setup.hidden.iter().map(PathBuf::as_path);
     let fixed = setup.fixed.iter().map(PathBuf::as_path);
-    let fixed = fixed.filter(|_| setting == "BindPaths");
+    let fixed = fixed.filter(|_| setting != "BindReadOnlyPaths");
     let mut taken = hidden.chain(stores).chain(fixed).chain([Path::new(KERNELS)]);
     let found = taken.find(|path| path.starts_with(&source) || source.starts_with(path))?;
     Some(format!("back what is taken from it ({})", found.display()))

@@ -185,6 +185,8 @@ fn what_cannot_be_held_is_refused_with_the_reason() {
         "BindReadOnlyPaths",
         "/run",
     );
+    let open = "OpenFile=/run/docker.sock:docker:\n";
+    finds(open, Refusal, "OpenFile", "docker.sock");
     finds(
         "ReadWritePaths=/sys/fs/cgroup\n",
         Refusal,
