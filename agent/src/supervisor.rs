@@ -43,6 +43,7 @@ use crate::memory;
 use crate::policy::store::{self, Loaded};
 use crate::policy::{CredentialName, Policy, Source};
 use crate::systemd;
+use crate::systemd::store::Store;
 use crate::tls;
 
 use answers::Answers;
@@ -84,8 +85,11 @@ const EVENTS: Duration = Duration::from_millis(50);
 /// # Errors
 /// If it can't be started, says what stands in the way. Workloads that were armed stay held.
 pub async fn run(config: Config) -> Result<(), Error> {
+    capture::raise_descriptor_limit();
+    // Before all else: until then these descriptors pass to whatever this process starts, as credential helpers.
+    let store = Store::open();
     let _locks = ground::take(&config)?;
-    let mut supervisor = Supervisor::start(config).await?;
+    let mut supervisor = Supervisor::start(config, store).await?;
     memory::give_back();
     systemd::ready(&supervisor.summary());
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "{}", supervisor.summary());
@@ -117,7 +121,7 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    async fn start(config: Config) -> Result<Self, Error> {
+    async fn start(config: Config, store: Store) -> Result<Self, Error> {
         let user = unprivileged(&config.worker_user)?;
         let root = tls::ca::Root::load_or_create(&config.state_dir.join("ca.pem"), SystemTime::now())?;
         let (roots_watch, trust) =
@@ -131,7 +135,7 @@ impl Supervisor {
         let socket = Socket::bind(&config.admin_socket)?;
         let records = Records::open(&config)?;
         records.end_left(policy.digest());
-        let mut capture = Capture::start(&config)?;
+        let mut capture = Capture::start(&config, store)?;
         let baton = Baton::take(capture.store());
         capture.arm_all(&policy)?;
         capture.store().forget_rest();

@@ -321,3 +321,22 @@ fn a_binary_that_can_not_take_over_what_is_pinned_says_so_and_opens_nothing() ->
     assert_eq!(crate::audit::call(&world, "/after")?, 200);
     Ok(())
 }
+
+#[test]
+fn a_credential_helper_gets_none_of_the_sockets_that_the_last_run_left() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let mut world = prepared()?;
+    let open = world.dir().join("open");
+    let script = format!("ls -l /proc/self/fd >> {}; echo s3cret", open.display());
+    let helper = format!(
+        "[credential.helper]\nhosts = [\"{API}:443\"]\nscheme = \"bearer\"\nsource = {{ exec = [\"/bin/sh\", \"-c\", {script:?}] }}\n"
+    );
+    world.policy("helper.toml", &helper)?;
+    world.keep_sockets()?;
+    world.start_agent()?;
+    fs::remove_file(&open)?;
+    restart(&mut world)?;
+    let open = fs::read_to_string(&open)?;
+    assert!(open.contains("/dev/null") && !open.contains("socket:"), "{open}");
+    Ok(())
+}

@@ -10,6 +10,8 @@ _, passed, _, _ = socket.recv_fds(channel, 1, 253)
 channel.close()
 # Out of each other's way first.
 far = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FAR) for fd in passed]
+for fd in passed:
+    os.close(fd)
 for place, fd in enumerate(far):
     os.dup2(fd, FIRST + place)
 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -68,8 +68,7 @@ struct Held {
 impl Capture {
     /// Loads the kernel programs, or takes over those of the last run with the workloads that it held. Nothing new is
     /// held yet.
-    pub(super) fn start(config: &Config) -> Result<Self, Error> {
-        raise_descriptor_limit();
+    pub(super) fn start(config: &Config, store: Store) -> Result<Self, Error> {
         let workloads = Workloads::open(Mount::find()?, &config.cgroup_parent, &config.runtime_dir)?;
         let parent = workloads.parent().trim_start_matches('/');
         let mount = workloads.mount().path();
@@ -84,7 +83,7 @@ impl Capture {
             spaces: Spaces::default(),
             home,
             programs,
-            store: Store::open(),
+            store,
             events,
             workloads,
             held: BTreeMap::new(),
@@ -417,8 +416,8 @@ impl Capture {
     }
 }
 
-/// A workload takes a descriptor for each of its links; the soft limit is for programs that use select(2).
-fn raise_descriptor_limit() {
+/// A workload takes a descriptor for each of its links and sockets; the soft limit is for programs that use select(2).
+pub(super) fn raise_descriptor_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));

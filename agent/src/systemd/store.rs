@@ -25,7 +25,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Takes back what the last run left. To be called once, before anything else may have closed a descriptor.
+    /// Takes back what the last run left. To be called once, before anything else may have closed a descriptor or
+    /// started a process: the manager passes them without the close-on-exec flag.
     #[must_use]
     pub fn open() -> Self {
         let room = std::env::var(ROOM).ok().and_then(|room| room.parse().ok());
