@@ -6,6 +6,7 @@
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -81,6 +82,7 @@ pub(super) fn end_all(tables: &[PathBuf]) -> io::Result<()> {
 /// # Errors
 /// If nobody is found.
 pub(super) fn end(table: &Path) -> io::Result<Vec<OwnedFd>> {
+    let inode = fs::metadata(table)?.ino();
     let pids = fs::read_dir("/proc")?.flatten().filter_map(|entry| {
         let number = entry.file_name().to_str()?.parse().ok()?;
         Pid::from_raw(number)
@@ -91,7 +93,7 @@ pub(super) fn end(table: &Path) -> io::Result<Vec<OwnedFd>> {
         let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else {
             continue;
         };
-        if holds(pid, table) {
+        if holds(pid, table, inode) {
             pidfd_send_signal(&process, Signal::KILL)?;
             killed.push(process);
         }
@@ -102,16 +104,21 @@ pub(super) fn end(table: &Path) -> io::Result<Vec<OwnedFd>> {
     Ok(killed)
 }
 
-/// Whether the process has a file of the table's name open. Files are not asked themselves, for that may hang; who has
-/// another one of this name harms himself alone.
-fn holds(pid: Pid, table: &Path) -> bool {
-    let open = fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero()));
-    let mut targets = open
-        .into_iter()
-        .flatten()
-        .flatten()
-        .flat_map(|entry| fs::read_link(entry.path()));
-    targets.any(|target| target.is_absolute() && target.file_name() == table.file_name())
+/// Whether the process has the table open: a file of its name and inode. Files are not asked themselves, for that may
+/// hang; the kernel says the inode (proc_pid_fdinfo(5), since Linux 5.14). The name alone proves nothing: any process may be
+/// handed another file that is called so.
+fn holds(pid: Pid, table: &Path, inode: u64) -> bool {
+    let process = Path::new("/proc").join(pid.as_raw_nonzero().to_string());
+    let open = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+    let mut named = open.filter(|entry| {
+        let target = fs::read_link(entry.path());
+        target.is_ok_and(|target| target.is_absolute() && target.file_name() == table.file_name())
+    });
+    named.any(|entry| {
+        let info = fs::read_to_string(process.join("fdinfo").join(entry.file_name())).unwrap_or_default();
+        let said = info.lines().find_map(|line| line.strip_prefix("ino:"));
+        said.and_then(|said| said.trim().parse().ok()) == Some(inode)
+    })
 }
 
 #[cfg(test)]
@@ -124,13 +131,16 @@ mod tests {
         let path = dir.path().join("inflight-0-1");
         let table = File::create(&path).unwrap();
         let own = rustix::process::getpid();
-        assert!(holds(own, &path));
+        let inode = fs::metadata(&path).unwrap().ino();
+        assert!(holds(own, &path, inode));
+        // Another file of that name.
+        assert!(!holds(own, &path, inode + 1));
         assert!(!is_held(&path));
         table.lock().unwrap();
         assert!(is_held(&path));
         assert_eq!(tables(dir.path()).unwrap(), std::slice::from_ref(&path));
         drop(table);
-        assert!(!holds(own, &path));
+        assert!(!holds(own, &path, inode));
     }
 
     #[test]

@@ -19,7 +19,8 @@ const SOCKET: &str = "NOTIFY_SOCKET";
 #[derive(Debug)]
 pub struct Store {
     room: usize,
-    stored: usize,
+    /// How many descriptors the manager keeps, by name.
+    stored: BTreeMap<String, usize>,
     complete: bool,
     left: BTreeMap<String, Vec<OwnedFd>>,
 }
@@ -37,7 +38,7 @@ impl Store {
         });
         Self {
             room,
-            stored: left.values().map(Vec::len).sum(),
+            stored: left.iter().map(|(name, all)| (name.clone(), all.len())).collect(),
             complete: room > 0,
             left,
         }
@@ -64,7 +65,7 @@ impl Store {
         if self.room == 0 {
             return;
         }
-        if self.stored >= self.room {
+        if self.stored.values().sum::<usize>() >= self.room {
             tracing::warn!(
                 name,
                 room = self.room,
@@ -80,7 +81,7 @@ impl Store {
             NotifyState::Custom("FDPOLL=0"),
         ];
         match sd_notify::notify_with_fds(&states, &[descriptor]) {
-            Ok(()) => self.stored += 1,
+            Ok(()) => *self.stored.entry(name.to_owned()).or_default() += 1,
             Err(error) => {
                 tracing::warn!(%error, name, "the service manager can't be given a socket to keep");
                 self.complete = false;
@@ -94,7 +95,7 @@ impl Store {
             return;
         }
         super::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
-        self.stored = self.stored.saturating_sub(1);
+        self.stored.remove(name);
     }
 
     /// Closes what nobody has taken.
