@@ -54,6 +54,25 @@ fn service(bed: &Bed, name: &str, more: &str) -> Result<()> {
     bed.unit(name, &unit)
 }
 
+/// A managed service that does nothing, running.
+fn idle(bed: &Bed) -> Result<()> {
+    bed.unit(
+        "billing.service",
+        "[Service]\nUser=nobody\nExecStart=/bin/sleep 1000\n",
+    )?;
+    enable(bed, "billing")?;
+    bed.systemctl(&["start", "billing.service"])?.ok()?;
+    Ok(())
+}
+
+/// What a service printed once it has said what its call `came to`.
+fn came_to(bed: &Bed) -> Result<String> {
+    wait::until("the call ended", wait::PATIENCE, || {
+        let said = bed.journal("billing.service").ok()?;
+        said.contains("came to").then_some(said)
+    })
+}
+
 /// Starts a unit and gives what its programs printed.
 fn started(bed: &Bed, unit: &str) -> Result<String> {
     let done = bed.systemctl(&["start", unit])?;

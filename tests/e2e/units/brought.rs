@@ -143,11 +143,7 @@ fn a_unit_that_runs_is_cut_off_at_once_and_the_operator_is_told() -> Result<()> 
         "{told}"
     );
     bed.run(["touch", "/opt/enabled"])?.ok()?;
-    let said = wait::until("the call ended", wait::PATIENCE, || {
-        bed.journal("billing.service")
-            .ok()
-            .filter(|said| said.contains("came to"))
-    })?;
+    let said = came_to(&bed)?;
     assert!(!said.contains("came to 0"), "{said}");
     Ok(())
 }

@@ -49,11 +49,7 @@ fn systemds_own_filter_holds_a_unit_also_when_the_kernel_programs_are_gone() -> 
     bed.systemctl(&["stop", "callgate.service"])?.ok()?;
     bed.run(["rm", "-r", "/sys/fs/bpf/callgate"])?.ok()?;
     bed.run(["touch", "/run/gone"])?.ok()?;
-    let said = wait::until("the call ended", wait::PATIENCE, || {
-        bed.journal("billing.service")
-            .ok()
-            .filter(|said| said.contains("came to"))
-    })?;
+    let said = came_to(&bed)?;
     assert!(!said.contains("came to 0"), "{said}");
     let log = bed.world().server(API)?.log()?;
     assert!(log.iter().all(|one| one.uri != "/v1/late"), "it went out");

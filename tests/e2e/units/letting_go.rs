@@ -30,12 +30,7 @@ fn a_disabled_unit_is_what_it_was_before() -> Result<()> {
 fn a_workload_is_let_go_when_the_policy_has_it_no_more_and_nobody_runs_in_it() -> Result<()> {
     require!(Root, CgroupV2, Btf, Bed);
     let bed = host()?;
-    bed.unit(
-        "billing.service",
-        "[Service]\nUser=nobody\nExecStart=/bin/sleep 1000\n",
-    )?;
-    enable(&bed, "billing")?;
-    bed.systemctl(&["start", "billing.service"])?.ok()?;
+    idle(&bed)?;
     let refused = |reason: &str| -> Result<()> {
         let done = bed.run(["callgate", "release", "billing"])?;
         assert_eq!(done.code(), Some(1), "{done:?}");
@@ -77,12 +72,7 @@ fn a_workload_is_let_go_when_the_policy_has_it_no_more_and_nobody_runs_in_it() -
 fn processes_of_a_workload_that_is_let_go_run_on_like_any_other_when_told() -> Result<()> {
     require!(Root, CgroupV2, Btf, Bed);
     let bed = host()?;
-    bed.unit(
-        "billing.service",
-        "[Service]\nUser=nobody\nExecStart=/bin/sleep 1000\n",
-    )?;
-    enable(&bed, "billing")?;
-    bed.systemctl(&["start", "billing.service"])?.ok()?;
+    idle(&bed)?;
     bed.policy("")?;
     let said = bed.run(["callgate", "release", "--running", "billing"])?.ok()?;
     assert!(said.contains("run on"), "{said}");

@@ -49,6 +49,7 @@ impl Before {
 
     pub(super) fn forget(&mut self, is_held: impl Fn(u32) -> bool) {
         self.by.retain(|number, _| is_held(*number));
+        self.told.retain(|number| is_held(*number));
     }
 
     /// Notes where a process of the workload is. Its threads are taken to be where it is: a connection from elsewhere
