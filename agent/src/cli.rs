@@ -166,7 +166,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             let Some(config) = load(&settings.config)? else {
                 return Ok(ExitCode::from(WRONG));
             };
-            reload::run(&config.admin_socket, out)
+            reload::run(&config, out)
         }
         Command::Release { settings, args } => {
             let Some(config) = load(&settings.config)? else {
