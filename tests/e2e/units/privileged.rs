@@ -33,7 +33,10 @@ fn a_command_with_full_privileges_is_captured_but_could_leave_so_the_operator_mu
     let doctor = bed.run(["callgate", "doctor"])?;
     assert_eq!(doctor.code(), Some(1), "{doctor:?}");
     assert!(doctor.stdout.contains("warn unit"), "{doctor:?}");
-    assert!(doctor.stdout.contains("-> take the setting out, or"), "{doctor:?}");
+    assert!(
+        doctor.stdout.contains("-> take the setting out, or"),
+        "{doctor:?}"
+    );
     started(&bed, "billing.service")?;
     for path in ["/v1/plus", "/v1/bang"] {
         was_called(&bed, "billing.service", path)?;
