@@ -1,5 +1,6 @@
-//! A Rust client over rustls: `rust-client native URL` trusts what the host trusts, `rust-client bundled ROOTS URL` only
-//! the roots in that PEM file, as a program does that has them compiled in. Prints the answer's body.
+//! A Rust client over rustls: `rust-client native URL` trusts what the host trusts, `rust-client compiled URL` only the
+//! roots that are compiled in (webpki-roots), `rust-client bundled ROOTS URL` only those in that PEM file. Prints the
+//! answer's body.
 #![expect(clippy::print_stdout, reason = "the body is the result")]
 
 use std::io::{Read as _, Write as _};
@@ -16,8 +17,9 @@ fn main() -> Result<()> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
         ["native", url] => call(native()?, url),
+        ["compiled", url] => call(compiled(), url),
         ["bundled", file, url] => call(bundled(file)?, url),
-        _ => bail!("usage: native URL | bundled ROOTS URL"),
+        _ => bail!("usage: native URL | compiled URL | bundled ROOTS URL"),
     }
 }
 
@@ -29,6 +31,10 @@ fn native() -> Result<RootCertStore> {
         bail!("no roots: {:?}", found.errors);
     }
     Ok(roots)
+}
+
+fn compiled() -> RootCertStore {
+    webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect()
 }
 
 fn bundled(file: &str) -> Result<RootCertStore> {

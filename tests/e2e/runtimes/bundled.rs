@@ -86,6 +86,77 @@ fn a_client_with_roots_of_its_own_is_refused_and_can_be_tunnelled_or_given_the_b
     promises(&ROWS[..1], "with `tunnel`, or its own setting")
 }
 
+/// Its certificate is of no authority that a program has compiled in.
+const ALERTED: &str = "alerted.example.test";
+/// Shakes hands and writes down how that went.
+const ALERTS: &str = "import json, select, socket, ssl, sys
+v4, v6, port, log, certificate, key = sys.argv[1:]
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(certificate, key)
+listeners = [socket.create_server((v4, int(port))), socket.create_server((v6, int(port)), family=socket.AF_INET6)]
+while True:
+    connection = select.select(listeners, [], [])[0][0].accept()[0]
+    try:
+        context.wrap_socket(connection, server_side=True).recv(1)
+        how = 'none'
+    except OSError as error:
+        how = getattr(error, 'reason', None) or 'none'
+    connection.close()
+    with open(log, 'a') as file:
+        print(json.dumps({'path': how, 'head': '', 'body': 0, 'trailers': ''}), file=file)";
+
+/// The roots in the program are the public ones, so no upstream of a test can please it: what a tunnel passes is the
+/// program's own word about the upstream's certificate.
+#[test]
+fn a_client_with_the_public_roots_compiled_in_is_refused_and_in_a_tunnel_judges_the_upstream_itself()
+-> Result<()> {
+    require!(Root, CgroupV2, Btf, Runtimes);
+    let rule = format!("[[workload.tunnel]]\nhost = \"{ALERTED}\"\nprivate = true\n");
+    let mut alerted = None;
+    let host = Host::new(&[ALLOWED], &rule, |world| {
+        world.upstream(Upstream::new(ALLOWED))?;
+        alerted = Some(world.scripted_by(ALERTS, ALERTED, Some(ALERTED))?);
+        Ok(())
+    })?;
+    host.rust_client()?;
+    let alerted = alerted.context("an upstream")?;
+    let client = |url: &str| format!("/opt/clients/rust-client compiled https://{url}/");
+    for way in WAYS {
+        for name in [ALLOWED, ALERTED] {
+            let refused = host.run(*way, &client(name))?;
+            assert!(!refused.status.success(), "{refused:?}");
+            assert!(refused.stderr.contains("UnknownIssuer"), "{refused:?}");
+        }
+    }
+    let of = |kind: &str, name: &str| -> Result<Vec<Record>> {
+        let mut records = host.0.records()?;
+        records.retain(|one| one.text("kind") == kind && one.text("sni") == name);
+        Ok(records)
+    };
+    let (refused, tunnels) = wait::until("a record of each", wait::PATIENCE, || {
+        let (calls, tunnels) = (of("connection", ALLOWED).ok()?, of("tunnel", ALERTED).ok()?);
+        (calls.len() == WAYS.len() && tunnels.len() == WAYS.len()).then_some((calls, tunnels))
+    })
+    .with_context(|| format!("{:#?}", host.0.records()))?;
+    for record in refused {
+        assert_eq!(record.text("error.kind"), "client_distrust", "{record:?}");
+        assert!(
+            record.text("error.message").contains("`tunnel` rule"),
+            "{record:?}"
+        );
+    }
+    for record in tunnels {
+        assert_eq!(record.text("outcome"), "completed", "{record:?}");
+    }
+    wait::until("the client's own alerts", wait::PATIENCE, || {
+        let arrived = alerted.arrived().ok()?;
+        let own = arrived.iter().filter(|one| one.path == "TLSV1_ALERT_UNKNOWN_CA");
+        (own.count() == WAYS.len()).then_some(())
+    })
+    .with_context(|| format!("{:?}", alerted.arrived()))?;
+    promises(&ROWS[..1], "with `tunnel`, or its own setting")
+}
+
 #[test]
 fn a_client_that_pins_a_key_is_refused_and_can_be_tunnelled() -> Result<()> {
     require!(Root, CgroupV2, Btf, Runtimes);

@@ -61,12 +61,13 @@ fn settings_that_bring_back_what_is_taken_away_are_refused() -> Result<()> {
         "callgate.service.d/key.conf",
         "[Service]\nLoadCredential=stripe\n",
     )?;
-    for (setting, text, reason) in WAYS {
-        bed.unit(
-            "billing.service",
-            &format!("[Service]\nExecStart=/bin/true\n{text}"),
-        )?;
-        let done = bed.run(["callgate", "enable", "billing"])?;
+    for (number, (_, text, _)) in WAYS.iter().enumerate() {
+        let unit = format!("/etc/systemd/system/billing-{number}.service");
+        bed.write(&unit, &format!("[Service]\nExecStart=/bin/true\n{text}"))?;
+    }
+    bed.systemctl(&["daemon-reload"])?.ok()?;
+    for (number, (setting, text, reason)) in WAYS.iter().enumerate() {
+        let done = bed.run(["callgate", "enable", "--dry-run", &format!("billing-{number}")])?;
         assert_eq!(done.code(), Some(1), "{text}: {done:?}");
         let refused = format!("refused: {setting}: ");
         let line = done.stdout.lines().find(|line| line.starts_with(&refused));
