@@ -145,3 +145,86 @@ fn a_handed_socket_that_can_not_be_cut_off_is_named_in_the_log() -> Result<()> {
     assert!(harness::launch::wait_for(&mut borrower, wait::PATIENCE)?.success());
     Ok(())
 }
+
+/// Hands in a listener on a port that the policy opens.
+const LEND_LISTENER: &str = "import array, socket, sys
+listener, server = socket.create_server(('', 8080)), socket.socket(socket.AF_UNIX)
+server.bind(sys.argv[1])
+server.listen()
+print('ready', flush=True)
+client, _ = server.accept()
+client.sendmsg([b'x'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [listener.fileno()]))])
+client.recv(1)";
+/// Takes a connection on it, as it may, and then leads both elsewhere from the open port.
+const LEAD_LISTENER: &str = "import array, socket, sys, time
+LOCK_FILTER = 44
+def is_held(one):
+    return one.getsockopt(socket.SOL_SOCKET, LOCK_FILTER) == 1
+lender = socket.socket(socket.AF_UNIX)
+lender.connect(sys.argv[1])
+messages = lender.recvmsg(1, socket.CMSG_SPACE(4))[1]
+listener = socket.socket(fileno=array.array('i', messages[0][2])[0])
+deadline = time.monotonic() + 10
+accepted = listener.accept()[0]
+accepted.settimeout(5)
+while not (is_held(listener) and is_held(accepted)) and time.monotonic() < deadline:
+    time.sleep(0.02)
+accepted.sendall(b'asked')
+print(accepted.recv(9).decode(), is_held(listener), is_held(accepted))
+for option in (LOCK_FILTER, 27):
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, option, 0)
+        print('FREED', option)
+    except OSError:
+        pass
+listener.shutdown(socket.SHUT_RDWR)
+listener.settimeout(1)
+try:
+    listener.connect((sys.argv[2], 7777))
+    print('CONNECTED')
+except OSError:
+    print('led nowhere')";
+/// Outside: connects to the port that is open, and would take what is led here.
+const CALLER: &str = "import select, socket, sys, time
+sink = socket.create_server(('', 7777))
+while True:
+    try:
+        caller = socket.create_connection((sys.argv[1], 8080), 5)
+        break
+    except OSError:
+        time.sleep(0.05)
+asked = caller.recv(9)
+caller.sendall(b'answered')
+print(asked.decode(), 'ARRIVED' if select.select([sink], [], [], 3)[0] else 'and nothing came')";
+
+#[test]
+fn a_listener_handed_in_takes_connections_and_can_not_be_led_elsewhere_from_its_open_port() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start(&workload("billing", "listen = [8080]", ""))?;
+    let lent = world.dir().join("run/lent.sock");
+    let lent = lent.to_str().context("a path")?;
+    let mut lender = world
+        .unmanaged()?
+        .command(["python3", "-c", LEND_LISTENER, lent])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut line = String::new();
+    BufReader::new(lender.stdout.take().context("no stdout")?).read_line(&mut line)?;
+    let caller = ["python3", "-c", CALLER, &HOST_V4.to_string()];
+    let caller = world.outside()?.command(caller).stdout(Stdio::piped()).spawn()?;
+    // An address of the outside that no upstream has.
+    let to = SINK.0.to_string();
+    let reply =
+        world
+            .workload("billing")?
+            .exec_option(SHARED)
+            .run(["python3", "-c", LEAD_LISTENER, lent, &to])?;
+    assert_eq!(
+        reply.clone().ok()?,
+        "answered True True\nled nowhere\n",
+        "{reply:?}"
+    );
+    let said = caller.wait_with_output()?;
+    assert_eq!(String::from_utf8(said.stdout)?, "asked and nothing came\n");
+    Ok(())
+}

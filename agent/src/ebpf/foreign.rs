@@ -4,7 +4,9 @@
 //! its process's enrolment, is seen by no program of the workload's. SOCK_DESTROY alone would not do: it ends a
 //! connection, but the socket can be connected again. So the socket is bound to the loopback device, which takes
 //! CAP_NET_RAW to undo, and where a packet may name its own way out (UDP and raw over IPv4, IP_PKTINFO) all it
-//! sends is blocked by an IPsec policy of its own, which takes CAP_NET_ADMIN to undo.
+//! sends is blocked by an IPsec policy of its own, which takes CAP_NET_ADMIN to undo. A listener that the policy lets be
+//! reached is left, as is what it accepts; but it could be shut down and connected from its port, so it gets a filter,
+//! locked for good, that drops what answers a connect().
 
 use std::io;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr};
@@ -14,7 +16,7 @@ use aya::maps::{Map, MapData, MapError, SkStorage};
 use callgate_common::names::SOCKETS;
 use callgate_common::origin::present;
 use callgate_common::{Origin, Reason, SocketMark};
-use socket2::{Domain, SockRef, Type};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Type};
 
 use super::{Error, Report, sys};
 
@@ -25,7 +27,9 @@ const LOOPBACK: &[u8] = b"lo";
 pub enum Standing {
     /// The workload's own, or of a family that stays on the host.
     Own,
-    /// Made elsewhere, but it only takes connections that the policy lets in, or it is cut off already.
+    /// Made elsewhere, but it only takes connections, or is one that the policy let in.
+    LetIn,
+    /// Made elsewhere, and cut off already.
     Harmless,
     /// Made elsewhere.
     Foreign,
@@ -59,9 +63,13 @@ impl Marks {
             Ok(_) | Err(MapError::KeyNotFound | MapError::ElementNotFound) => {}
             Err(source) => return Err(io::Error::other(source)),
         }
-        let takes = known.is_listener()? || is_peer_let_in(&known, listen);
-        if takes || known.device()?.is_some_and(|name| name == LOOPBACK) {
+        if known.device()?.is_some_and(|name| name == LOOPBACK) {
             return Ok(Standing::Harmless);
+        }
+        // Policy lets in nothing but TCP; datagrams go anywhere from an open port.
+        let is_tcp = known.protocol()? == Some(Protocol::TCP);
+        if is_tcp && (known.is_listener()? || is_peer_let_in(&known, listen)) {
+            return Ok(Standing::LetIn);
         }
         Ok(Standing::Foreign)
     }
@@ -105,6 +113,40 @@ pub fn cut_off(socket: &impl AsFd) -> io::Result<()> {
         Err(_) => Ok(()),
         Ok(_) => Err(io::Error::other("the socket stays connected")),
     }
+}
+
+/// Instructions of a classic filter (include/uapi/linux/filter.h): code, two jumps, operand. A segment with SYN and ACK,
+/// the answer to a connect(), is dropped; none comes to a listener or to what it accepted.
+const NO_DIALLING: [(u16, u8, u8, u32); 5] = [
+    // The flags: byte 13 of the segment.
+    (0x30, 0, 0, 13),
+    (0x54, 0, 0, SYN_ACK),
+    (0x15, 0, 1, SYN_ACK),
+    (0x06, 0, 0, 0),
+    (0x06, 0, 0, u32::MAX),
+];
+const SYN_ACK: u32 = 0x12;
+
+/// Sees that a TCP socket completes no connection that it begins itself, whoever holds it. What it accepts inherits that.
+///
+/// # Errors
+/// If it can't be done, as where its holder has locked a filter of its own; the socket may be connected then.
+pub fn keep_from_dialling(socket: &impl AsFd) -> io::Result<()> {
+    if sys::is_filter_locked(socket.as_fd())? && has_our_filter(socket) {
+        return Ok(());
+    }
+    let filter = NO_DIALLING.map(|(code, then, or, operand)| SockFilter::new(code, then, or, operand));
+    SockRef::from(socket).attach_filter(&filter)?;
+    sys::lock_filter(socket.as_fd())?;
+    if has_our_filter(socket) {
+        return Ok(());
+    }
+    Err(io::Error::other("the socket has another filter"))
+}
+
+/// One that can't be read is none of ours.
+fn has_our_filter(socket: &impl AsFd) -> bool {
+    sys::filter::<{ NO_DIALLING.len() }>(socket.as_fd()).is_ok_and(|found| found == NO_DIALLING)
 }
 
 /// The module that reads the policy is not loaded on a host without IPsec, and only asking for its netlink socket makes the

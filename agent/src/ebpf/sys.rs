@@ -302,6 +302,74 @@ pub(super) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     }
 }
 
+/// Whether a socket's filter can't be changed any more (SO_LOCK_FILTER).
+pub(super) fn is_filter_locked(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut locked: libc::c_int = 0;
+    let mut length = libc::socklen_t::try_from(size_of_val(&locked)).map_err(io::Error::other)?;
+    // SAFETY: the kernel writes one int into `locked`.
+    let answer = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_LOCK_FILTER,
+            (&raw mut locked).cast(),
+            &raw mut length,
+        )
+    };
+    if answer == 0 {
+        Ok(locked != 0)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Locks a socket's filter for good: nobody may unlock it (net/core/sock.c, `SO_LOCK_FILTER`).
+pub(super) fn lock_filter(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let locked: libc::c_int = 1;
+    let length = libc::socklen_t::try_from(size_of_val(&locked)).map_err(io::Error::other)?;
+    // SAFETY: a buffer of the stated length.
+    let answer = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_LOCK_FILTER,
+            (&raw const locked).cast(),
+            length,
+        )
+    };
+    if answer == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// A socket's filter, of at most `N` instructions; what there is less of is zero. The length goes in and comes out as their
+/// number, not in bytes (net/core/filter.c, `sk_get_filter`).
+pub(super) fn filter<const N: usize>(socket: BorrowedFd<'_>) -> io::Result<[(u16, u8, u8, u32); N]> {
+    let mut found = [libc::sock_filter {
+        code: 0,
+        jt: 0,
+        jf: 0,
+        k: 0,
+    }; N];
+    let mut count = libc::socklen_t::try_from(N).map_err(io::Error::other)?;
+    // SAFETY: the kernel writes at most `count` instructions into `found`.
+    let answer = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            found.as_mut_ptr().cast(),
+            &raw mut count,
+        )
+    };
+    if answer != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(found.map(|one| (one.code, one.jt, one.jf, one.k)))
+}
+
 /// Forbids an IPv4 socket to send anything, by an IPsec policy of its own (IP_XFRM_POLICY, net/xfrm/xfrm_user.c,
 /// `xfrm_compile_policy`): who takes it off again needs CAP_NET_ADMIN.
 pub(super) fn block_output4(socket: BorrowedFd<'_>) -> io::Result<()> {

@@ -290,7 +290,11 @@ impl Look {
                     own.insert(inode);
                 }
                 Ok(Standing::Own | Standing::Harmless) => {}
-                Ok(Standing::Foreign) => reports.extend(self.cut_off(place, &process, &socket, inode)),
+                // Its holder keeps it only if it can't be led elsewhere.
+                Ok(Standing::LetIn) if foreign::keep_from_dialling(&socket).is_ok() => {}
+                Ok(Standing::LetIn | Standing::Foreign) => {
+                    reports.extend(self.cut_off(place, &process, &socket, inode))
+                }
                 Err(error) => tracing::warn!(%error, pid, "a socket can't be examined"),
             }
         }

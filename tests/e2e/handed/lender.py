@@ -13,6 +13,8 @@ made = [
     socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
     socket.socket(socket.AF_INET, socket.SOCK_RAW, 200),
 ]
+# From a port that the policy opens, for TCP.
+made[6].bind(("", 8080))
 made[6].connect((v4, 7777))
 server = socket.socket(socket.AF_UNIX)
 server.bind(path)
