@@ -54,6 +54,14 @@ impl Netns {
         may_enter(&self.file)
     }
 
+    /// A duplicate of the descriptor that holds it.
+    ///
+    /// # Errors
+    /// If this process has too many.
+    pub fn file(&self) -> io::Result<OwnedFd> {
+        self.file.try_clone()
+    }
+
     /// Its inode, which no other has while this one is held.
     ///
     /// # Errors

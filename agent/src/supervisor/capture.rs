@@ -21,6 +21,7 @@ use crate::policy::{Policy, Workload};
 use crate::systemd::store::Store;
 
 use super::Error;
+use super::canary::Cage;
 use super::foreign::{Place, Watch};
 use super::records::Records;
 use super::view::View;
@@ -224,6 +225,21 @@ impl Capture {
             held.sockets.mark(&mut self.programs, held.number)?;
         }
         self.mark_spaces()
+    }
+
+    /// Where workloads are served.
+    pub(super) fn cages(&self) -> Vec<Cage> {
+        let mut all = Vec::new();
+        for (name, held) in &self.held {
+            let cage = |space| Cage {
+                workload: name.clone(),
+                number: held.number,
+                space,
+            };
+            all.push(cage(None));
+            all.extend(self.served_in(held.number).map(Some).map(cage));
+        }
+        all
     }
 
     /// The file by which a process enters a cgroup of its own in this workload.

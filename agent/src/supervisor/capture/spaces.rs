@@ -17,6 +17,7 @@ use super::sockets::{Offer, Sockets};
 use super::{Capture, Error};
 use crate::ebpf::Netns;
 use crate::identity::WorkloadName;
+use crate::supervisor::canary::Space;
 use crate::supervisor::foreign::Seen;
 use crate::supervisor::io as io_error;
 
@@ -153,6 +154,8 @@ pub(in crate::supervisor) enum Change {
     Closed {
         /// The workload.
         workload: WorkloadName,
+        /// Its number.
+        number: u32,
         /// The namespace's cookie.
         netns: u64,
     },
@@ -252,6 +255,7 @@ impl Capture {
         tracing::info!(%workload, netns = cookie, "a workload has left a network namespace");
         self.spaces.changed.push(Change::Closed {
             workload,
+            number,
             netns: cookie,
         });
     }
@@ -293,6 +297,14 @@ impl Capture {
         let doors = self.spaces.doors.clone();
         doors.lock().insert((number, netns.cookie()), netns);
         self.spaces.served.insert((number, inode), served);
+    }
+
+    /// The namespaces that a workload is served in besides the agent's own.
+    pub(super) fn served_in(&self, number: u32) -> impl Iterator<Item = Space> {
+        self.spaces.of(number).map(|(inode, served)| Space {
+            netns: Arc::clone(&served.netns),
+            inode,
+        })
     }
 
     /// Marks all listeners anew.
