@@ -120,27 +120,29 @@ pub(crate) enum Profile {
 pub(crate) fn build(package: &str, binary: &str, profile: Profile) -> Result<PathBuf> {
     let mut command = cmd::cargo(["build", "-p", package, "--bin", binary]);
     command.args((profile == Profile::Release).then_some("--release"));
-    find(&messages(command)?, binary)
+    find(&messages(command, &[])?, binary)
+}
+
+/// Builds the agent without optimisation, linked with nothing: only the last step differs, so this takes seconds.
+pub(crate) fn build_static() -> Result<PathBuf> {
+    let command = cmd::cargo(["rustc", "-p", "callgate", "--bin", "callgate"]);
+    let linked = ["--", "-C", "target-feature=+crt-static"];
+    find(&messages(command, &linked)?, "callgate")
 }
 
 /// Builds the end-to-end tests and the client that they start; says where both are.
 pub(crate) fn build_end_to_end() -> Result<(PathBuf, PathBuf)> {
-    let text = messages(cmd::cargo([
-        "test",
-        "-p",
-        "callgate-tests",
-        "--test",
-        "e2e",
-        "--no-run",
-    ]))?;
+    let command = cmd::cargo(["test", "-p", "callgate-tests", "--test", "e2e", "--no-run"]);
+    let text = messages(command, &[])?;
     Ok((find(&text, "e2e")?, find(&text, "probe")?))
 }
 
-/// What cargo says of each thing that it builds.
-fn messages(command: Command) -> Result<String> {
+/// What cargo says of each thing that it builds; `last` are arguments that come after all others.
+fn messages(command: Command, last: &[&str]) -> Result<String> {
     let mut command = setup::prepare(command);
     command
         .args(["--message-format", "json-render-diagnostics"])
+        .args(last)
         .stderr(Stdio::inherit());
     cmd::show(&command);
     let output = command.output().context("can't start cargo")?;

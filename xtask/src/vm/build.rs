@@ -5,9 +5,10 @@ mod object;
 
 use std::env;
 use std::ffi::OsString;
+use std::fs;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::test::{self, Profile};
 use crate::{cmd, setup};
@@ -24,7 +25,7 @@ pub(crate) struct Built {
 
 /// Builds all of it.
 pub(crate) fn all() -> Result<Built> {
-    let agent = test::build("callgate", "callgate", Profile::Dev)?;
+    let agent = agent()?;
     let (tests, probe) = test::build_end_to_end()?;
     Ok(Built {
         agent,
@@ -32,6 +33,16 @@ pub(crate) fn all() -> Result<Built> {
         tests,
         objects: vec![("dev", dev_object()?)],
     })
+}
+
+/// The agent, linked statically: it runs on any of the kernels whatever C library a host has.
+fn agent() -> Result<PathBuf> {
+    let built = test::build_static()?;
+    let kept = cmd::root().join("target/vm/callgate");
+    fs::copy(&built, &kept).with_context(|| format!("can't keep {}", built.display()))?;
+    // cargo has put it where the one for this machine belongs.
+    test::build("callgate", "callgate", Profile::Dev)?;
+    Ok(kept)
 }
 
 /// The kernel programs in another build than the agent's.
