@@ -5,7 +5,6 @@
 
 use std::cell::{Cell, Ref, RefCell};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -89,7 +88,7 @@ fn unidentified_end(thread: &DataThread, listener: &WorkloadName, log: &audit::C
 fn blank(thread: &DataThread, caller: Caller) -> audit::Connection {
     audit::Connection {
         id: thread.shared.audit.connection_id(),
-        caller: Arc::new(caller),
+        caller: caller.into(),
         original_destination: None,
         sni: None,
         identify: None,
@@ -146,7 +145,7 @@ async fn identify(
     let digest = enforced
         .policy
         .workload(listener)
-        .is_some_and(policy::Workload::needs_digest);
+        .is_some_and(|workload| workload.needs().digest);
     let asked = thread
         .shared
         .supervisor
@@ -154,7 +153,7 @@ async fn identify(
         .await;
     let identity = asked.map_err(|error| unidentified(accepted.client, listener, &error))?;
     log.identify = Some(start.elapsed());
-    log.caller = Arc::new(Caller::from(&identity));
+    log.caller = Caller::from(&identity).into();
     if identity.workload != *listener {
         return Err(Failure::denied(DenialReason::NotThisWorkload));
     }
@@ -308,7 +307,7 @@ impl Connection {
 
     /// The caller has become another program.
     pub(super) fn reidentified(&self, identity: Identity) {
-        self.log.borrow_mut().caller = Arc::new(Caller::from(&identity));
+        self.log.borrow_mut().caller = Caller::from(&identity).into();
         *self.identity.borrow_mut() = Rc::new(identity);
     }
 
