@@ -12,8 +12,8 @@ use uuid::Uuid;
 
 use super::inflight::{MAX_OPEN, Table};
 use super::record::{
-    Caller, ConnectionId, Decision, Kind, MAX_PATH, Outcome, Protocol, Record, RequestId, Timestamp, clip,
-    redact_query,
+    Caller, ConnectionId, Decision, Kind, KnownCaller, MAX_PATH, Outcome, Protocol, Record, RequestId,
+    Timestamp, clip, redact_query,
 };
 use super::recorder::Recorder;
 use super::slots::{Full, Slots};
@@ -78,7 +78,7 @@ pub struct Connection {
     /// Its id, from [`Log::connection_id`].
     pub id: ConnectionId,
     /// Who calls.
-    pub caller: Arc<Caller>,
+    pub caller: KnownCaller,
     /// Where the client dialled.
     pub original_destination: Option<SocketAddr>,
     /// The name in the ClientHello.
@@ -188,7 +188,7 @@ impl Log {
 
     /// A record to fill for [`Log::append`], with id and time.
     #[must_use]
-    pub fn record(&self, kind: Kind, caller: Arc<Caller>) -> Record {
+    pub fn record(&self, kind: Kind, caller: KnownCaller) -> Record {
         let (id, time) = self.0.ids.next();
         Record::new(kind, RequestId::from_bytes(id), time, caller)
     }
@@ -222,7 +222,7 @@ impl Log {
 
     fn opened(&self, opening: &Opening<'_>) -> Record {
         let connection = opening.connection;
-        let mut record = self.record(opening.kind, Arc::clone(&connection.caller));
+        let mut record = self.record(opening.kind, connection.caller.clone());
         record.connection = Some(connection.id);
         record.original_destination = connection.original_destination;
         record.sni.clone_from(&connection.sni);
@@ -291,7 +291,7 @@ pub(super) fn fit(record: &Record, max: usize, line: &mut Vec<u8>) {
         start_time: record.caller.start_time,
         ..Caller::default()
     };
-    let mut least = Record::new(record.kind, record.id, record.time, Arc::new(caller));
+    let mut least = Record::new(record.kind, record.id, record.time, caller.into());
     least.outcome = record.outcome;
     least.decision = record.decision;
     least.status = record.status;
@@ -309,7 +309,7 @@ fn loss_line(ids: &Ids, loss: &Loss) -> Vec<u8> {
         ..Caller::default()
     };
     let id = RequestId::from_bytes(id);
-    let mut record = Record::new(Kind::Unrecorded, id, time, Arc::new(caller));
+    let mut record = Record::new(Kind::Unrecorded, id, time, caller.into());
     record.outcome = Outcome::Denied;
     record.count = Some(loss.calls);
     if let Some((_, reason)) = loss.over {

@@ -3,6 +3,7 @@
 //! A record is one line of JSON. Everything beyond printable ASCII is written as `\uXXXX`, so nothing that a
 //! client sends can begin a line of its own, or reach the terminal of who reads the file.
 
+mod caller;
 mod text;
 mod timestamp;
 
@@ -11,9 +12,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::identity::{Cgroup, Identity, WorkloadName};
 use crate::policy;
 
+pub use caller::{Caller, Exe, KnownCaller};
 pub use text::{clip, redact_query};
 pub use timestamp::{ConnectionId, RequestId, Timestamp};
 
@@ -41,9 +42,9 @@ pub struct Record {
     /// The connection that the call came on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connection: Option<ConnectionId>,
-    /// Who called; its fields stand beside the others.
-    #[serde(flatten)]
-    pub caller: Arc<Caller>,
+    /// Who called; its fields stand beside the others, behind them. [`Record::write_line`] puts them there.
+    #[serde(flatten, skip_serializing)]
+    pub caller: KnownCaller,
     /// Where the client dialled, before the redirect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub original_destination: Option<SocketAddr>,
@@ -123,7 +124,7 @@ fn is_false(value: &bool) -> bool {
 impl Record {
     /// A record that knows only when, what and who.
     #[must_use]
-    pub fn new(kind: Kind, id: RequestId, time: Timestamp, caller: Arc<Caller>) -> Self {
+    pub fn new(kind: Kind, id: RequestId, time: Timestamp, caller: KnownCaller) -> Self {
         Self {
             v: SCHEMA,
             time,
@@ -162,8 +163,19 @@ impl Record {
     /// # Errors
     /// Only if serde can't express a field, which no field here can cause.
     pub fn write_line(&self, line: &mut Vec<u8>) -> Result<(), serde_json::Error> {
-        let mut serializer = serde_json::Serializer::with_formatter(&mut *line, text::Ascii);
-        self.serialize(&mut serializer)?;
+        let caller = self.caller.words(|caller| {
+            let mut words = Vec::new();
+            write_object(caller, &mut words).map(|()| words.into_boxed_slice())
+        })?;
+        write_object(self, line)?;
+        if let [b'{', fields @ .., b'}'] = caller
+            && !fields.is_empty()
+        {
+            line.pop();
+            line.push(b',');
+            line.extend_from_slice(fields);
+            line.push(b'}');
+        }
         line.push(b'\n');
         Ok(())
     }
@@ -177,86 +189,8 @@ impl Record {
     }
 }
 
-/// Who called, as far as it was proven.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
-pub struct Caller {
-    /// The workload.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub workload: Option<WorkloadName>,
-    /// The systemd unit.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub unit: Option<Arc<str>>,
-    /// Its InvocationID.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub invocation: Option<Arc<str>>,
-    /// The control group's id and path.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cgroup: Option<Cgroup>,
-    /// The container's id.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub container: Option<Arc<str>>,
-    /// The process id.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pid: Option<u32>,
-    /// When the process started, nanoseconds of CLOCK_BOOTTIME.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub start_time: Option<u64>,
-    /// The user id.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub uid: Option<u32>,
-    /// The group id.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gid: Option<u32>,
-    /// The user's name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub user: Option<Arc<str>>,
-    /// The command's name, which the caller chooses.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub comm: Option<Arc<str>>,
-    /// The executable.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub exe: Option<Exe>,
-}
-
-/// The file that the caller runs.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub struct Exe {
-    /// Its path; a byte that is no UTF-8 stands as `\xNN`. Absent if the file was deleted or replaced, or is
-    /// another one where the agent looks.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub path: Option<Arc<str>>,
-    /// The file system's device number.
-    pub device: u64,
-    /// The inode number.
-    pub inode: u64,
-    /// SHA-256, 64 hex digits, where a rule asked for it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sha256: Option<Arc<str>>,
-}
-
-impl From<&Identity> for Caller {
-    fn from(identity: &Identity) -> Self {
-        let process = identity.process.as_ref();
-        Self {
-            workload: Some(identity.workload.clone()),
-            unit: identity.unit.clone(),
-            invocation: identity.invocation.clone(),
-            cgroup: Some(identity.cgroup.clone()),
-            container: identity.container.clone(),
-            pid: process.map(|p| p.pid),
-            start_time: process.map(|p| p.start_time),
-            uid: Some(identity.uid),
-            gid: Some(identity.gid),
-            user: identity.user.clone(),
-            comm: process.map(|p| Arc::clone(&p.comm)),
-            exe: identity.executable.as_ref().map(|exe| Exe {
-                path: exe.path.as_deref().map(|path| text::path(path).into()),
-                device: exe.device,
-                inode: exe.inode,
-                sha256: exe.sha256.map(|digest| digest.to_string().into()),
-            }),
-        }
-    }
+fn write_object(value: &impl Serialize, line: &mut Vec<u8>) -> Result<(), serde_json::Error> {
+    value.serialize(&mut serde_json::Serializer::with_formatter(line, text::Ascii))
 }
 
 /// What a record is of.

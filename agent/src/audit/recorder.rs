@@ -70,12 +70,12 @@ impl Recorder {
 
     /// Policy allowed it, or let it through in `observe` mode.
     pub fn permitted(&mut self, permit: &Permit) {
-        self.record.rule = permit.rule().map(|rule| rule.as_ref().into());
+        self.record.rule = permit.rule().cloned();
         self.record.decision = Some(Decision::Allow);
         if let Some(denial) = permit.observed() {
             self.record.decision = Some(Decision::Observe);
             self.record.reason = Some(denial.reason.code().into());
-            self.record.rule = denial.rule.as_ref().map(|rule| rule.as_ref().into());
+            self.record.rule = denial.rule.clone();
         }
     }
 
@@ -83,7 +83,7 @@ impl Recorder {
     pub fn denied(&mut self, denial: &Denial) {
         self.record.decision = Some(Decision::Deny);
         self.record.reason = Some(denial.reason.code().into());
-        self.record.rule = denial.rule.as_ref().map(|rule| rule.as_ref().into());
+        self.record.rule = denial.rule.clone();
         let (source, message) = if denial.reason.breaks_http() {
             (
                 Source::Downstream,
