@@ -361,7 +361,7 @@ _callgate() {
             return 0
             ;;
         callgate__subcmd__enable)
-            opts="-w -h --config --workload --dry-run --force --leave-open --json --help"
+            opts="-w -h --config --workload --dry-run --force --leave-open --allow-privileged --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -53,6 +53,7 @@ complete -c callgate -n "__fish_callgate_using_subcommand enable" -s w -l worklo
 complete -c callgate -n "__fish_callgate_using_subcommand enable" -l leave-open -d 'Leave a service of the host in the unit\'s reach, like /run/dbus/system_bus_socket' -r -F
 complete -c callgate -n "__fish_callgate_using_subcommand enable" -l dry-run -d 'Change nothing; show the drop-in and what would not work, and why'
 complete -c callgate -n "__fish_callgate_using_subcommand enable" -l force -d 'Do it also if something is refused'
+complete -c callgate -n "__fish_callgate_using_subcommand enable" -l allow-privileged -d 'Accept commands that the unit runs with full privileges (`+`), outside of what holds it'
 complete -c callgate -n "__fish_callgate_using_subcommand enable" -l json -d 'One JSON document'
 complete -c callgate -n "__fish_callgate_using_subcommand enable" -s h -l help -d 'Print help'
 complete -c callgate -n "__fish_callgate_using_subcommand disable" -s h -l help -d 'Print help'
