@@ -22,6 +22,8 @@ use crate::setup;
 use crate::test::Tally;
 
 use baseline::Baseline;
+pub(crate) use build::lint;
+
 use build::Built;
 use group::Group;
 use kernels::Line;
