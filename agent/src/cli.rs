@@ -114,7 +114,7 @@ enum Command {
     Worker(worker::Args),
     /// One connect from inside a workload; started by `run`
     #[command(hide = true)]
-    Canary(worker::Args),
+    Canary(canary::Place),
 }
 
 /// The command line, for man pages and shell completions.

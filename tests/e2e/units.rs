@@ -1,5 +1,6 @@
 //! systemd services that are enabled as workloads, on a booted Debian.
 
+mod activated;
 mod boot;
 mod brought;
 mod confined;

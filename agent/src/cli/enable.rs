@@ -2,6 +2,7 @@
 
 mod host;
 mod settings;
+mod sockets;
 pub mod state;
 
 use std::io::Write;
@@ -100,6 +101,7 @@ pub fn run(args: &Args, config: &Config, out: &mut dyn Write) -> anyhow::Result<
     let setup = settings::setup(config, &policy, workload, &facts, &args.leave_open)?;
     let mut plan = unit::plan(&facts, workload.name(), &setup);
     plan.findings.extend(settings::of_agent(config, workload, &unit));
+    let socket_names: Vec<_> = plan.sockets.iter().map(|(socket, _)| socket.clone()).collect();
     let done = Done {
         unit: &unit,
         workload: workload.name(),
@@ -108,11 +110,15 @@ pub fn run(args: &Args, config: &Config, out: &mut dyn Write) -> anyhow::Result<
         written: !args.dry_run && (args.force || !plan.is_refused()),
         running: facts.get("ActiveState") == "active",
         armed: setup.marker.exists(),
+        outside: sockets::outside(&socket_names, workload.name())?,
     };
     if done.written {
         host::write(&done.file, &plan.drop_in)?;
+        sockets::write(&unit, &plan.sockets)?;
         host::reload()?;
-        host::verify(&unit, workload.name())?;
+        for name in socket_names.iter().chain([&unit]) {
+            host::verify(name, workload.name())?;
+        }
     }
     done.tell(args, out)?;
     Ok(ExitCode::from(if plan.is_refused() && !args.force {
@@ -136,8 +142,14 @@ pub fn disable(args: &DisableArgs, out: &mut dyn Write) -> anyhow::Result<ExitCo
         complain(&format!("{unit} is not enabled: there is no {}", file.display()));
         return Ok(ExitCode::from(NO));
     }
+    let of_sockets = sockets::written_for(&unit)?;
+    for file in &of_sockets {
+        host::remove(file)?;
+    }
     host::reload()?;
-    writeln!(out, "{} is removed", file.display())?;
+    for file in [&file].into_iter().chain(&of_sockets) {
+        writeln!(out, "{} is removed", file.display())?;
+    }
     writeln!(
         out,
         "{unit}, if it runs, stays held until it is restarted: systemctl try-restart {unit}"
@@ -151,10 +163,12 @@ pub fn disable(args: &DisableArgs, out: &mut dyn Write) -> anyhow::Result<ExitCo
 /// As [`disable`].
 pub fn disable_all() -> anyhow::Result<Vec<String>> {
     let units: Vec<_> = host::enabled()?.into_iter().map(|(unit, _)| unit).collect();
-    for unit in &units {
+    let sockets = host::drop_ins(".socket")?.into_iter().map(|(socket, _)| socket);
+    let all: Vec<_> = units.iter().cloned().chain(sockets).collect();
+    for unit in &all {
         host::remove(&host::file(unit))?;
     }
-    if !units.is_empty() {
+    if !all.is_empty() {
         host::reload()?;
     }
     Ok(units)
@@ -178,6 +192,8 @@ struct Done<'a> {
     written: bool,
     running: bool,
     armed: bool,
+    /// Its socket units that listen as before.
+    outside: Vec<String>,
 }
 
 impl Done<'_> {
@@ -201,10 +217,10 @@ impl Done<'_> {
                 self.file.display(),
                 self.plan.drop_in
             )?;
-            if self.running {
-                writeln!(out, "{}", self.of_running())?;
+            for (socket, text) in &self.plan.sockets {
+                writeln!(out, "{} {verb} written:\n\n{text}", host::file(socket).display())?;
             }
-            return Ok(());
+            return self.tell_of_running(out);
         }
         if !self.written {
             writeln!(
@@ -214,7 +230,10 @@ impl Done<'_> {
             )?;
             return Ok(());
         }
-        writeln!(out, "{} is written", self.file.display())?;
+        let of_sockets = self.plan.sockets.iter().map(|(socket, _)| host::file(socket));
+        for file in [self.file.clone()].into_iter().chain(of_sockets) {
+            writeln!(out, "{} is written", file.display())?;
+        }
         if !self.armed {
             writeln!(
                 out,
@@ -222,10 +241,22 @@ impl Done<'_> {
                 self.workload, self.unit
             )?;
         }
-        if self.running {
-            writeln!(out, "{}", self.of_running())?;
-        } else {
+        if !self.running && self.outside.is_empty() {
             writeln!(out, "{} is managed from its next start on", self.unit)?;
+        }
+        self.tell_of_running(out)
+    }
+
+    /// What runs as before, and what to do about it. systemd makes no sockets anew while their service runs.
+    fn tell_of_running(&self, out: &mut dyn Write) -> anyhow::Result<()> {
+        let (unit, sockets) = (host::pattern(self.unit), self.outside.join(" "));
+        if !sockets.is_empty() {
+            writeln!(
+                out,
+                "{sockets}: its sockets were made outside of the workload and stay so until: systemctl stop {unit} {sockets}; systemctl start {sockets}"
+            )?;
+        } else if self.running {
+            writeln!(out, "{}", self.of_running())?;
         }
         Ok(())
     }
@@ -257,6 +288,12 @@ impl Done<'_> {
             "armed": self.armed,
             "file": self.file,
             "drop_in": self.plan.drop_in,
+            "sockets": self.plan.sockets.iter().map(|(socket, text)| serde_json::json!({
+                "unit": socket,
+                "file": host::file(socket),
+                "drop_in": text,
+            })).collect::<Vec<_>>(),
+            "sockets_outside": self.outside,
             "findings": findings.collect::<Vec<_>>(),
         });
         writeln!(out, "{document:#}").context("can't write the result")

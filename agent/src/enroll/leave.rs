@@ -41,8 +41,10 @@ pub fn remove_all(mount: &Mount, parent: &str) -> Result<Vec<WorkloadName>, Erro
     let mut busy = Vec::new();
     for (name, directory) in workloads(mount, parent)? {
         for child in directories(&directory)? {
-            let exec = child.file_name().and_then(|name| name.to_str());
-            if exec.is_some_and(|name| name.starts_with(EXEC_PREFIX)) {
+            let name = child.file_name().and_then(|name| name.to_str());
+            // systemd keeps one for a socket unit as long as that listens; no process is in there.
+            let is_idle = |name: &str| name.starts_with(EXEC_PREFIX) || name.ends_with(".socket");
+            if name.is_some_and(is_idle) {
                 remove_if_empty(&child)?;
             }
         }

@@ -5,6 +5,7 @@
 pub mod drop_in;
 mod facts;
 mod findings;
+mod socket;
 
 use std::path::PathBuf;
 
@@ -13,6 +14,7 @@ use ipnet::IpNet;
 use crate::identity::WorkloadName;
 
 pub use facts::{DropIn, Facts, PROPERTIES};
+pub use socket::{is_for, takes_connections};
 
 /// The file name of the drop-in below `UNIT.d`.
 pub const DROP_IN: &str = "50-callgate.conf";
@@ -32,8 +34,8 @@ pub struct Setup {
     pub variables: Vec<(String, String)>,
     /// Networks that the workload may reach past the agent.
     pub direct: Vec<IpNet>,
-    /// Whether the workload takes connections from outside.
-    pub listens: bool,
+    /// Ports that the workload takes connections on.
+    pub listen: Vec<u16>,
     /// What of the agent no workload may read.
     pub hidden: Vec<PathBuf>,
     /// What of the agent and of systemd no workload may change.
@@ -44,6 +46,14 @@ pub struct Setup {
     pub neighbours: Vec<(String, String)>,
     /// Programs of the unit that seem to bring their own roots.
     pub bundled: Vec<PathBuf>,
+}
+
+impl Setup {
+    /// Whether the workload takes connections at all.
+    #[must_use]
+    pub fn listens(&self) -> bool {
+        !self.listen.is_empty()
+    }
 }
 
 /// How much a finding matters.
@@ -85,6 +95,8 @@ pub struct Finding {
 pub struct Plan {
     /// The drop-in.
     pub drop_in: String,
+    /// Those of its socket units, by the units' names.
+    pub sockets: Vec<(String, String)>,
     /// Worst first.
     pub findings: Vec<Finding>,
 }
@@ -106,6 +118,7 @@ pub fn plan(facts: &Facts, workload: &WorkloadName, setup: &Setup) -> Plan {
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.weight));
     Plan {
         drop_in: drop_in::text(facts, workload, setup),
+        sockets: socket::drop_ins(facts, workload, setup),
         findings,
     }
 }

@@ -131,9 +131,9 @@ async fn identify(
     let stream = TcpStream::from_std(accepted.stream).map_err(|error| Failure::internal("socket", &error))?;
     let origin = origin(thread, &stream);
     if let Ok(origin) = &origin
-        && origin.destination() == CANARY
+        && is_canary(thread, listener, origin).await
     {
-        return canary(thread, listener, origin).await;
+        return Ok(None);
     }
     let short = thread.shared.memory_short.load(Ordering::Relaxed);
     let slot = match accepted.slot {
@@ -158,6 +158,9 @@ async fn identify(
     if identity.workload != *listener {
         return Err(Failure::denied(DenialReason::NotThisWorkload));
     }
+    if origin.destination() == CANARY {
+        return Err(Failure::denied(DenialReason::HostNotAllowed));
+    }
     let connection = Connection {
         thread: Rc::clone(thread),
         client: accepted.client,
@@ -173,18 +176,14 @@ async fn identify(
     Ok(Some((Rc::new(connection), stream)))
 }
 
-/// That it came is all, whatever the limits; the supervisor knows whether it sent it.
-async fn canary<T>(
-    thread: &DataThread,
-    listener: &WorkloadName,
-    origin: &Origin,
-) -> Result<Option<T>, Failure> {
-    let supervisor = &thread.shared.supervisor;
-    match supervisor.canary(listener, &origin.to_bytes()).await {
-        Ok(()) => Ok(None),
-        Err(AskError::Limit) => Err(Failure::denied(DenialReason::Limit)),
-        Err(error) => Err(Failure::internal("canary", &error)),
+/// Whether the supervisor sent it: that it came is all then, whatever the limits. If that can't be told, it did not.
+async fn is_canary(thread: &DataThread, listener: &WorkloadName, origin: &Origin) -> bool {
+    if origin.destination() != CANARY {
+        return false;
     }
+    let record = origin.to_bytes();
+    let asked = thread.shared.supervisor.canary(listener, &record);
+    asked.await.unwrap_or(false)
 }
 
 fn unidentified(client: ClientAddr, listener: &WorkloadName, error: &AskError) -> Failure {

@@ -46,20 +46,33 @@ pub(super) fn service_name(text: &str) -> Result<String, String> {
     Ok(name)
 }
 
-/// What systemd says of it.
+/// What systemd says of it, and of the socket units that start it.
 pub(super) fn facts(unit: &str) -> anyhow::Result<Facts> {
-    let asked = match unit.split_once("@.") {
-        Some((name, kind)) => format!("{name}@{INSTANCE}.{kind}"),
-        None => unit.to_owned(),
-    };
-    let shown = systemctl(["show", "--property", &PROPERTIES.join(","), "--", &asked])?;
-    let mut facts = Facts::read(unit, &shown);
-    facts.later = super::later(&facts);
+    let mut facts = shown(unit)?;
+    facts.sockets = super::sockets::of(unit, &facts)?;
     let slice = facts.get("Slice").to_owned();
     if !slice.is_empty() {
         facts.slice_limits = limits(&slice)?;
     }
     Ok(facts)
+}
+
+/// What systemd says of a unit alone.
+pub(super) fn shown(unit: &str) -> anyhow::Result<Facts> {
+    let shown = systemctl(["show", "--property", &PROPERTIES.join(","), "--", &of_all(unit)])?;
+    let mut facts = Facts::read(unit, &shown);
+    facts.later = super::later(&facts);
+    Ok(facts)
+}
+
+/// A template's instance that stands for all.
+fn of_all(unit: &str) -> String {
+    unit.replace("@.", &format!("@{INSTANCE}."))
+}
+
+/// The template's name, if this is its instance that stands for all.
+pub(super) fn of_template(unit: &str) -> String {
+    unit.replace(&format!("@{INSTANCE}."), "@.")
 }
 
 fn limits(slice: &str) -> anyhow::Result<Vec<String>> {
@@ -85,17 +98,43 @@ pub(super) fn services() -> anyhow::Result<Vec<Facts>> {
 
 /// The unit's own name, if systemd takes the given one for another name of it.
 pub(super) fn other_name(unit: &str, facts: &Facts) -> Option<String> {
-    let own = facts.get("Id").replace(&format!("@{INSTANCE}."), "@.");
+    let own = of_template(facts.get("Id"));
     (!own.is_empty() && own != unit).then_some(own)
 }
 
 /// The unit, or the instances of a template, that run now, each with its cgroup.
 pub(super) fn running(unit: &str) -> anyhow::Result<Vec<(String, String)>> {
-    let pattern = unit.replace("@.", "@*.");
-    let shown = systemctl(["show", "--property", "Id,ControlGroup", "--", &pattern])?;
+    let instances = pattern(unit);
+    let shown = systemctl(["show", "--property", "Id,ControlGroup", "--", &instances])?;
     let blocks = shown.split("\n\n").map(|block| Facts::read(unit, block));
     let placed = blocks.map(|facts| (facts.get("Id").to_owned(), facts.get("ControlGroup").to_owned()));
     Ok(placed.filter(|(_, cgroup)| !cgroup.is_empty()).collect())
+}
+
+/// The unit, or all instances of a template, as systemctl takes them.
+pub(super) fn pattern(unit: &str) -> String {
+    unit.replace("@.", "@*.")
+}
+
+/// All units of a kind that there are files of, each with the services that it starts.
+pub(super) fn triggers(kind: &str) -> anyhow::Result<Vec<(String, Vec<String>)>> {
+    let files = systemctl(["list-unit-files", "--no-legend", "--full", &format!("*{kind}")])?;
+    let names = files
+        .lines()
+        .filter_map(|line| line.split_ascii_whitespace().next());
+    let instances: Vec<_> = names.map(of_all).collect();
+    if instances.is_empty() {
+        return Ok(Vec::new());
+    }
+    let arguments = ["show", "--property", "Id,Triggers", "--"].map(str::to_owned);
+    let shown = systemctl(arguments.into_iter().chain(instances))?;
+    let blocks = shown.split("\n\n").map(|block| Facts::read("", block));
+    Ok(blocks
+        .map(|facts| {
+            let started = facts.words("Triggers").map(of_template).collect();
+            (of_template(facts.get("Id")), started)
+        })
+        .collect())
 }
 
 /// Why there is no such unit.
@@ -152,7 +191,7 @@ pub(super) fn reload() -> anyhow::Result<()> {
 
 /// Sees that systemd took the drop-in: the slice is what holds the unit.
 pub(super) fn verify(unit: &str, workload: &WorkloadName) -> anyhow::Result<()> {
-    let facts = facts(unit)?;
+    let facts = shown(unit)?;
     if facts.get("Slice") == workload.slice() {
         return Ok(());
     }
@@ -163,8 +202,18 @@ pub(super) fn verify(unit: &str, workload: &WorkloadName) -> anyhow::Result<()> 
     )
 }
 
-/// All units with a drop-in of ours, with the slice that it names.
+/// All services with a drop-in of ours, with the slice that it names.
 pub(super) fn enabled() -> anyhow::Result<Vec<(String, String)>> {
+    let services = drop_ins(".service")?.into_iter();
+    let with_slice = services.filter_map(|(unit, text)| {
+        let slice = text.lines().find_map(|line| line.strip_prefix("Slice="))?;
+        Some((unit, slice.to_owned()))
+    });
+    Ok(with_slice.collect())
+}
+
+/// All units of a kind with a drop-in of ours, with its text.
+pub(super) fn drop_ins(kind: &str) -> anyhow::Result<Vec<(String, String)>> {
     let entries = match fs::read_dir(UNITS) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.with_context(|| format!("can't list {UNITS}"))?,
@@ -173,8 +222,7 @@ pub(super) fn enabled() -> anyhow::Result<Vec<(String, String)>> {
         let name = entry.file_name();
         let unit = name.to_str()?.strip_suffix(".d")?.to_owned();
         let text = fs::read_to_string(entry.path().join(DROP_IN)).ok()?;
-        let slice = text.lines().find_map(|line| line.strip_prefix("Slice="))?;
-        Some((unit, slice.to_owned()))
+        unit.ends_with(kind).then_some((unit, text))
     });
     Ok(found.collect())
 }

@@ -94,7 +94,7 @@ pub(super) fn setup(
         variables: trust::variables_of(&directory),
         trust: directory,
         direct: workload.direct().iter().map(|direct| direct.cidr).collect(),
-        listens: !workload.listen().is_empty(),
+        listen: workload.listen().to_vec(),
         hidden: view.hidden(policy).iter().map(|path| covered(path)).collect(),
         fixed,
         left_open: left_open.to_vec(),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 
-use super::{host, settings};
+use super::{host, settings, sockets};
 use crate::config::Config;
 use crate::enroll::reach::SERVICES;
 use crate::enroll::unit::{self, Weight};
@@ -78,6 +78,19 @@ fn faults(
         add(true, what, fix);
     }
     let marker = config.runtime_dir.join("armed").join(workload.as_str());
+    let sockets = facts
+        .sockets
+        .iter()
+        .filter(|socket| unit::takes_connections(socket));
+    let sockets: Vec<_> = sockets.map(|socket| socket.unit().to_owned()).collect();
+    for socket in sockets::outside(&sockets, workload)? {
+        let what = format!("{socket} makes its sockets outside of the workload");
+        let fix = format!(
+            "callgate enable {unit}; systemctl stop {} {socket}; systemctl start {socket}",
+            host::pattern(unit)
+        );
+        add(true, what, fix);
+    }
     if !marker.exists() {
         let what = format!("the agent does not hold {workload}: the unit does not start");
         add(

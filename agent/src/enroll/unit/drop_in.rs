@@ -70,8 +70,12 @@ pub(super) const HOLDING: &[&str] = &[
 /// The drop-in that makes the unit a part of `workload`.
 #[must_use]
 pub fn text(facts: &Facts, workload: &WorkloadName, setup: &Setup) -> String {
+    head(facts, workload, setup) + &hold(facts, setup)
+}
+
+/// What its processes trust, and what they can't do.
+pub(super) fn hold(facts: &Facts, setup: &Setup) -> String {
     let lines = [
-        head(facts, workload, setup),
         trust(facts, setup),
         confinement(facts),
         files(setup),
@@ -190,7 +194,7 @@ fn files(setup: &Setup) -> String {
 /// takes connections.
 fn ranges(facts: &Facts, setup: &Setup) -> String {
     let mut text = "\n".to_owned();
-    if setup.listens {
+    if setup.listens() {
         text.push_str("# No IPAddressDeny=any: the workload takes connections from outside.\n");
         if !facts.get("IPAddressDeny").is_empty() {
             line(&mut text, "IPAddressAllow", "localhost");
@@ -282,7 +286,7 @@ fn line(text: &mut String, setting: &str, value: &str) {
 }
 
 /// systemd expands '%' in nearly every setting.
-fn plain(path: &Path) -> String {
+pub(super) fn plain(path: &Path) -> String {
     path.to_string_lossy().replace('%', "%%")
 }
 

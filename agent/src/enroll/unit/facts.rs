@@ -6,6 +6,7 @@ use super::{DROP_IN, Setup};
 
 /// The properties that are asked for.
 pub const PROPERTIES: &[&str] = &[
+    "Accept",
     "ActiveState",
     "After",
     "AmbientCapabilities",
@@ -31,6 +32,7 @@ pub const PROPERTIES: &[&str] = &[
     "IPAddressDeny",
     "Id",
     "JoinsNamespaceOf",
+    "Listen",
     "LoadError",
     "LoadState",
     "NetworkNamespacePath",
@@ -42,6 +44,7 @@ pub const PROPERTIES: &[&str] = &[
     "RootDirectory",
     "RootImage",
     "Slice",
+    "SocketProtocol",
     "SupplementaryGroups",
     "SystemCallErrorNumber",
     "SystemCallFilter",
@@ -87,6 +90,8 @@ pub struct Facts {
     pub later: Vec<DropIn>,
     /// The limits of the slice that it is in now, as `NAME=VALUE`.
     pub slice_limits: Vec<String>,
+    /// The socket units that start it, and whose sockets it gets.
+    pub sockets: Vec<Self>,
 }
 
 impl Facts {
@@ -101,6 +106,7 @@ impl Facts {
                 .collect(),
             later: Vec::new(),
             slice_limits: Vec::new(),
+            sockets: Vec::new(),
         }
     }
 
@@ -179,6 +185,13 @@ pub struct Command<'a> {
 }
 
 impl<'a> Command<'a> {
+    /// Whether neither the unit's user nor its confinement counts for it ("+").
+    pub(super) fn is_privileged(&self) -> bool {
+        self.flags
+            .split_ascii_whitespace()
+            .any(|flag| flag == "privileged")
+    }
+
     fn read(kind: &'static str, shown: &'a str) -> Self {
         let field = |name: &str| {
             let fields = shown.trim_matches(['{', '}', ' ']).split(" ; ");

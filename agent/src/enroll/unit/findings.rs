@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::drop_in::{HOLDING, environment, is_allow_list};
 use super::facts::Command;
-use super::{AGENT_UNIT, Facts, Finding, Setup, Weight};
+use super::{AGENT_UNIT, Facts, Finding, Setup, Weight, socket};
 use crate::enroll::reach::{CREDENTIAL_STORES, KEPT, SERVICES};
 
 const BUS: &str = "/run/dbus/system_bus_socket";
@@ -14,6 +14,9 @@ pub(super) fn of(facts: &Facts, setup: &Setup) -> Vec<Finding> {
     let mut found = Found(Vec::new());
     placement(&mut found, facts);
     network(&mut found, facts, setup);
+    for socket in &facts.sockets {
+        sockets(&mut found, socket, setup);
+    }
     rights(&mut found, facts, setup);
     commands(&mut found, facts);
     services(&mut found, facts, setup);
@@ -92,7 +95,7 @@ fn placement(found: &mut Found, facts: &Facts) {
 }
 
 /// What the agent's own start waits for.
-const EARLY: &[&str] = &[
+pub(super) const EARLY: &[&str] = &[
     "basic.target",
     "local-fs.target",
     "network.target",
@@ -118,22 +121,41 @@ fn network(found: &mut Found, facts: &Facts, setup: &Setup) {
             "its own ranges keep holding, but this host's are allowed: that is where the agent listens",
         );
     }
-    if !facts.get("IPAddressAllow").is_empty() && !setup.listens {
+    if !facts.get("IPAddressAllow").is_empty() && !setup.listens() {
         found.note(
             "IPAddressAllow",
             "its own ranges no longer count: the policy says where it may go (`direct` for what is not HTTP)",
         );
     }
-    for socket in facts
-        .words("TriggeredBy")
-        .filter(|unit| unit.ends_with(".socket"))
-    {
+}
+
+/// A socket unit whose sockets it gets.
+fn sockets(found: &mut Found, facts: &Facts, setup: &Setup) {
+    const SETTING: &str = "TriggeredBy";
+    let unit = facts.unit();
+    for why in socket::obstacles(facts) {
+        found.refuse(SETTING, format!("{unit}: {why}"));
+    }
+    if !socket::takes_connections(facts) {
+        return;
+    }
+    found.note(
+        SETTING,
+        format!("{unit} gets a drop-in too: systemd then makes its sockets within the workload, after the agent has started"),
+    );
+    for address in socket::closed(facts, setup) {
         found.warn(
-            "TriggeredBy",
-            format!("{socket} hands it a socket that systemd made: connections on that one are cut off, so have the unit listen itself (`listen` in the policy)"),
+            SETTING,
+            format!("{unit}: nobody reaches it at {address}, since the policy's `listen` does not have that port, or the socket is for datagrams"),
         );
     }
+    for Command { setting, path, .. } in facts.commands().filter(Command::is_privileged) {
+        found.warn(setting, format!("{unit}: {path} {PRIVILEGED}"));
+    }
 }
+
+const PRIVILEGED: &str =
+    "runs with full privileges (\"+\"): its connections are held, but as root it could leave the workload";
 
 fn rights(found: &mut Found, facts: &Facts, setup: &Setup) {
     if facts.is_root() {
@@ -181,14 +203,8 @@ fn rights(found: &mut Found, facts: &Facts, setup: &Setup) {
 const KERNELS: &str = "/sys";
 
 fn commands(found: &mut Found, facts: &Facts) {
-    let full = facts
-        .commands()
-        .filter(|command| command.flags.contains("privileged"));
-    for Command { setting, path, .. } in full {
-        found.warn(
-            setting,
-            format!("{path} runs with full privileges (\"+\"): its connections are held, but as root it could leave the workload"),
-        );
+    for Command { setting, path, .. } in facts.commands().filter(Command::is_privileged) {
+        found.warn(setting, format!("{path} {PRIVILEGED}"));
     }
     let snap = facts
         .commands()
@@ -321,7 +337,8 @@ fn trust(found: &mut Found, facts: &Facts, setup: &Setup) {
 
 /// Drop-ins that are read after ours and undo it.
 fn later(found: &mut Found, facts: &Facts, setup: &Setup) {
-    for drop_in in &facts.later {
+    let all = facts.sockets.iter().chain([facts]);
+    for drop_in in all.flat_map(|facts| &facts.later) {
         for (key, value) in drop_in.settings() {
             if let Some(setting) = undone(key, value, setup) {
                 found.refuse(
@@ -341,7 +358,7 @@ fn undone(key: &str, value: &str, setup: &Setup) -> Option<&'static str> {
         "ReadOnlyPaths",
     ];
     let known = HOLDING.iter().copied().find(|setting| *setting == key);
-    let known = known.filter(|setting| !(setup.listens && setting.starts_with("IPAddress")));
+    let known = known.filter(|setting| !(setup.listens() && setting.starts_with("IPAddress")));
     // After a list of what is denied, one of what is allowed only takes from that.
     let allows = key == "SystemCallFilter" && !value.starts_with('~');
     known
