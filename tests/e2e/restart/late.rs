@@ -19,7 +19,7 @@ const DRAIN: Duration = Duration::from_secs(20);
 /// How long a worker is let be that should have ended by itself.
 const LONGEST: Duration = Duration::from_secs(27);
 /// What a busy machine may add.
-const SPARE: Duration = Duration::from_secs(3);
+const SPARE: Duration = Duration::from_secs(5);
 const TUNNELLED: &str = "tunnelled.example.test";
 /// curl's exit code after `-m`.
 const TIMED_OUT: Option<i32> = Some(28);

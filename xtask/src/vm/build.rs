@@ -7,6 +7,7 @@ use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
@@ -47,10 +48,30 @@ fn agent() -> Result<PathBuf> {
 
 /// The kernel programs in another build than the agent's.
 fn dev_object() -> Result<PathBuf> {
+    let (command, built) = dev("build");
+    cmd::run(command)?;
+    Ok(built)
+}
+
+/// clippy's view of the kernel programs; of a compiler's alone where that has no clippy, as Debian's. Both deny warnings.
+pub(crate) fn lint() -> Command {
+    let (mut command, _) = dev("clippy");
+    if command
+        .get_envs()
+        .any(|(name, value)| name == "RUSTC" && value.is_some())
+    {
+        return dev("build").0;
+    }
+    command.args(["--", "-D", "warnings"]);
+    command
+}
+
+/// A cargo that does this with the dev build, and where that is.
+fn dev(verb: &str) -> (Command, PathBuf) {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let (package, target) = (cmd::root().join("agent-ebpf"), cmd::root().join("target/vm/bpf"));
     let machine = (env::consts::ARCH, cfg!(target_endian = "little"));
-    let (command, built) = object::cargo(&cargo, (&package, &target), machine, false);
+    let (command, built) = object::cargo((&cargo, verb), (&package, &target), machine, false);
     let mut command = setup::prepare(command);
     let compiler: Option<OsString> = command
         .get_envs()
@@ -59,6 +80,5 @@ fn dev_object() -> Result<PathBuf> {
     if let Some(compiler) = compiler {
         command.env("RUSTC", compiler);
     }
-    cmd::run(command)?;
-    Ok(built)
+    (command, built)
 }
