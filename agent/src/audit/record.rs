@@ -4,6 +4,7 @@
 //! client sends can begin a line of its own, or reach the terminal of who reads the file.
 
 mod caller;
+mod line;
 mod text;
 mod timestamp;
 
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::policy;
 
 pub use caller::{Caller, Exe, KnownCaller};
+pub(super) use line::Beginning;
 pub use text::{clip, redact_query};
 pub use timestamp::{ConnectionId, RequestId, Timestamp};
 
@@ -27,7 +29,7 @@ pub const MAX_PATH: usize = 2048;
 /// One call, tunnel, refused connection, direct connection or batch of kernel refusals. Names never change.
 ///
 /// A fact that is not known, or that this kind of record does not have, is absent.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 pub struct Record {
     /// [`SCHEMA`].
     pub v: u32,
@@ -40,58 +42,58 @@ pub struct Record {
     /// How it ended.
     pub outcome: Outcome,
     /// The connection that the call came on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub connection: Option<ConnectionId>,
-    /// Who called; its fields stand beside the others, behind them. [`Record::write_line`] puts them there.
-    #[serde(flatten, skip_serializing)]
+    /// Who called; its fields stand beside the others.
+    #[serde(flatten)]
     pub caller: KnownCaller,
     /// Where the client dialled, before the redirect.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub original_destination: Option<SocketAddr>,
     /// The name in the ClientHello.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub sni: Option<Arc<str>>,
     /// Host and port that the call is for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub authority: Option<Arc<str>>,
     /// `http` or `https`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub scheme: Option<Scheme>,
     /// What was spoken with the client.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub protocol: Option<Protocol>,
     /// The request's method.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub method: Option<Box<str>>,
     /// The normalised path, without the query.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub path: Option<Box<str>>,
     /// The query; the values are `*` unless the operator asked for them.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub query: Option<Box<str>>,
     /// Path or query were longer than [`MAX_PATH`].
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default)]
     pub truncated: bool,
     /// What policy said.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub decision: Option<Decision>,
     /// Why it was refused, or in `observe` mode would have been: [`policy::DenialReason::code`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub reason: Option<Arc<str>>,
     /// The rule that decided.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub rule: Option<Arc<str>>,
     /// Which policy decided.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub policy: Option<Arc<PolicyVersion>>,
     /// Which credential went on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub credential: Option<Credential>,
     /// The address that the agent connected to.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub upstream: Option<SocketAddr>,
     /// The response's status, the agent's own refusals included.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub status: Option<u16>,
     /// Body (or tunnel) bytes from the client.
     #[serde(default)]
@@ -103,22 +105,14 @@ pub struct Record {
     #[serde(default)]
     pub timings: Timings,
     /// What went wrong.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub error: Option<Error>,
     /// What the kernel side could not tell us.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub kernel: Option<KernelLoss>,
     /// How many refusals of the kernel, or calls without a record, this one stands for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub count: Option<u64>,
-}
-
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde passes the field by reference"
-)]
-fn is_false(value: &bool) -> bool {
-    !value
 }
 
 impl Record {
@@ -158,28 +152,6 @@ impl Record {
         }
     }
 
-    /// Appends the record as one line, newline included.
-    ///
-    /// # Errors
-    /// Only if serde can't express a field, which no field here can cause.
-    pub fn write_line(&self, line: &mut Vec<u8>) -> Result<(), serde_json::Error> {
-        let caller = self.caller.words(|caller| {
-            let mut words = Vec::new();
-            write_object(caller, &mut words).map(|()| words.into_boxed_slice())
-        })?;
-        write_object(self, line)?;
-        if let [b'{', fields @ .., b'}'] = caller
-            && !fields.is_empty()
-        {
-            line.pop();
-            line.push(b',');
-            line.extend_from_slice(fields);
-            line.push(b'}');
-        }
-        line.push(b'\n');
-        Ok(())
-    }
-
     /// Reads one line of the file.
     ///
     /// # Errors
@@ -187,10 +159,6 @@ impl Record {
     pub fn parse(line: &[u8]) -> Result<Self, serde_json::Error> {
         serde_json::from_slice(line)
     }
-}
-
-fn write_object(value: &impl Serialize, line: &mut Vec<u8>) -> Result<(), serde_json::Error> {
-    value.serialize(&mut serde_json::Serializer::with_formatter(line, text::Ascii))
 }
 
 /// What a record is of.

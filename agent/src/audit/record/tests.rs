@@ -71,16 +71,17 @@ fn the_names_never_change() {
         line(&full()),
         concat!(
             r#"{"v":1,"time":"2023-11-14T22:13:20.000001Z","id":"07070707-0707-0707-0707-070707070707","#,
-            r#""kind":"call","outcome":"completed","connection":"08080808-0808-0808-0808-080808080808","#,
+            r#""kind":"call","connection":"08080808-0808-0808-0808-080808080808","#,
             r#""original_destination":"192.0.2.1:443","sni":"api.stripe.com","authority":"api.stripe.com:443","#,
-            r#""scheme":"https","protocol":"h2","method":"GET","path":"/v1/charges","query":"limit=*","#,
-            r#""decision":"allow","rule":"charges","policy":{"digest":"ab","generation":3},"#,
-            r#""credential":{"name":"stripe","version":"1@2026-01-01T00:00:00Z"},"upstream":"198.51.100.1:443","#,
-            r#""status":200,"bytes_up":0,"bytes_down":12,"timings":{"total_us":900},"#,
+            r#""scheme":"https","method":"GET","path":"/v1/charges","query":"limit=*","#,
             r#""workload":"billing","unit":"billing.service","invocation":"0123456789abcdef0123456789abcdef","#,
             r#""cgroup":{"id":42,"path":"/callgate.slice/callgate-billing.slice/billing.service"},"#,
             r#""pid":4711,"start_time":123456789000,"uid":1000,"gid":1000,"user":"app","comm":"curl","#,
-            r#""exe":{"path":"/usr/bin/curl","device":65025,"inode":99}}"#,
+            r#""exe":{"path":"/usr/bin/curl","device":65025,"inode":99},"#,
+            r#""outcome":"completed","protocol":"h2","#,
+            r#""decision":"allow","rule":"charges","policy":{"digest":"ab","generation":3},"#,
+            r#""credential":{"name":"stripe","version":"1@2026-01-01T00:00:00Z"},"upstream":"198.51.100.1:443","#,
+            r#""status":200,"bytes_up":0,"bytes_down":12,"timings":{"total_us":900}}"#,
             "\n"
         )
     );
@@ -104,7 +105,29 @@ fn records_of_one_caller_share_its_words_and_another_has_its_own() {
         ..Caller::default()
     }
     .into();
-    assert!(line(&record).ends_with("},\"pid\":1}\n"), "{}", line(&record));
+    assert!(
+        line(&record).contains(r#""query":"limit=*","pid":1,"outcome""#),
+        "{}",
+        line(&record)
+    );
+}
+
+#[test]
+fn no_fact_of_a_record_is_left_out_of_its_line() {
+    let mut record = full();
+    record.truncated = true;
+    record.reason = Some("no_rule".into());
+    record.error = Some(Error {
+        source: Source::Upstream,
+        kind: "connect".into(),
+        message: "refused".into(),
+    });
+    record.kernel = Some(KernelLoss {
+        events: 1,
+        map_full: 2,
+    });
+    record.count = Some(3);
+    assert_eq!(Record::parse(line(&record).as_bytes()).unwrap(), record);
 }
 
 #[test]
