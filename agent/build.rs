@@ -75,7 +75,7 @@ fn build(package: &Path, target_dir: &Path) -> Result<PathBuf> {
         .into_string()
         .unwrap_or_default();
     let (mut cargo, built) = object::cargo(
-        &variable("CARGO")?,
+        (&variable("CARGO")?, "build"),
         (package, target_dir),
         (&arch, little_endian),
         true,

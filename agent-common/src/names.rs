@@ -85,6 +85,11 @@ pub const MAX_SUPPRESSED_DIRECT: usize = 4096;
 /// Events of one class that one workload gets through in one second.
 pub const EVENTS_PER_SECOND: u32 = 64;
 
+/// Where the agent's canaries dial, which every workload may: a loopback address that nobody uses.
+pub const CANARY_ADDR: [u8; 4] = [127, 67, 65, 78];
+/// Their port. One that needs no right to listen on, is nobody's by IANA's list, and is below what the kernel gives out.
+pub const CANARY_PORT: u16 = 25447;
+
 /// Index of the sign of life in [`LIVENESS`].
 pub const BEAT_SLOT: u32 = 0;
 /// Index of the version in [`LIVENESS`].

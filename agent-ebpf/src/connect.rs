@@ -1,5 +1,6 @@
 //! connect(): the checks in order, then the turn to the agent.
 
+use callgate_common::names::{CANARY_ADDR, CANARY_PORT};
 use callgate_common::{Listener, Reason, SocketMark, flow};
 
 use crate::ctx::{self, SockAddr};
@@ -39,7 +40,7 @@ pub(crate) fn connect<const V6: bool>(ctx: &SockAddr<V6>) -> Verdict {
     let Some(listener) = maps::listener(netns, own.workload) else {
         return event::refused(ctx, own.workload, Reason::NoListener);
     };
-    if !udp && !may_dial(&listener, own.workload, port) {
+    if !udp && !may_dial(&listener, own.workload, port) && !is_canary(&addr, port) {
         return event::refused(ctx, own.workload, Reason::PortNotNamed);
     }
     if V6 && !is_home(&ctx.bound_to()) {
@@ -61,6 +62,12 @@ pub(crate) fn is_home(source: &[u8; 16]) -> bool {
 #[inline(always)]
 fn may_dial(listener: &Listener, workload: u32, port: u16) -> bool {
     maps::may_dial(workload, port) || (port == DNS && (listener.dns4 != 0 || listener.dns6 != 0))
+}
+
+/// The agent tries that way from inside each workload; its worker refuses all others that take it.
+#[inline(always)]
+fn is_canary(addr: &[u8; 16], port: u16) -> bool {
+    port == CANARY_PORT && *addr == ctx::mapped(CANARY_ADDR)
 }
 
 /// Both the socket and its caller belong to one workload, and the agent lives.

@@ -13,10 +13,10 @@ const DEV: &[&str] = &[
     "profile.dev.overflow-checks=false",
 ];
 
-/// A cargo that compiles the package for a kernel of this architecture, and where it leaves the object. Every agent
-/// embeds the release build, a debug build of it too: tests run what production runs.
+/// A cargo that compiles the package for a kernel of this architecture (verb `build`), and where it leaves the object.
+/// Every agent embeds the release build, a debug build of it too: tests run what production runs.
 pub(crate) fn cargo(
-    cargo: &OsStr,
+    (cargo, verb): (&OsStr, &str),
     (package, target_dir): (&Path, &Path),
     (arch, little_endian): (&str, bool),
     release: bool,
@@ -38,7 +38,7 @@ pub(crate) fn cargo(
     let mut command = Command::new(cargo);
     command
         .current_dir(package)
-        .args(["build", "--bin", "capture", "-Z", "build-std=core"])
+        .args([verb, "--bin", "capture", "-Z", "build-std=core"])
         .args(["--target", target, "--target-dir"])
         .arg(target_dir)
         // `-Z` on a stable compiler, for this one build only.

@@ -7,6 +7,7 @@ mod guests;
 pub mod server;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -158,8 +159,21 @@ pub struct WorkloadStatus {
 pub struct CanaryStatus {
     /// The workload.
     pub workload: String,
+    /// Inode of the network namespace, if it is not the agent's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<u64>,
     /// What came of it.
     pub finding: String,
+}
+
+impl fmt::Display for CanaryStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.workload)?;
+        if let Some(inode) = self.netns {
+            write!(f, " in net:[{inode}]")?;
+        }
+        write!(f, ": {}", self.finding)
+    }
 }
 
 /// A cgroup that an earlier run held, below another `cgroup_parent`: it stays held, and may do nothing.

@@ -21,9 +21,14 @@ pub use crate::tls::ca::Intermediate;
 
 pub use frame::FrameError;
 
-/// Where canaries dial: a loopback address that nobody uses, at a port that every workload may dial. Nothing that is
-/// sent there can leave the host.
-pub const CANARY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 67, 65, 78)), 53);
+/// Where canaries dial: a loopback address that nobody uses. Nothing that is sent there can leave the host.
+pub const CANARY: SocketAddr = {
+    let [a, b, c, d] = callgate_common::names::CANARY_ADDR;
+    SocketAddr::new(
+        IpAddr::V4(Ipv4Addr::new(a, b, c, d)),
+        callgate_common::names::CANARY_PORT,
+    )
+};
 
 /// Largest frame to the worker, in bytes: a policy of many megabytes fits.
 pub const MAX_TO_WORKER: usize = 64 << 20;
@@ -81,6 +86,13 @@ pub enum ToWorker {
         request: u64,
         /// What the caller runs now.
         result: Result<Executable, Refusal>,
+    },
+    /// Answer to [`ToSupervisor::Canary`].
+    Canary {
+        /// The request's number.
+        request: u64,
+        /// Whether the supervisor sent it.
+        sent: bool,
     },
     /// Answer to [`ToSupervisor::Socket`]. Descriptor, if it is no refusal: the socket, non-blocking.
     Socket {
@@ -162,8 +174,10 @@ pub enum ToSupervisor {
         /// The name, re-parsed by the type on arrival.
         host: HostName,
     },
-    /// A connection to [`CANARY`] came in.
+    /// A connection to [`CANARY`] came in: is it one of the supervisor's?
     Canary {
+        /// Repeated in the answer.
+        request: u64,
         /// The kernel's record.
         origin: Vec<u8>,
     },

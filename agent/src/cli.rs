@@ -14,6 +14,7 @@ pub mod doctor;
 pub mod enable;
 pub mod exec;
 pub mod explain;
+pub mod prepare;
 pub mod release;
 pub mod reload;
 pub mod run;
@@ -109,12 +110,15 @@ enum Command {
         #[command(flatten)]
         args: doctor::Args,
     },
+    /// Mounts and makes what the confined agent can't; started by the unit before `run`
+    #[command(hide = true)]
+    Prepare(Settings),
     /// The unprivileged half; started by `run`
     #[command(hide = true)]
     Worker(worker::Args),
     /// One connect from inside a workload; started by `run`
     #[command(hide = true)]
-    Canary(worker::Args),
+    Canary(canary::Place),
 }
 
 /// The command line, for man pages and shell completions.
@@ -184,6 +188,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             };
             doctor::run(args, &config, doctor::kernel_checks())
         }
+        Command::Prepare(settings) => prepare::run(&settings.config),
         Command::Worker(args) => worker::run(&args),
         Command::Canary(args) => canary::run(args),
     }

@@ -16,6 +16,7 @@ pub mod ebpf;
 pub mod enroll;
 pub mod http;
 pub mod identity;
+pub mod linkage;
 pub mod memory;
 pub mod net;
 pub mod policy;

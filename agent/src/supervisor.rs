@@ -140,9 +140,9 @@ impl Supervisor {
         capture.arm_all(&policy)?;
         capture.store().forget_rest();
         let headroom = Headroom::of_self(capture.mount(), config.limits.memory_percent);
-        let answers = Answers::new(&capture, Arc::new(root));
+        let canaries = Canaries::new(config.canary_interval, user, capture.home());
+        let answers = Answers::new(&capture, Arc::new(root), canaries.flights());
         let (server, admin) = socket.serve(capture.parent());
-        let canaries = Canaries::new(config.canary_interval, user);
         let mut supervisor = Self {
             canaries,
             config,
@@ -304,6 +304,9 @@ impl Supervisor {
     /// Workers serve in each network namespace that workloads are in, and hold nothing in those that they have left.
     fn keep_spaces(&mut self) {
         for change in self.capture.keep_spaces() {
+            if let Change::Closed { number, netns, .. } = &change {
+                self.canaries.forget(*number, *netns);
+            }
             self.crew.tell(|worker, role| {
                 match &change {
                     Change::Opened { .. } if role == Role::Leaving => {}
@@ -312,7 +315,7 @@ impl Supervisor {
                             offer.to(worker)?;
                         }
                     }
-                    Change::Closed { workload, netns } => worker.send(ToWorker::Unlisten {
+                    Change::Closed { workload, netns, .. } => worker.send(ToWorker::Unlisten {
                         workload: workload.clone(),
                         netns: *netns,
                     })?,

@@ -1,7 +1,13 @@
 //! A connect from inside each workload proves that it is captured; what breaks that where nothing else looks is a finding
 //! until it is mended.
 
-use anyhow::Result;
+mod installed;
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use harness::launch;
+use harness::sandbox::Room;
 use harness::{Record, Upstream, World, assert_record, require, wait};
 
 use crate::audit::{agent_status, call};
@@ -116,5 +122,95 @@ fn a_workload_that_the_kernel_forgot_is_found_and_put_back() -> Result<()> {
     assert_record!(world, "error.kind" = "canary", "workload" = "billing");
     findings(&world, false)?;
     assert_eq!(call(&world, "/after")?, 200);
+    Ok(())
+}
+
+/// Takes the namespace's loopback device down or up.
+fn loopback(room: &Room, state: &str) -> Result<()> {
+    let enter = format!("--net={}", room.file.display());
+    launch::tool(
+        Path::new("/usr/bin/nsenter"),
+        [enter.as_str(), "ip", "link", "set", "lo", state],
+    )?;
+    Ok(())
+}
+
+#[test]
+fn canaries_try_other_namespaces_too_and_what_fails_there_is_a_finding_until_it_is_mended() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let mut world = start()?;
+    let room = world.room()?;
+    let inside = world.workload("billing")?.in_netns(&room.file);
+    let mut command = inside.command(["sh", "-c", "read -r end"]);
+    let mut stays = command.stdin(std::process::Stdio::piped()).spawn()?;
+    let served = "a workload is served in a network namespace";
+    wait::until("listeners in the namespace", wait::PATIENCE, || {
+        world.agent().ok()?.log().contains(served).then_some(())
+    })?;
+    loopback(&room, "down")?;
+    let found = findings(&world, true)?;
+    let shown = format!(
+        "net:[{}]",
+        std::fs::metadata(&room.file).map(|file| inode(&file))?
+    );
+    let found: serde_json::Value = serde_json::from_str(&found)?;
+    assert_eq!(
+        found.as_array().map(Vec::len),
+        Some(1),
+        "the host's own arrives: {found}"
+    );
+    assert_eq!(found[0]["workload"], "billing");
+    let text = world.agent()?.command("status", &[])?.stdout;
+    assert!(text.contains(&format!("billing in {shown}: ")), "{text}");
+    let said = world.agent()?.command("doctor", &[])?;
+    assert_eq!(said.code(), Some(3), "{said:?}");
+    assert!(said.stdout.contains(&shown), "{said:?}");
+    let record = assert_record!(world, "error.kind" = "canary", "workload" = "billing");
+    let message = record.text("error.message");
+    assert!(message.contains(&shown), "{message}");
+    loopback(&room, "up")?;
+    findings(&world, false)?;
+    loopback(&room, "down")?;
+    findings(&world, true)?;
+    // Nobody is left there to be captured.
+    drop(stays.stdin.take());
+    launch::wait_for(&mut stays, wait::PATIENCE)?;
+    findings(&world, false)?;
+    Ok(())
+}
+
+fn inode(file: &std::fs::Metadata) -> u64 {
+    std::os::unix::fs::MetadataExt::ino(file)
+}
+
+#[test]
+fn who_else_dials_where_canaries_do_is_refused_and_recorded() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start()?;
+    let dial = "import socket; s = socket.create_connection((\"127.67.65.78\", 25447), 5); s.sendall(b\"hello\"); print(s.recv(1))";
+    let client = world.workload("billing")?;
+    client.run(["python3", "-c", dial])?;
+    let record = assert_record!(
+        world,
+        "workload" = "billing",
+        "comm" = "python3",
+        "decision" = "deny",
+        "reason" = "host_not_allowed"
+    );
+    assert_eq!(record.text("original_destination"), "127.67.65.78:25447");
+    assert_eq!(world.records()?.len(), 1, "{:?}", world.records()?);
+    // What no canary uses any more is the stub's, as any other address is at this port.
+    let stub = [
+        "dig",
+        "@127.67.65.78",
+        "+tcp",
+        "+time=5",
+        "+tries=1",
+        "+short",
+        API,
+        "A",
+    ];
+    let told = client.run(stub)?.ok()?;
+    assert_eq!(told.lines().next().context("no answer")?, "203.0.113.10");
     Ok(())
 }

@@ -59,7 +59,6 @@ pub(crate) struct Load {
 pub(crate) struct Said {
     pub(crate) path: String,
     pub(crate) status: u16,
-    #[expect(dead_code, reason = "shown when a test fails")]
     #[serde(default)]
     error: String,
 }
@@ -99,6 +98,14 @@ impl Load {
             answered().ok().filter(|now| *now >= before + 20)
         })?;
         Ok(())
+    }
+
+    /// Waits until connections are refused.
+    pub(crate) fn is_refused(&self) -> Result<()> {
+        let refused = |one: &Said| one.status == 0 && one.error.contains("Refused");
+        wait::until("refused connections", wait::PATIENCE, || {
+            self.said().ok()?.iter().any(refused).then_some(())
+        })
     }
 
     fn said(&self) -> Result<Vec<Said>> {

@@ -3,6 +3,8 @@
 
 /// In containers.
 mod container;
+/// From one run of the agent to the next.
+mod kept;
 
 use std::path::Path;
 use std::process::{Child, Stdio};
@@ -48,10 +50,15 @@ wait
 "#;
 
 /// The upstream at API that tells its clients on `/who` from where they came.
-fn start() -> Result<World> {
+fn with_upstream() -> Result<World> {
     let mut world = World::new()?;
     world.upstream(Upstream::new(API).location("= /who", "return 200 \"from=$remote_addr\\n\";"))?;
     world.policy("netns.toml", &workload("billing", "", ""))?;
+    Ok(world)
+}
+
+fn start() -> Result<World> {
+    let mut world = with_upstream()?;
     world.start_agent()?;
     Ok(world)
 }

@@ -1,7 +1,9 @@
 //! The whole agent, supervisor included, is restarted, killed and upgraded under load: connections wait instead of
 //! failing, calls under way end well, each has its one record, and nobody else gets at the ports.
 
+mod broken;
 mod installed;
+mod late;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
@@ -271,9 +273,9 @@ fn sockets_that_are_not_what_they_are_called_are_closed() -> Result<()> {
     Ok(())
 }
 
-/// Writes the version that the pins are said to be of.
-fn set_version(world: &World, version: u8) -> Result<()> {
-    let pin = world.dir().join("bpf/maps").join(LIVENESS);
+/// Writes the version that the pins in this directory are said to be of.
+fn set_version(pins: &Path, version: u32) -> Result<()> {
+    let pin = pins.join("maps").join(LIVENESS);
     let mut command = Command::new("bpftool");
     command.args(["map", "update", "pinned"]).arg(pin);
     command.args([
@@ -301,7 +303,8 @@ fn a_binary_that_can_not_take_over_what_is_pinned_says_so_and_opens_nothing() ->
         Place::in_cgroup(&inside).run(["curl", "-sSk", "-m", "1", "-o", "/dev/null", &url])
     };
     world.stop_agent()?;
-    set_version(&world, 99)?;
+    let pins = world.dir().join("bpf");
+    set_version(&pins, 99)?;
     let refused = format!(
         "{:#}",
         world.start_agent().expect_err("it can't know this version")
@@ -315,7 +318,7 @@ fn a_binary_that_can_not_take_over_what_is_pinned_says_so_and_opens_nothing() ->
             .iter()
             .all(|line| line.uri != "/meanwhile")
     );
-    set_version(&world, u8::try_from(abi::VERSION)?)?;
+    set_version(&pins, abi::VERSION)?;
     world.start_agent()?;
     assert_eq!(world.keeper()?.port(LISTENER)?, port);
     assert_eq!(crate::audit::call(&world, "/after")?, 200);

@@ -87,6 +87,12 @@ impl Keeper {
         lock(&self.kept).sockets.push((name.to_owned(), socket));
     }
 
+    /// Keeps this one instead of what has the name.
+    pub fn replace(&self, name: &str, socket: OwnedFd) {
+        lock(&self.kept).sockets.retain(|(kept, _)| kept != name);
+        self.add(name, socket);
+    }
+
     /// Lets go of all, as systemd does when the unit is stopped and not to be started again.
     pub fn release(&self) {
         lock(&self.kept).sockets.clear();

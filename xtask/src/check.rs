@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::cmd::{self, Outcome};
-use crate::setup;
+use crate::{setup, vm};
 
 /// One tool; `None` for a command where the machine does not have it.
 pub(crate) struct Check {
@@ -56,6 +56,10 @@ pub(crate) fn checks() -> Vec<Check> {
         Check {
             name: "clippy",
             command: has("clippy", "clippy").then(|| setup::prepare(cmd::cargo(clippy))),
+        },
+        Check {
+            name: "clippy (kernel programs)",
+            command: has("clippy", "clippy").then(vm::lint),
         },
         Check {
             name: "doc",

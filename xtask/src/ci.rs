@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::cmd::Outcome;
-use crate::test::Tally;
+use crate::test::{Ran, Tally};
 use crate::{check, setup, test, tidy, vm};
 
 /// Runs everything, whatever fails, and prints the closing line last.
@@ -14,36 +14,34 @@ pub(crate) fn run() -> Result<Outcome> {
         count(&mut tally, check::passes(check));
     }
     count(&mut tally, Some(tidy::run()? == Outcome::Good));
-    let tested = test::all(None);
-    let mut outcome = match &tested {
-        Ok((tests, outcome)) => {
-            tally.add(*tests);
-            *outcome
-        }
-        Err(error) => {
-            eprintln!("ci: the tests can't be run: {error:#}");
-            tally.failed += 1;
-            Outcome::No
-        }
-    };
+    let mut lacks = false;
     // On every kernel, but not every test: all of them are for `cargo xtask test --all`.
     let quick = vm::Arguments {
         quick: true,
         ..vm::Arguments::default()
     };
-    match vm::all(&quick) {
-        Ok((kernels, Outcome::Lacking)) => {
-            tally.add(kernels);
-            outcome = Outcome::Lacking;
-        }
-        Ok((kernels, _)) => tally.add(kernels),
-        Err(error) => {
-            eprintln!("ci: other kernels can't be tried: {error:#}");
-            tally.failed += 1;
+    let runs: [(_, &dyn Fn() -> Result<Ran>); 2] = [
+        ("the tests can't be run", &|| test::all(None)),
+        ("other kernels can't be tried", &|| vm::all(&quick)),
+    ];
+    for (otherwise, run) in runs {
+        match run() {
+            Ok(ran) => {
+                tally.add(ran.tally());
+                lacks |= ran.outcome == Outcome::Lacking;
+            }
+            Err(error) => {
+                eprintln!("ci: {otherwise}: {error:#}");
+                tally.failed += 1;
+            }
         }
     }
     println!("{tally}");
-    Ok(if tally.failed > 0 { Outcome::No } else { outcome })
+    Ok(match tally.failed {
+        0 if lacks => Outcome::Lacking,
+        0 => Outcome::Good,
+        _ => Outcome::No,
+    })
 }
 
 fn count(tally: &mut Tally, passed: Option<bool>) {

@@ -5,7 +5,7 @@ mod tally;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Instant;
@@ -16,74 +16,71 @@ use serde_json::Value;
 use crate::cmd::{self, Outcome};
 use crate::{dist, setup, vm};
 
-pub(crate) use tally::Tally;
+pub(crate) use tally::{Bed, Ran, Tally};
 
 /// Runs the tests and ends with the closing line.
 pub(crate) fn run(filter: Option<&str>) -> Result<Outcome> {
-    let (tally, outcome) = all(filter)?;
-    println!("{tally}");
-    Ok(outcome)
+    let ran = all(filter)?;
+    println!("{}", ran.tally());
+    Ok(ran.outcome)
 }
 
 /// Runs the tests, then those that take long, says how long each bed took, and ends with the closing line.
 pub(crate) fn run_with_long_ones() -> Result<Outcome> {
-    let started = Instant::now();
-    let (mut tally, mut outcome) = all(None)?;
-    let long = Instant::now();
-    let mut beds = vec![(long - started, format!("this machine: {tally}"))];
+    let mut ran = all(None)?;
     if cmd::is_root() {
-        let mut command = only_ignored(end_to_end(None)?);
-        command.env("CALLGATE_BIN", build("callgate", "callgate", Profile::Dev)?);
-        let ignored = measure(command)?;
-        beds.push((
-            long.elapsed(),
-            format!("this machine, what takes long: {ignored}"),
-        ));
-        if ignored.failed > 0 {
-            outcome = Outcome::No;
-        }
-        tally.add(ignored);
+        let command = only_ignored(end_to_end(None)?);
+        let agent = build("callgate", "callgate", Profile::Dev)?;
+        ran.beds
+            .push(bed("end to end, what takes long", command, &agent)?);
     }
-    let other = Instant::now();
-    let (kernels, there) = vm::all(&vm::Arguments::default())?;
-    beds.push((other.elapsed(), format!("other kernels: {kernels}")));
-    tally.add(kernels);
-    for (took, bed) in beds {
-        println!("{:>7.1} s  {bed}", took.as_secs_f64());
+    let kernels = vm::all(&vm::Arguments::default())?;
+    ran.beds.extend(kernels.beds);
+    let lacks = [ran.outcome, kernels.outcome].contains(&Outcome::Lacking);
+    let ran = Ran::judged(ran.beds, if lacks { Outcome::Lacking } else { Outcome::Good });
+    for bed in &ran.beds {
+        println!("{bed}");
     }
-    println!("{tally}");
-    Ok(if outcome == Outcome::Good { there } else { outcome })
+    println!("{}", ran.tally());
+    Ok(ran.outcome)
 }
 
-/// Runs the tests; the outcome also says whether something could not be run.
-pub(crate) fn all(filter: Option<&str>) -> Result<(Tally, Outcome)> {
+/// Runs the tests.
+pub(crate) fn all(filter: Option<&str>) -> Result<Ran> {
     setup::all()?;
     let agent = build("callgate", "callgate", Profile::Dev)?;
-    let notes = Notes::new()?;
     let packages = ["-p", "callgate", "-p", "callgate-common", "-p", "xtask"];
-    let mut suites = vec![suite(&packages, filter), documentation(filter)];
-    let mut tally = Tally::default();
+    let mut beds = vec![
+        bed("unit tests", suite(&packages, filter), &agent)?,
+        bed("examples in the documentation", documentation(filter), &agent)?,
+    ];
     if cmd::is_root() {
-        suites.push(end_to_end(filter)?);
-    } else {
-        // What needs no root among them (the harness's own tests) runs all the same.
-        suites.push(suite(&["-p", "callgate-tests", "--lib", "--bins"], filter));
-        tally.skipped += count_end_to_end(filter)?;
-        eprintln!("test: the end-to-end tests need root (BPF, cgroups, namespaces): sudo cargo xtask test");
+        let name = "end to end, in namespaces and booted Debians";
+        beds.push(bed(name, end_to_end(filter)?, &agent)?);
+        return Ok(Ran::judged(beds, Outcome::Good));
     }
-    for mut command in suites {
-        command
-            .env("CALLGATE_BIN", &agent)
-            .env("CALLGATE_SKIP_FILE", &notes.0);
-        tally.add(measure(command)?);
-    }
+    // What needs no root among them (the harness's own tests) runs all the same.
+    let harness = suite(&["-p", "callgate-tests", "--lib", "--bins"], filter);
+    let mut harness = bed("end to end, without root", harness, &agent)?;
+    harness.tally.skipped += count_end_to_end(filter)?;
+    beds.push(harness);
+    eprintln!("test: the end-to-end tests need root (BPF, cgroups, namespaces): sudo cargo xtask test");
+    Ok(Ran::judged(beds, Outcome::Lacking))
+}
+
+/// Runs one suite.
+fn bed(name: &str, mut command: Command, agent: &Path) -> Result<Bed> {
+    let (started, notes) = (Instant::now(), Notes::new()?);
+    command
+        .env("CALLGATE_BIN", agent)
+        .env("CALLGATE_SKIP_FILE", &notes.0);
+    let mut tally = measure(command)?;
     tally.move_to_skipped(notes.count());
-    let outcome = match (tally.failed, cmd::is_root()) {
-        (0, true) => Outcome::Good,
-        (0, false) => Outcome::Lacking,
-        _ => Outcome::No,
-    };
-    Ok((tally, outcome))
+    Ok(Bed {
+        name: name.to_owned(),
+        took: started.elapsed(),
+        tally,
+    })
 }
 
 /// The end-to-end tests, with what they boot and install.
@@ -120,27 +117,29 @@ pub(crate) enum Profile {
 pub(crate) fn build(package: &str, binary: &str, profile: Profile) -> Result<PathBuf> {
     let mut command = cmd::cargo(["build", "-p", package, "--bin", binary]);
     command.args((profile == Profile::Release).then_some("--release"));
-    find(&messages(command)?, binary)
+    find(&messages(command, &[])?, binary)
+}
+
+/// Builds the agent without optimisation, linked with nothing: only the last step differs, so this takes seconds.
+pub(crate) fn build_static() -> Result<PathBuf> {
+    let command = cmd::cargo(["rustc", "-p", "callgate", "--bin", "callgate"]);
+    let linked = ["--", "-C", "target-feature=+crt-static"];
+    find(&messages(command, &linked)?, "callgate")
 }
 
 /// Builds the end-to-end tests and the client that they start; says where both are.
 pub(crate) fn build_end_to_end() -> Result<(PathBuf, PathBuf)> {
-    let text = messages(cmd::cargo([
-        "test",
-        "-p",
-        "callgate-tests",
-        "--test",
-        "e2e",
-        "--no-run",
-    ]))?;
+    let command = cmd::cargo(["test", "-p", "callgate-tests", "--test", "e2e", "--no-run"]);
+    let text = messages(command, &[])?;
     Ok((find(&text, "e2e")?, find(&text, "probe")?))
 }
 
-/// What cargo says of each thing that it builds.
-fn messages(command: Command) -> Result<String> {
+/// What cargo says of each thing that it builds; `last` are arguments that come after all others.
+fn messages(command: Command, last: &[&str]) -> Result<String> {
     let mut command = setup::prepare(command);
     command
         .args(["--message-format", "json-render-diagnostics"])
+        .args(last)
         .stderr(Stdio::inherit());
     cmd::show(&command);
     let output = command.output().context("can't start cargo")?;

@@ -19,9 +19,11 @@ use anyhow::{Context, Result, bail};
 
 use crate::cmd::{self, Outcome};
 use crate::setup;
-use crate::test::Tally;
+use crate::test::{Bed, Ran, Tally};
 
 use baseline::Baseline;
+pub(crate) use build::lint;
+
 use build::Built;
 use group::Group;
 use kernels::Line;
@@ -49,34 +51,35 @@ pub(crate) struct Arguments {
 
 /// Tries the kernels and ends with the closing line.
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome> {
-    let (tally, outcome) = all(arguments)?;
-    println!("{tally}");
-    Ok(outcome)
+    let ran = all(arguments)?;
+    println!("{}", ran.tally());
+    Ok(ran.outcome)
 }
 
-/// Tries the kernels and prints the table; the outcome also says whether the machine lacks something.
-pub(crate) fn all(arguments: &Arguments) -> Result<(Tally, Outcome)> {
+/// Tries the kernels and prints the table.
+pub(crate) fn all(arguments: &Arguments) -> Result<Ran> {
     let lines = chosen(&arguments.kernels)?;
     if let Some(lacking) = lacking() {
         eprintln!("vm: {lacking}");
-        let tally = Tally {
+        let skipped = Tally {
             skipped: u64::try_from(lines.len()).unwrap_or(u64::MAX),
             ..Tally::default()
         };
-        return Ok((tally, Outcome::Lacking));
+        let bed = Bed {
+            name: "other kernels".to_owned(),
+            took: Duration::ZERO,
+            tally: skipped,
+        };
+        return Ok(Ran::judged(vec![bed], Outcome::Lacking));
     }
     let reports = attempt_all(&lines, arguments)?;
     println!("{}", report::table(&reports));
-    let tally = reports.iter().fold(Tally::default(), |mut sum, report| {
-        sum.add(report.tally());
-        sum
+    let beds = reports.iter().map(|report| Bed {
+        name: format!("Linux {}", report.kernel),
+        took: report.took,
+        tally: report.tally(),
     });
-    let outcome = if tally.failed == 0 {
-        Outcome::Good
-    } else {
-        Outcome::No
-    };
-    Ok((tally, outcome))
+    Ok(Ran::judged(beds.collect(), Outcome::Good))
 }
 
 fn attempt_all(lines: &[&Line], arguments: &Arguments) -> Result<Vec<Report>> {
@@ -88,6 +91,7 @@ fn attempt_all(lines: &[&Line], arguments: &Arguments) -> Result<Vec<Report>> {
     let mut baseline = Baseline::read()?;
     let mut reports = Vec::new();
     for line in lines {
+        let started = Instant::now();
         let tried = attempt(line, &guest, &built, arguments);
         let mut report = tried.unwrap_or_else(|error| Report::failed(line.name, &format!("{error:#}")));
         if !report.verified.is_empty() {
@@ -95,6 +99,7 @@ fn attempt_all(lines: &[&Line], arguments: &Arguments) -> Result<Vec<Report>> {
             report.checks.push(check);
         }
         report.explain();
+        report.took = started.elapsed();
         reports.push(report);
     }
     if arguments.refresh {

@@ -190,7 +190,7 @@ fn check(message: &ToSupervisor) -> Result<(), Breach> {
         ToSupervisor::Identify { origin, .. }
         | ToSupervisor::Executable { origin, .. }
         | ToSupervisor::Socket { origin, .. }
-        | ToSupervisor::Canary { origin }
+        | ToSupervisor::Canary { origin, .. }
             if origin.is_empty() || origin.len() > MAX_ORIGIN =>
         {
             Err(Breach::Field { field: "origin" })

@@ -186,14 +186,20 @@ impl Client {
         answered
     }
 
-    /// Says that this kernel record of `workload` is of a connection to [`super::CANARY`].
+    /// Whether the supervisor sent the process whose connection to [`super::CANARY`] this kernel record of `workload` is of.
     ///
     /// # Errors
-    /// If the supervisor is gone, or the workload makes too many.
-    pub async fn canary(&self, workload: &WorkloadName, origin: &[u8]) -> Result<(), AskError> {
+    /// Whatever is returned, it is one like any other.
+    pub async fn canary(&self, workload: &WorkloadName, origin: &[u8]) -> Result<bool, AskError> {
         let _open = self.pending.open(workload)?;
-        let origin = origin.to_vec();
-        self.send(ToSupervisor::Canary { origin }).await
+        let (request, answer) = self.register(|waiters| &mut waiters.canaries)?;
+        let ask = ToSupervisor::Canary {
+            request,
+            origin: origin.to_vec(),
+        };
+        let answered = self.ask(ask, answer).await;
+        self.pending.lock().canaries.remove(&request);
+        answered
     }
 
     /// Says that listeners are being served.
@@ -381,6 +387,11 @@ fn sort(
         ToWorker::Identity { request, result } => {
             let waiter = pending.lock().identities.remove(&request);
             answer(waiter, result);
+            None
+        }
+        ToWorker::Canary { request, sent } => {
+            let waiter = pending.lock().canaries.remove(&request);
+            answer(waiter, Ok(sent));
             None
         }
         ToWorker::Executable { request, result } => {

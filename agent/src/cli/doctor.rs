@@ -146,10 +146,7 @@ fn canaries(found: &[admin::CanaryStatus]) -> Check {
     if found.is_empty() {
         return Check::pass(NAME, "no workload's canary failed");
     }
-    let found: Vec<String> = found
-        .iter()
-        .map(|one| format!("{}: {}", one.workload, one.finding))
-        .collect();
+    let found: Vec<String> = found.iter().map(ToString::to_string).collect();
     Check::fail(
         NAME,
         found.join("; "),

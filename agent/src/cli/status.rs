@@ -74,7 +74,7 @@ fn show(status: &Status, out: &mut dyn Write) -> anyhow::Result<()> {
         )?,
     }
     for one in &status.canaries {
-        writeln!(out, "canary      {}: {}", one.workload, one.finding)?;
+        writeln!(out, "canary      {one}")?;
     }
     let mut workloads = table(["WORKLOAD", "CGROUP", "CONNECTIONS", "IN POLICY"]);
     for one in &status.workloads {

@@ -54,12 +54,14 @@ impl Programs {
             .map_err(|source| Error::map(LISTENERS, source))
     }
 
-    /// Takes a workload's listeners in other network namespaces than this one away: what an earlier run left.
+    /// Takes a workload's listeners in other network namespaces than these away: what an earlier run left.
     ///
     /// # Errors
     /// If entries can't be removed.
-    pub fn unmark_all_but(&mut self, number: u32, netns: u64) -> Result<(), Error> {
-        workload::unlisten(&mut self.ebpf, |key| key.workload == number && key.netns != netns)
+    pub fn unmark_all_but(&mut self, number: u32, spaces: &[u64]) -> Result<(), Error> {
+        workload::unlisten(&mut self.ebpf, |key| {
+            key.workload == number && !spaces.contains(&key.netns)
+        })
     }
 
     /// Takes a workload's listeners in this network namespace away.

@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::net::UdpSocket;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::thread;
 
@@ -28,11 +28,46 @@ impl Netns {
     /// Holds the namespace behind a descriptor of `/proc/PID/ns/net`. See [`may_enter`] for which to hold.
     ///
     /// # Errors
-    /// If it can't be entered.
-    pub fn hold(file: OwnedFd) -> io::Result<Self> {
+    /// If it can't be entered; the descriptor comes back.
+    pub fn hold(file: OwnedFd) -> Result<Self, (OwnedFd, io::Error)> {
         let mut netns = Self { file, cookie: 0 };
-        netns.cookie = netns.inside(own_cookie)?;
+        match netns.inside(own_cookie) {
+            Ok(cookie) => netns.cookie = cookie,
+            Err(error) => return Err((netns.file, error)),
+        }
         Ok(netns)
+    }
+
+    /// Holds the namespace that a socket lives in.
+    ///
+    /// # Errors
+    /// If the kernel does not give it (Linux without CONFIG_NET_NS), or it can't be entered.
+    pub fn of_socket(socket: BorrowedFd<'_>) -> io::Result<Self> {
+        Self::hold(sys::netns_of(socket)?).map_err(|(_file, error)| error)
+    }
+
+    /// Whether it belongs to the user namespace of this process: see [`may_enter`].
+    ///
+    /// # Errors
+    /// If the kernel does not say.
+    pub fn is_own(&self) -> io::Result<bool> {
+        may_enter(&self.file)
+    }
+
+    /// A duplicate of the descriptor that holds it.
+    ///
+    /// # Errors
+    /// If this process has too many.
+    pub fn file(&self) -> io::Result<OwnedFd> {
+        self.file.try_clone()
+    }
+
+    /// Its inode, which no other has while this one is held.
+    ///
+    /// # Errors
+    /// If the kernel does not say.
+    pub fn inode(&self) -> io::Result<u64> {
+        Ok(rustix::fs::fstat(&self.file)?.st_ino)
     }
 
     /// The kernel's number of it, never given to another until the next boot (SO_NETNS_COOKIE).
@@ -61,6 +96,12 @@ impl Netns {
     }
 }
 
+impl From<Netns> for OwnedFd {
+    fn from(netns: Netns) -> Self {
+        netns.file
+    }
+}
+
 /// The cookie of the calling thread's network namespace.
 ///
 /// # Errors
@@ -68,6 +109,14 @@ impl Netns {
 pub fn own_cookie() -> io::Result<u64> {
     let socket = UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
     sys::netns_cookie(socket.as_fd())
+}
+
+/// The cookie of the network namespace that a socket lives in.
+///
+/// # Errors
+/// If it is no socket.
+pub fn cookie_of(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    sys::netns_cookie(socket)
 }
 
 /// Whether the namespace belongs to the user namespace of this process: who made it had privileges there. Anybody can

@@ -279,6 +279,16 @@ pub(super) fn owner(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     }
 }
 
+/// The network namespace that a socket lives in (include/uapi/linux/sockios.h, SIOCGSKNS; needs CAP_NET_ADMIN in it).
+pub(super) fn netns_of(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    const SIOCGSKNS: libc::Ioctl = 0x894c;
+    // SAFETY: the command takes no argument.
+    match unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGSKNS) } {
+        answer if answer >= 0 => Ok(owned(answer)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Cookie of the network namespace that a socket lives in (since Linux 5.14).
 pub(super) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     const SO_NETNS_COOKIE: libc::c_int = 71;

@@ -14,6 +14,7 @@ use crate::identity::executable::DEFAULT_MAX_DIGEST_BYTES;
 use crate::identity::resolve::{Claim, ResolveError, Resolver, Want};
 use crate::tls::ca::Root;
 
+use super::canary::Flights;
 use super::capture::{Capture, Doors};
 use super::turns::{Late, Turns};
 use super::worker_process::Answering;
@@ -28,11 +29,12 @@ pub(super) struct Answers {
     resolver: Arc<Resolver>,
     root: Arc<Root>,
     doors: Doors,
+    canaries: Flights,
     turns: Arc<Turns>,
 }
 
 impl Answers {
-    pub(super) fn new(capture: &Capture, root: Arc<Root>) -> Self {
+    pub(super) fn new(capture: &Capture, root: Arc<Root>, canaries: Flights) -> Self {
         let resolver = Resolver::new(
             capture.mount(),
             capture.parent(),
@@ -45,6 +47,7 @@ impl Answers {
             resolver: Arc::new(resolver),
             root,
             doors: capture.doors(),
+            canaries,
             turns: Arc::new(Turns::new(PATIENCE)),
         }
     }
@@ -86,9 +89,13 @@ impl Answering for Answers {
             } => self.executable(request, &origin, digest),
             ToSupervisor::Socket { request, origin, v6 } => self.socket(request, &origin, v6),
             ToSupervisor::Intermediate { host } => Ok(self.intermediate(host)),
+            ToSupervisor::Canary { request, origin } => {
+                let origin = Origin::from_bytes(&origin);
+                let sent = origin.is_some_and(|origin| self.canaries.heard(&origin));
+                Err(ToWorker::Canary { request, sent })
+            }
             said @ (ToSupervisor::Ready
             | ToSupervisor::PolicyApplied { .. }
-            | ToSupervisor::Canary { .. }
             | ToSupervisor::Status { .. }
             | ToSupervisor::Settled
             | ToSupervisor::Drained

@@ -1,235 +1,238 @@
-//! Canaries: one connect from inside each workload every minute, which has to arrive at the workload's listener.
+//! Canaries: one connect from inside each workload every minute, which has to arrive at the workload's listener; and from
+//! each network namespace that it is served in.
 //!
 //! The perimeter is guarded by looking at what should be there; this looks at what it does. The process that connects is
-//! the agent's own, put into the workload's cgroup with nothing but the cgroup's file in hand, and dials a loopback address
-//! at which the supervisor itself listens meanwhile: a canary that nobody turns round ends there, and reaches no network.
+//! the agent's own, put into the workload's cgroup (and network namespace) with nothing but these in hand, and dials a
+//! loopback address at which the supervisor itself listens meanwhile: a canary that nobody turns round ends there, and
+//! reaches no network.
 
+mod flight;
+mod rounds;
 mod trap;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::process::{ExitCode, ExitStatus, Stdio};
+use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::process::{Child, Command};
-use tokio::time::Instant;
 
 use crate::channel::CANARY;
-use crate::ebpf::Origin;
+use crate::ebpf::Netns;
 use crate::identity::WorkloadName;
 
 use super::Supervisor;
 use super::sandbox::Unprivileged;
+use flight::{Flying, Judged};
+use rounds::Rounds;
 use trap::Trap;
+
+pub(super) use flight::Flights;
+pub use flight::Told;
 
 /// Canaries at once.
 const AT_ONCE: usize = 16;
-/// How long one may take.
-const PATIENCE: Duration = Duration::from_secs(8);
-/// What the worker has to say may come a little later than the end of the process.
-const GRACE: Duration = Duration::from_secs(1);
-/// After a failure the next one comes sooner.
-const AGAIN: Duration = Duration::from_secs(5);
 
-/// What a canary says of its connect, as its exit code.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Told {
-    /// Somebody took the connection.
-    Connected,
-    /// The kernel side refused it: where it was dialled the supervisor listens, or something else does.
-    Refused,
-    /// Something else.
-    Failed,
-    /// The process could not enter the workload's cgroup.
-    NotInside,
-}
-
-impl Told {
-    const ALL: [(Self, u8); 4] = [
-        (Self::Connected, 0),
-        (Self::Refused, 10),
-        (Self::Failed, 12),
-        (Self::NotInside, 13),
-    ];
-
-    fn by(status: ExitStatus) -> Option<Self> {
-        let code = status.code()?;
-        let found = Self::ALL.iter().find(|(_, number)| i32::from(*number) == code);
-        found.map(|(told, _)| *told)
-    }
-}
-
-impl From<Told> for ExitCode {
-    fn from(told: Told) -> Self {
-        let found = Told::ALL.iter().find(|(one, _)| *one == told);
-        found.map_or(Self::FAILURE, |(_, number)| Self::from(*number))
-    }
-}
-
-/// A workload to send a canary into.
-#[derive(Debug)]
+/// Where to send a canary.
+#[derive(Clone, Debug)]
 pub(super) struct Cage {
-    /// Its name.
+    /// The workload's name.
     pub(super) workload: WorkloadName,
     /// Its number.
     pub(super) number: u32,
+    /// Which network namespace, if not the agent's own.
+    pub(super) space: Option<Space>,
 }
 
-/// What a round brought.
-#[derive(Debug, Eq, PartialEq)]
+/// A network namespace that a workload is served in.
+#[derive(Clone, Debug)]
+pub(super) struct Space {
+    /// The namespace.
+    pub(super) netns: Arc<Netns>,
+    /// Its inode, which is how tools show it.
+    pub(super) inode: u64,
+}
+
+/// A workload's number, and a namespace's cookie if it is not the agent's own.
+type Key = (u32, Option<u64>);
+
+impl Cage {
+    fn key(&self) -> Key {
+        let cookie = self.space.as_ref().map(|space| space.netns.cookie());
+        (self.number, cookie)
+    }
+}
+
+impl fmt::Display for Cage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.space {
+            None => write!(f, "{}", self.workload),
+            Some(space) => write!(f, "{} in net:[{}]", self.workload, space.inode),
+        }
+    }
+}
+
+/// What a canary brought.
+#[derive(Debug)]
 pub(super) enum Sung {
-    /// The workload's connections are not captured.
+    /// The workload's connections are not captured there.
     Failed {
-        /// Which.
-        workload: WorkloadName,
-        /// What came of its canary.
+        /// Where.
+        cage: Cage,
+        /// What came of it.
         why: &'static str,
         /// Whether that is news.
         fresh: bool,
     },
     /// They are again.
-    Well(WorkloadName),
-}
-
-#[derive(Debug)]
-struct Flying {
-    cage: Cage,
-    child: Child,
-    pid: u32,
-    until: Instant,
-    ended: Option<(Option<Told>, Instant)>,
-    heard: bool,
+    Well(Cage),
 }
 
 /// All canaries.
 #[derive(Debug)]
 pub(super) struct Canaries {
-    interval: Duration,
     user: Unprivileged,
-    due: Instant,
+    /// Cookie of the agent's own network namespace.
+    home: u64,
+    rounds: Rounds,
     waiting: VecDeque<Cage>,
     flying: Vec<Flying>,
-    trap: Option<Trap>,
-    findings: BTreeMap<WorkloadName, &'static str>,
+    flights: Flights,
+    /// By namespace, while canaries fly there; `None` where the agent can't listen.
+    traps: BTreeMap<Option<u64>, Option<Trap>>,
+    findings: BTreeMap<Key, (Cage, &'static str)>,
 }
 
 impl Canaries {
     /// The first ones fly after this interval.
-    pub(super) fn new(interval: Duration, user: Unprivileged) -> Self {
+    pub(super) fn new(interval: Duration, user: Unprivileged, home: u64) -> Self {
         Self {
-            interval,
             user,
-            due: Instant::now() + interval,
+            home,
+            rounds: Rounds::new(interval),
             waiting: VecDeque::new(),
             flying: Vec::new(),
-            trap: None,
+            flights: Flights::default(),
+            traps: BTreeMap::new(),
             findings: BTreeMap::new(),
         }
     }
 
+    /// Who is expected where.
+    pub(super) fn flights(&self) -> Flights {
+        self.flights.clone()
+    }
+
     /// Whether it is time for a round.
     pub(super) fn is_due(&self) -> bool {
-        self.waiting.is_empty() && self.flying.is_empty() && Instant::now() >= self.due
+        self.waiting.is_empty() && self.flying.is_empty() && self.rounds.is_due()
     }
 
-    /// Sends canaries into these, and into no others.
+    /// Sends canaries into these, as far as it is their turn, and into no others.
     pub(super) fn begin(&mut self, cages: Vec<Cage>) {
-        self.due = Instant::now() + self.interval;
-        self.findings
-            .retain(|workload, _| cages.iter().any(|cage| cage.workload == *workload));
-        self.trap = Trap::set();
-        self.waiting = cages.into();
+        let keys: Vec<Key> = cages.iter().map(Cage::key).collect();
+        self.findings.retain(|key, _| keys.contains(key));
+        let failed = |cage: &Cage| self.findings.contains_key(&cage.key());
+        self.waiting = self.rounds.choose(cages, failed).into();
     }
 
-    /// The worker took this process's connection.
-    pub(super) fn heard(&mut self, origin: &Origin) {
-        for one in &mut self.flying {
-            // In another pid namespace than the first the kernel side may not know process ids.
-            let is_its = origin.tgid().is_none_or(|pid| pid == one.pid);
-            if is_its && one.cage.number == origin.workload() {
-                one.heard = true;
-            }
-        }
+    /// The workload has left this namespace.
+    pub(super) fn forget(&mut self, number: u32, netns: u64) {
+        let is_there = |cage: &Cage| cage.key() == (number, Some(netns));
+        self.findings.remove(&(number, Some(netns)));
+        self.waiting.retain(|cage| !is_there(cage));
+        self.flying.retain(|one| !is_there(&one.cage));
     }
 
-    /// What is not captured, and why.
-    pub(super) fn findings(&self) -> impl Iterator<Item = (&WorkloadName, &str)> {
-        self.findings.iter().map(|(workload, why)| (workload, *why))
+    /// Where connections are not captured, and why.
+    pub(super) fn findings(&self) -> impl Iterator<Item = (&Cage, &str)> {
+        self.findings.values().map(|(cage, why)| (cage, *why))
     }
 
     /// Starts what can be started, `enter` giving the file by which a process enters a workload; gives what changed.
     pub(super) fn look(&mut self, mut enter: impl FnMut(&WorkloadName) -> Result<File, String>) -> Vec<Sung> {
         let mut sung = Vec::new();
-        if let Some(trap) = &mut self.trap {
+        for trap in self.traps.values_mut().flatten() {
             trap.look();
         }
         for mut one in std::mem::take(&mut self.flying) {
-            match one.judge(self.trap.as_ref()) {
+            let trap = self.traps.get(&one.cage.key().1).and_then(Option::as_ref);
+            match one.judge(trap) {
                 None => self.flying.push(one),
-                Some(judged) => sung.extend(self.note(one.cage.workload, judged)),
+                Some(judged) => sung.extend(self.note(one.cage.clone(), judged)),
             }
         }
         while self.flying.len() < AT_ONCE {
             let Some(cage) = self.waiting.pop_front() else {
                 break;
             };
-            match enter(&cage.workload).and_then(|procs| self.release(procs)) {
-                Ok((child, pid)) => self.flying.push(Flying {
-                    cage,
-                    child,
-                    pid,
-                    until: Instant::now() + PATIENCE,
-                    ended: None,
-                    heard: false,
-                }),
+            let shown = cage.to_string();
+            match enter(&cage.workload).and_then(|procs| self.release(cage, procs)) {
+                Ok(flying) => self.flying.push(flying),
                 Err(why) => {
-                    tracing::warn!(why, workload = %cage.workload, "no canary could be sent; the next round tries again")
+                    tracing::warn!(
+                        why,
+                        workload = shown,
+                        "no canary could be sent; the next round tries again"
+                    )
                 }
             }
         }
-        if self.flying.is_empty() && self.waiting.is_empty() {
-            self.trap = None;
-        }
+        let flying: Vec<Option<u64>> = self.flying.iter().map(|one| one.cage.key().1).collect();
+        self.traps.retain(|space, _| flying.contains(space));
         sung
     }
 
-    fn release(&self, procs: File) -> Result<(Child, u32), String> {
-        let child = Command::new(Path::new("/proc/self/exe"))
-            .arg("canary")
-            .arg(format!("--uid={}", self.user.uid))
-            .arg(format!("--gid={}", self.user.gid))
-            .env_clear()
-            .current_dir("/")
-            .stdin(Stdio::from(procs))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|error| error.to_string())?;
-        let pid = child.id().ok_or("it ended at once")?;
-        Ok((child, pid))
+    fn release(&mut self, cage: Cage, procs: File) -> Result<Flying, String> {
+        let space = cage.space.as_ref().map(|space| Arc::clone(&space.netns));
+        self.traps
+            .entry(cage.key().1)
+            .or_insert_with(|| Trap::set(space.as_deref()));
+        let netns = space.map(|netns| netns.file()).transpose();
+        let netns = netns.map_err(|error| error.to_string())?;
+        let user = self.user;
+        self.flights.start(cage, self.home, || spawn(user, procs, netns))
     }
 
-    fn note(&mut self, workload: WorkloadName, judged: Judged) -> Option<Sung> {
+    fn note(&mut self, cage: Cage, judged: Judged) -> Option<Sung> {
         match judged {
-            Judged::Well => self.findings.remove(&workload).map(|_why| Sung::Well(workload)),
+            Judged::Well => self.findings.remove(&cage.key()).map(|_why| Sung::Well(cage)),
             // It has not connected, so nothing is known.
             Judged::Nothing => {
-                tracing::warn!(%workload, "a canary could not enter the workload; the next round tries again");
+                tracing::warn!(workload = %cage, "a canary could not enter the workload; the next round tries again");
                 None
             }
             Judged::Failed(why) => {
-                self.due = self.due.min(Instant::now() + AGAIN);
-                let before = self.findings.insert(workload.clone(), why);
-                Some(Sung::Failed {
-                    workload,
-                    why,
-                    fresh: before != Some(why),
-                })
+                self.rounds.hurry();
+                let before = self.findings.insert(cage.key(), (cage.clone(), why));
+                let fresh = before.is_none_or(|(_, before)| before != why);
+                Some(Sung::Failed { cage, why, fresh })
             }
         }
     }
+}
+
+fn spawn(user: Unprivileged, procs: File, netns: Option<OwnedFd>) -> std::io::Result<Child> {
+    let mut command = Command::new(Path::new("/proc/self/exe"));
+    command
+        .arg("canary")
+        .arg(format!("--uid={}", user.uid))
+        .arg(format!("--gid={}", user.gid));
+    if netns.is_some() {
+        command.arg("--netns");
+    }
+    command
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::from(procs))
+        .stdout(netns.map_or_else(Stdio::null, Stdio::from))
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
 }
 
 impl Supervisor {
@@ -238,28 +241,27 @@ impl Supervisor {
         // Without one that serves nothing can arrive, and status says so.
         let serves = self.crew.serving().is_some() && !self.headroom.is_short();
         if serves && self.canaries.is_due() {
-            let cages = self.capture.workloads().filter(|(name, ..)| self.may_fly(name));
-            let cages = cages.map(|(name, _, number)| Cage {
-                workload: name.clone(),
-                number,
-            });
+            let cages = self.capture.cages();
+            let cages = cages.into_iter().filter(|cage| self.may_fly(&cage.workload));
             let cages = cages.collect();
             self.canaries.begin(cages);
         }
         let capture = &self.capture;
+        let mut failed = false;
         for sung in self.canaries.look(|workload| capture.cage(workload)) {
             match sung {
-                Sung::Failed { workload, why, fresh } => {
+                Sung::Failed { cage, why, fresh } => {
+                    failed = true;
                     if fresh {
-                        tracing::error!(%workload, why, "the workload's canary failed");
-                        self.records.canary_failed(&workload, why);
-                    }
-                    if let Err(error) = self.capture.mend(&self.policy) {
-                        tracing::error!(%error, "what the kernel side knows of the workloads can't be written anew");
+                        tracing::error!(workload = %cage, why, "the workload's canary failed");
+                        self.records.canary_failed(&cage.workload, &describe(&cage, why));
                     }
                 }
-                Sung::Well(workload) => tracing::info!(%workload, "the workload's canary arrives again"),
+                Sung::Well(cage) => tracing::info!(workload = %cage, "the workload's canary arrives again"),
             }
+        }
+        if failed && let Err(error) = self.capture.mend(&self.policy) {
+            tracing::error!(%error, "what the kernel side knows of the workloads can't be written anew");
         }
     }
 
@@ -272,73 +274,10 @@ impl Supervisor {
     }
 }
 
-#[derive(Debug, Eq, PartialEq)]
-enum Judged {
-    Well,
-    Nothing,
-    Failed(&'static str),
-}
-
-impl Flying {
-    /// What came of it; `None` while that can't be said.
-    fn judge(&mut self, trap: Option<&Trap>) -> Option<Judged> {
-        let now = Instant::now();
-        if self.heard {
-            return Some(Judged::Well);
-        }
-        if self.ended.is_none() {
-            match self.child.try_wait() {
-                Ok(Some(status)) => self.ended = Some((Told::by(status), now + GRACE)),
-                Ok(None) if now < self.until => return None,
-                Ok(None) | Err(_) => return Some(Judged::Failed("the canary did not come to an end")),
-            }
-        }
-        let (told, grace) = self.ended?;
-        let caught = trap.map(Trap::has_caught);
-        match told {
-            Some(Told::Connected) if now < grace => None,
-            told => Some(judge(told, caught)),
-        }
-    }
-}
-
-/// What it means that a canary told this and no worker has heard of it. `caught` is whether the trap has, if there is one.
-fn judge(told: Option<Told>, caught: Option<bool>) -> Judged {
-    match told {
-        Some(Told::Connected) if caught == Some(true) => Judged::Failed(
-            "NOT CAPTURED: a connection from inside the workload went where it was dialled, past the agent",
-        ),
-        Some(Told::Connected) => Judged::Failed(
-            "a connection from inside the workload was taken, but the agent's worker does not know of it",
-        ),
-        Some(Told::Refused) if caught.is_none() => {
-            Judged::Failed("a connection from inside the workload is refused, by the kernel side or past it")
-        }
-        Some(Told::Refused) => Judged::Failed(
-            "the kernel side refuses connections from inside the workload that it should turn to the agent",
-        ),
-        Some(Told::Failed) => Judged::Failed("a connection from inside the workload fails"),
-        Some(Told::NotInside) => Judged::Nothing,
-        None => Judged::Failed("the canary broke off before it could tell"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_canary_that_no_worker_heard_of_is_a_finding_whatever_it_says() {
-        for (told, _) in Told::ALL {
-            for caught in [None, Some(false), Some(true)] {
-                let judged = judge(Some(told), caught);
-                let nothing = told == Told::NotInside;
-                assert_eq!(matches!(judged, Judged::Failed(_)), !nothing, "{told:?}");
-                let past = matches!(judged, Judged::Failed(why) if why.starts_with("NOT CAPTURED"));
-                let expected = told == Told::Connected && caught == Some(true);
-                assert_eq!(past, expected, "{told:?} {caught:?}");
-            }
-        }
-        assert!(matches!(judge(None, None), Judged::Failed(_)));
+/// What a record says of it.
+fn describe(cage: &Cage, why: &str) -> String {
+    match &cage.space {
+        None => why.to_owned(),
+        Some(space) => format!("in the network namespace net:[{}]: {why}", space.inode),
     }
 }

@@ -1,6 +1,7 @@
 //! Holding workloads: their cgroups, listeners and kernel plans, and what the kernel reports of them.
 
 mod earlier;
+mod kept;
 mod release;
 mod sockets;
 mod spaces;
@@ -20,6 +21,7 @@ use crate::policy::{Policy, Workload};
 use crate::systemd::store::Store;
 
 use super::Error;
+use super::canary::Cage;
 use super::foreign::{Place, Watch};
 use super::records::Records;
 use super::view::View;
@@ -130,6 +132,12 @@ impl Capture {
     /// stays held with nothing allowed: letting go is `release`'s business, not a reload's.
     pub(super) fn arm_all(&mut self, policy: &Policy) -> Result<Vec<WorkloadName>, Error> {
         let mut fresh = Vec::new();
+        let new = policy
+            .workloads()
+            .filter(|one| !self.held.contains_key(one.name()));
+        // Room is made before it is taken.
+        let count = self.held.len() + new.count();
+        self.share_spaces(count);
         for workload in policy.workloads() {
             if !self.held.contains_key(workload.name()) {
                 let held = self.hold(workload.name())?;
@@ -153,6 +161,7 @@ impl Capture {
                 id: held.id,
                 directory: plan.cgroup,
                 listen: plan.listen_ports,
+                spaces: spaces::share(count),
             });
         }
         self.foreign.hold(places);
@@ -165,8 +174,10 @@ impl Capture {
             (workload.path().to_owned(), workload.id())
         };
         let number = self.number(id);
+        let mut spaces = self.take_back(name, number)?;
+        spaces.push(self.home);
         // Those of an earlier run in other namespaces lead nowhere.
-        self.programs.unmark_all_but(number, self.home)?;
+        self.programs.unmark_all_but(number, &spaces)?;
         let sockets = self.sockets(name, number)?;
         Ok(Held {
             number,
@@ -214,6 +225,21 @@ impl Capture {
             held.sockets.mark(&mut self.programs, held.number)?;
         }
         self.mark_spaces()
+    }
+
+    /// Where workloads are served.
+    pub(super) fn cages(&self) -> Vec<Cage> {
+        let mut all = Vec::new();
+        for (name, held) in &self.held {
+            let cage = |space| Cage {
+                workload: name.clone(),
+                number: held.number,
+                space,
+            };
+            all.push(cage(None));
+            all.extend(self.served_in(held.number).map(Some).map(cage));
+        }
+        all
     }
 
     /// The file by which a process enters a cgroup of its own in this workload.
@@ -312,7 +338,10 @@ impl Capture {
             }
             Err(error) => {
                 if self.intact {
-                    tracing::error!(what, %error, "kernel programs or maps were detached or unpinned and can't be put back: workloads may go out unchecked");
+                    tracing::error!(
+                        what,
+                        "kernel programs or maps were detached or unpinned and can't be put back, so workloads may go out unchecked: {error}"
+                    );
                     records.perimeter_broken(&format!(
                         "detached or unpinned: {what}; can't be put back: {error}"
                     ));

@@ -50,10 +50,13 @@ pub(super) struct Place {
     pub(super) directory: PathBuf,
     /// Ports that it may take connections on.
     pub(super) listen: Vec<u16>,
+    /// Network namespaces besides the agent's that it is served in, at most.
+    pub(super) spaces: usize,
 }
 
 enum Order {
     Hold(Vec<Place>),
+    Know(u32, u64),
     Look,
     Hurry(u32),
 }
@@ -109,6 +112,11 @@ impl Watch {
     /// Looks into this workload as soon as it may: something in it is where it is not served.
     pub(super) fn hurry(&self, number: u32) {
         self.order(Order::Hurry(number));
+    }
+
+    /// The workload is served in the namespace with this inode, seen or not.
+    pub(super) fn know(&self, number: u32, inode: u64) {
+        self.order(Order::Know(number, inode));
     }
 
     fn order(&self, order: Order) {
@@ -182,6 +190,7 @@ fn obey(order: Order, look: &mut Look, turns: &mut Vec<Turn>) {
             };
             *turns = places.into_iter().map(turn).collect();
         }
+        Order::Know(number, inode) => look.before.know(number, inode),
         Order::Look => turns.iter_mut().for_each(|turn| turn.due = now),
         Order::Hurry(number) => {
             for turn in turns.iter_mut().filter(|turn| turn.place.number == number) {
@@ -269,7 +278,7 @@ impl Look {
         if !is_in(&process, place) || manager::is_its_child(&process) {
             return None;
         }
-        self.before.see(spaces, place.number, &process);
+        self.before.see(spaces, place, &process);
         let mut reports = Vec::new();
         for (number, inode) in sockets(pid) {
             if own.contains(&inode) || (known.contains(&inode) && own.len() < REMEMBERED) {

@@ -48,8 +48,9 @@ impl Supervisor {
             canaries: self
                 .canaries
                 .findings()
-                .map(|(workload, finding)| CanaryStatus {
-                    workload: workload.to_string(),
+                .map(|(cage, finding)| CanaryStatus {
+                    workload: cage.workload.to_string(),
+                    netns: cage.space.as_ref().map(|space| space.inode),
                     finding: finding.to_owned(),
                 })
                 .collect(),

@@ -113,6 +113,7 @@ pub fn enter(user: Unprivileged, keep: &OwnedFd) -> Result<(), Error> {
 
 fn confine(user: Unprivileged, keep: &OwnedFd) -> Result<(), Error> {
     close_others(keep.as_raw_fd())?;
+    take_random()?;
     drop_bounding_set()?;
     become_user(user)?;
     clear_capabilities()?;
@@ -122,6 +123,12 @@ fn confine(user: Unprivileged, keep: &OwnedFd) -> Result<(), Error> {
     verify(user)?;
     seccomp::install()?;
     Ok(())
+}
+
+/// A statically linked program can't look up at run time whether its C library has getrandom(3): random numbers then come from
+/// `/dev/urandom`, which the first call opens for good. Later nothing can be opened.
+fn take_random() -> Result<(), Error> {
+    getrandom::fill(&mut [0]).map_err(step("asking for a random byte"))
 }
 
 /// Connections are descriptors: a worker that runs out of them has none for any workload. Whoever starts the agent by

@@ -8,7 +8,6 @@ use std::time::Duration;
 use crate::channel::supervisor::Sender;
 use crate::channel::{ToSupervisor, ToWorker};
 use crate::credential::source::Keeper;
-use crate::ebpf::Origin;
 
 use super::crew::{Happened, Role};
 use super::{Error, Supervisor, credential};
@@ -47,11 +46,6 @@ impl Supervisor {
             }
             Happened::Said(ToSupervisor::PolicyApplied { generation }) => {
                 tracing::info!(generation, "policy in force");
-            }
-            Happened::Said(ToSupervisor::Canary { origin }) => {
-                if let Some(origin) = Origin::from_bytes(&origin) {
-                    self.canaries.heard(&origin);
-                }
             }
             Happened::Said(_) | Happened::Settled => {}
             Happened::Ended {

@@ -14,6 +14,9 @@ use sd_notify::NotifyState;
 /// before.
 const ROOM: &str = "FDSTORE";
 const SOCKET: &str = "NOTIFY_SOCKET";
+/// Bytes that all names may take, with one more each: they come to the next run as one variable (`LISTEN_FDNAMES`), and with
+/// one of 128 KiB no process can be started (include/uapi/linux/binfmts.h, MAX_ARG_STRLEN).
+const NAMES: usize = 120 << 10;
 
 /// What the manager keeps for the next run, and what it kept for this one.
 #[derive(Debug)]
@@ -23,6 +26,41 @@ pub struct Store {
     stored: BTreeMap<String, usize>,
     complete: bool,
     left: BTreeMap<String, Vec<OwnedFd>>,
+}
+
+/// Room in the store.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Room {
+    /// Descriptors.
+    pub descriptors: usize,
+    /// Bytes of their names.
+    pub bytes: usize,
+}
+
+/// For what belongs to no party.
+const COMMON: Room = Room {
+    descriptors: 4,
+    bytes: 256,
+};
+
+impl Room {
+    /// What is left of it beside this; `None` if that is too much.
+    #[must_use]
+    pub fn beside(self, used: Self) -> Option<Self> {
+        Some(Self {
+            descriptors: self.descriptors.checked_sub(used.descriptors)?,
+            bytes: self.bytes.checked_sub(used.bytes)?,
+        })
+    }
+
+    /// What one descriptor under each of these names takes.
+    #[must_use]
+    pub fn of<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
+        names.into_iter().fold(Self::default(), |sum, name| Self {
+            descriptors: sum.descriptors + 1,
+            bytes: sum.bytes + bytes_of(name),
+        })
+    }
 }
 
 impl Store {
@@ -42,6 +80,39 @@ impl Store {
             complete: room > 0,
             left,
         }
+    }
+
+    /// Names of what the last run left and nobody has taken.
+    pub fn left(&self) -> impl Iterator<Item = &str> {
+        self.left.keys().map(String::as_str)
+    }
+
+    /// How much of the room each of so many parties may use without taking another's. Something is left for what is
+    /// nobody's.
+    #[must_use]
+    pub fn share(&self, parties: usize) -> Room {
+        let parties = parties.max(1);
+        Room {
+            descriptors: self.room.saturating_sub(COMMON.descriptors) / parties,
+            bytes: (NAMES - COMMON.bytes) / parties,
+        }
+    }
+
+    /// What is kept under the names that `which` picks takes this much room.
+    #[must_use]
+    pub fn used(&self, which: impl Fn(&str) -> bool) -> Room {
+        let picked = self.stored.iter().filter(|(name, _)| which(name));
+        picked.fold(Room::default(), |mut used, (name, count)| {
+            used.descriptors += count;
+            used.bytes += count * bytes_of(name);
+            used
+        })
+    }
+
+    /// Whether the manager keeps something under this name.
+    #[must_use]
+    pub fn keeps(&self, name: &str) -> bool {
+        self.stored.contains_key(name)
     }
 
     /// Whether all that was to be kept is: the next run goes on with it.
@@ -65,11 +136,12 @@ impl Store {
         if self.room == 0 {
             return;
         }
-        if self.stored.values().sum::<usize>() >= self.room {
+        let used = self.used(|_| true);
+        if used.descriptors >= self.room || used.bytes + bytes_of(name) > NAMES {
             tracing::warn!(
                 name,
                 room = self.room,
-                "the service manager keeps no more sockets (FileDescriptorStoreMax=): connections are refused while the agent restarts"
+                "the service manager keeps no more sockets (FileDescriptorStoreMax=, or the length of their names): connections are refused while the agent restarts"
             );
             self.complete = false;
             return;
@@ -109,6 +181,11 @@ impl Store {
             self.forget(&name);
         }
     }
+}
+
+/// A name and what parts it from the next.
+fn bytes_of(name: &str) -> usize {
+    name.len() + 1
 }
 
 /// What was passed to this process, by name.

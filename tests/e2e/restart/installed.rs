@@ -8,11 +8,11 @@ use super::{STREAMS, Streams, all_answered, check_killed, of_streams};
 use crate::identity::API;
 use crate::load::{Load, Recorded, TOKEN, allowing, by_path, check_records, prepared};
 
-const EXEC: [&str; 5] = ["callgate", "exec", "--workload", "billing", "--"];
+pub(super) const EXEC: [&str; 5] = ["callgate", "exec", "--workload", "billing", "--"];
 /// Who listens, and for whom.
-const LISTENERS: &str = "ss -Hltn src 127.0.0.1 or src '[::1]' | awk '{print $4}' | sort";
+pub(super) const LISTENERS: &str = "ss -Hltn src 127.0.0.1 or src '[::1]' | awk '{print $4}' | sort";
 
-fn start() -> Result<Bed> {
+pub(super) fn start() -> Result<Bed> {
     let bed = Bed::installed(prepared()?)?;
     bed.secret("token", TOKEN)?;
     let credential = format!(
@@ -22,16 +22,16 @@ fn start() -> Result<Bed> {
     Ok(bed)
 }
 
-fn managed<'a>(args: &[&'a str]) -> Vec<&'a str> {
+pub(super) fn managed<'a>(args: &[&'a str]) -> Vec<&'a str> {
     [&EXEC, args].concat()
 }
 
-fn main_pid(bed: &Bed) -> Result<String> {
+pub(super) fn main_pid(bed: &Bed) -> Result<String> {
     bed.property("callgate", "MainPID")
 }
 
 /// A managed call, which succeeds.
-fn call(bed: &Bed, path: &str) -> Result<()> {
+pub(super) fn call(bed: &Bed, path: &str) -> Result<()> {
     let url = format!("https://{API}{path}");
     bed.run(managed(&["curl", "-sS", "-f", "-o", "/dev/null", &url]))?
         .ok()?;
@@ -44,7 +44,7 @@ fn status(bed: &Bed) -> Result<Value> {
 }
 
 /// What is recorded and what the upstream has logged, once all is.
-fn settled(bed: &Bed) -> Result<(Recorded, Vec<Access>)> {
+pub(super) fn settled(bed: &Bed) -> Result<(Recorded, Vec<Access>)> {
     let url = format!("https://{API}/barrier");
     bed.run(managed(&["curl", "-sS", "-f", "-o", "/dev/null", &url]))?
         .ok()?;

@@ -1,6 +1,9 @@
 //! Counting tests from what the runners write.
 
 use std::fmt;
+use std::time::Duration;
+
+use crate::cmd::Outcome;
 
 /// The closing line: `N passed, N failed, N skipped`.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -34,6 +37,53 @@ impl Tally {
             let counts = summary.split_once("run: ").map_or("", |(_, rest)| rest);
             self.add(parse(counts, ',', "ignored"));
         }
+    }
+}
+
+/// Where tests ran, how long that took, what came of it.
+#[derive(Debug)]
+pub(crate) struct Bed {
+    pub(crate) name: String,
+    pub(crate) took: Duration,
+    pub(crate) tally: Tally,
+}
+
+impl fmt::Display for Bed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (took, name, tally) = (self.took.as_secs_f64(), &self.name, self.tally);
+        write!(f, "{took:>7.1} s  {name}: {tally}")
+    }
+}
+
+/// What was run.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) beds: Vec<Bed>,
+    /// Also says whether something could not be run.
+    pub(crate) outcome: Outcome,
+}
+
+impl Ran {
+    /// What came of all of it.
+    pub(crate) fn tally(&self) -> Tally {
+        self.beds.iter().fold(Tally::default(), |mut sum, bed| {
+            sum.add(bed.tally);
+            sum
+        })
+    }
+
+    /// The outcome, unless a test failed.
+    pub(crate) fn judged(beds: Vec<Bed>, otherwise: Outcome) -> Self {
+        let ran = Self {
+            beds,
+            outcome: otherwise,
+        };
+        let outcome = if ran.tally().failed > 0 {
+            Outcome::No
+        } else {
+            otherwise
+        };
+        Self { outcome, ..ran }
     }
 }
 

@@ -44,6 +44,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("policy", PURE),
     ("tls::client_hello", PURE),
     ("budget", 0),
+    ("linkage", 0),
     ("memory", 0),
     ("telemetry", 0),
     // What unit tests of all layers share.

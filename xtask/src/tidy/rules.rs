@@ -15,6 +15,7 @@ const UNSAFE: &[&str] = &[
     "agent-ebpf/src/",
     "agent/src/audit/inflight.rs",
     "agent/src/ebpf/",
+    "agent/src/linkage.rs",
     "agent/src/memory.rs",
     "tests/probe/",
 ];

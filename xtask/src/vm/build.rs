@@ -5,9 +5,11 @@ mod object;
 
 use std::env;
 use std::ffi::OsString;
+use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::test::{self, Profile};
 use crate::{cmd, setup};
@@ -24,7 +26,7 @@ pub(crate) struct Built {
 
 /// Builds all of it.
 pub(crate) fn all() -> Result<Built> {
-    let agent = test::build("callgate", "callgate", Profile::Dev)?;
+    let agent = agent()?;
     let (tests, probe) = test::build_end_to_end()?;
     Ok(Built {
         agent,
@@ -34,12 +36,42 @@ pub(crate) fn all() -> Result<Built> {
     })
 }
 
+/// The agent, linked statically: it runs on any of the kernels whatever C library a host has.
+fn agent() -> Result<PathBuf> {
+    let built = test::build_static()?;
+    let kept = cmd::root().join("target/vm/callgate");
+    fs::copy(&built, &kept).with_context(|| format!("can't keep {}", built.display()))?;
+    // cargo has put it where the one for this machine belongs.
+    test::build("callgate", "callgate", Profile::Dev)?;
+    Ok(kept)
+}
+
 /// The kernel programs in another build than the agent's.
 fn dev_object() -> Result<PathBuf> {
+    let (command, built) = dev("build");
+    cmd::run(command)?;
+    Ok(built)
+}
+
+/// clippy's view of the kernel programs; of a compiler's alone where that has no clippy, as Debian's. Both deny warnings.
+pub(crate) fn lint() -> Command {
+    let (mut command, _) = dev("clippy");
+    if command
+        .get_envs()
+        .any(|(name, value)| name == "RUSTC" && value.is_some())
+    {
+        return dev("build").0;
+    }
+    command.args(["--", "-D", "warnings"]);
+    command
+}
+
+/// A cargo that does this with the dev build, and where that is.
+fn dev(verb: &str) -> (Command, PathBuf) {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let (package, target) = (cmd::root().join("agent-ebpf"), cmd::root().join("target/vm/bpf"));
     let machine = (env::consts::ARCH, cfg!(target_endian = "little"));
-    let (command, built) = object::cargo(&cargo, (&package, &target), machine, false);
+    let (command, built) = object::cargo((&cargo, verb), (&package, &target), machine, false);
     let mut command = setup::prepare(command);
     let compiler: Option<OsString> = command
         .get_envs()
@@ -48,6 +80,5 @@ fn dev_object() -> Result<PathBuf> {
     if let Some(compiler) = compiler {
         command.env("RUSTC", compiler);
     }
-    cmd::run(command)?;
-    Ok(built)
+    (command, built)
 }

@@ -84,6 +84,18 @@ pub(crate) const FULL: &[Group<'_>] = &[
         name: "layout",
         filters: &["layout::"],
     },
+    Group {
+        name: "reflect",
+        filters: &["reflect::"],
+    },
+    Group {
+        name: "perimeter",
+        filters: &["perimeter::"],
+    },
+    Group {
+        name: "escape",
+        filters: &["escape::"],
+    },
 ];
 
 const VERIFIER: &str = "capture::the_verifier_accepts_every_program_of_every_build";

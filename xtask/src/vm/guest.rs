@@ -35,7 +35,7 @@ const FILES: &[&str] = &[
 ];
 
 /// The same, directories.
-const TREES: &[&str] = &["/etc/terminfo", "/usr/lib/terminfo"];
+const TREES: &[&str] = &["/etc/terminfo", "/usr/lib/locale/C.utf8", "/usr/lib/terminfo"];
 
 /// Parts of Python's library that no test imports, by name of the directory.
 const NOT_NEEDED: &[&str] = &[

@@ -46,6 +46,8 @@ impl Check {
 #[derive(Debug)]
 pub(crate) struct Report {
     pub(crate) kernel: String,
+    /// From the download to the end.
+    pub(crate) took: Duration,
     pub(crate) checks: Vec<Check>,
     /// What the verifier went through, by build and program.
     pub(crate) verified: Builds,
@@ -56,6 +58,7 @@ impl Report {
     pub(crate) fn failed(kernel: &str, why: &str) -> Self {
         Self {
             kernel: kernel.to_owned(),
+            took: Duration::ZERO,
             checks: vec![Check::single(
                 "fetched",
                 false,
@@ -96,6 +99,7 @@ pub(crate) fn read(line: &Line, kernel: &Kernel, session: &Session, groups: &[Gr
     checks.push(Check::single("powers off", session.ended, session.took, said));
     Report {
         kernel: format!("{} ({})", line.name, kernel.release),
+        took: Duration::ZERO,
         checks,
         verified: verified(session),
     }

@@ -26,7 +26,7 @@ fn record(number: u8) -> Record {
         Kind::Call,
         RequestId::from_bytes([number; 16]),
         time,
-        Arc::default(),
+        Caller::default().into(),
     );
     record.path = Some("/v1/charges".into());
     record
@@ -121,6 +121,10 @@ fn a_table_has_its_disk_blocks_from_the_beginning() {
 /// Kills a worker with calls in every phase, twenty times over one log, and counts.
 #[test]
 fn a_killed_worker_leaves_exactly_one_record_for_each_call() {
+    // The worker is this test in a process of its own.
+    if let Some(directory) = std::env::var_os("CALLGATE_TEST_DIRECTORY") {
+        return work(&PathBuf::from(directory));
+    }
     let directory = tempfile::tempdir().unwrap();
     let (log, upstream) = (
         directory.path().join("audit.jsonl"),
@@ -178,9 +182,8 @@ impl Drop for Killed {
 fn worker_in(directory: &Path) -> Child {
     Command::new(std::env::current_exe().unwrap())
         .args([
-            "audit::inflight::tests::worker_that_is_killed",
+            "audit::inflight::tests::a_killed_worker_leaves_exactly_one_record_for_each_call",
             "--exact",
-            "--ignored",
         ])
         .env("CALLGATE_TEST_DIRECTORY", directory)
         .stdout(Stdio::null())
@@ -196,13 +199,8 @@ fn wait_for(upstream: &Path, lines: usize) {
     }
 }
 
-/// Not a test of its own: what the test above starts, and kills.
-#[test]
-#[ignore = "the child process of a_killed_worker_leaves_exactly_one_record_for_each_call"]
-fn worker_that_is_killed() {
-    let Some(directory) = std::env::var_os("CALLGATE_TEST_DIRECTORY").map(PathBuf::from) else {
-        return;
-    };
+/// Makes calls until it is killed.
+fn work(directory: &Path) {
     let slots = File::options()
         .read(true)
         .write(true)
@@ -233,7 +231,7 @@ fn calls(log: &Log, number: u8, upstream: &Path, until: Instant) {
     };
     let connection = Connection {
         id: log.connection_id(),
-        caller: Arc::new(caller),
+        caller: caller.into(),
         original_destination: None,
         sni: None,
         identify: None,

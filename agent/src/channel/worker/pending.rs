@@ -57,6 +57,7 @@ pub(super) struct Waiters {
     pub(super) identities: HashMap<u64, Waiter<Box<Identity>>>,
     pub(super) executables: HashMap<u64, Waiter<Executable>>,
     pub(super) sockets: HashMap<u64, Waiter<OwnedFd>>,
+    pub(super) canaries: HashMap<u64, Waiter<bool>>,
     intermediates: HashMap<HostName, Vec<Waiter<Arc<Intermediate>>>>,
     /// Askers in all lists of `intermediates`.
     joined: usize,
@@ -131,7 +132,7 @@ impl Waiters {
         if self.closed {
             return Err(AskError::Closed);
         }
-        let asked = self.identities.len() + self.executables.len() + self.sockets.len();
+        let asked = self.identities.len() + self.executables.len() + self.sockets.len() + self.canaries.len();
         if asked + self.joined >= MAX_PENDING {
             return Err(AskError::Busy);
         }

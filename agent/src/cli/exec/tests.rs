@@ -1,5 +1,5 @@
 //! The whole way to the command, in a child of the test: this test binary, started again for [`stage`], which
-//! becomes the command, which may be this binary once more for [`report`].
+//! becomes the command, which may be this binary once more for [`report`]. Both begin in the one test that is [`OWN`].
 
 use std::os::fd::AsRawFd;
 use std::process::Output;
@@ -8,38 +8,33 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use super::*;
 
+const OWN: &str = "cli::exec::tests::the_command_has_no_way_around_the_hooks";
 const COMMAND: &str = "CALLGATE_TEST_COMMAND";
 const USER: &str = "CALLGATE_TEST_USER";
+const REPORT: &str = "CALLGATE_TEST_REPORT";
 
 /// Runs `command` (words, separated by blanks) as `callgate exec` would.
 fn exec(command: &str, user: Option<&str>) -> Output {
-    let mut stage = Command::new(std::env::current_exe().unwrap());
-    stage.args(["--ignored", "--exact", "--nocapture", "cli::exec::tests::stage"]);
-    stage.env(COMMAND, command);
-    stage.envs(user.map(|user| (USER, user)));
-    stage.output().unwrap()
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", "--nocapture", OWN]);
+    child.env(COMMAND, command);
+    child.envs(user.map(|user| (USER, user)));
+    child.output().unwrap()
 }
 
-fn own(test: &str) -> String {
+/// The command that is this binary.
+fn reporting() -> String {
     let program = std::env::current_exe().unwrap();
-    format!(
-        "{} --ignored --exact --nocapture cli::exec::tests::{test}",
-        program.display()
-    )
+    format!("env {REPORT}=1 {} --exact --nocapture {OWN}", program.display())
 }
 
-#[test]
-#[ignore = "the tests below start it in a child"]
-fn stage() {
+/// Becomes the command.
+fn stage(command: &str) {
     let args = Args {
         workload: WorkloadName::parse("w").unwrap(),
         user: std::env::var(USER).ok(),
         shared_tmp: false,
-        command: std::env::var(COMMAND)
-            .unwrap()
-            .split(' ')
-            .map(OsString::from)
-            .collect(),
+        command: command.split(' ').map(OsString::from).collect(),
     };
     // A descriptor that is inherited over exec unless it is closed.
     let left_open = std::fs::File::open("/dev/null").unwrap();
@@ -60,8 +55,7 @@ fn stage() {
     .unwrap();
 }
 
-#[test]
-#[ignore = "the tests below start it in a child"]
+/// Says what the command can do.
 fn report() {
     for family in [AddressFamily::Inet, AddressFamily::Inet6, AddressFamily::Unix] {
         socket(family, SockType::Datagram, SockFlag::empty(), None).unwrap();
@@ -88,7 +82,13 @@ fn report() {
 
 #[test]
 fn the_command_has_no_way_around_the_hooks() {
-    let output = exec(&own("report"), None);
+    if std::env::var_os(REPORT).is_some() {
+        return report();
+    }
+    if let Ok(command) = std::env::var(COMMAND) {
+        return stage(&command);
+    }
+    let output = exec(&reporting(), None);
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(
         output.status.success(),

@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 
 use crate::channel::CANARY;
+use crate::ebpf::Netns;
 
 /// Listens where canaries dial, while there are any.
 #[derive(Debug)]
@@ -12,13 +13,18 @@ pub(super) struct Trap {
 }
 
 impl Trap {
-    /// `None` if something listens on that port at all addresses, or the agent may not (CAP_NET_BIND_SERVICE): what is not
-    /// turned round ends on this host then too.
-    pub(super) fn set() -> Option<Self> {
-        let listener = TcpListener::bind(CANARY).and_then(|listener| {
+    /// In this network namespace, or the agent's own. `None` if something listens on that port at all addresses, or the
+    /// loopback device is down: what is not turned round ends on this host then too.
+    pub(super) fn set(space: Option<&Netns>) -> Option<Self> {
+        let listen = || {
+            let listener = TcpListener::bind(CANARY)?;
             listener.set_nonblocking(true)?;
             Ok(listener)
-        });
+        };
+        let listener = match space {
+            Some(netns) => netns.inside(listen),
+            None => listen(),
+        };
         match listener {
             Ok(listener) => Some(Self {
                 listener,

@@ -1,7 +1,7 @@
 //! The sockets that serve a workload: made here or taken over from the last run, handed to workers as duplicates.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use socket2::{Domain, SockRef, Socket, Type};
@@ -67,6 +67,41 @@ impl Sockets {
         Ok(all)
     }
 
+    /// Those of them that there are, taken back under the parts' names.
+    ///
+    /// # Errors
+    /// If one is no bound socket.
+    pub(super) fn of(parts: impl IntoIterator<Item = (Part, OwnedFd)>) -> std::io::Result<Self> {
+        let mut all = Self::default();
+        for (part, socket) in parts {
+            if part.is_listener() {
+                let listener = TcpListener::from(socket);
+                all.listeners.push((listener.local_addr()?, listener));
+            } else {
+                let names = UdpSocket::from(socket);
+                all.names.push((names.local_addr()?, names));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Whether each address has both, as IPv4 must.
+    pub(super) fn is_whole(&self) -> bool {
+        let there: Vec<Part> = self.parts().map(|(part, _)| part).collect();
+        let has = |part| there.iter().filter(|one| **one == part).count() == 1;
+        has(Part::Tcp4) && has(Part::Dns4) && has(Part::Tcp6) == has(Part::Dns6)
+    }
+
+    /// Which parts these are.
+    pub(super) fn parts(&self) -> impl Iterator<Item = (Part, BorrowedFd<'_>)> {
+        let of = |addr: &SocketAddr, v4, v6| if addr.is_ipv4() { v4 } else { v6 };
+        let listeners = self.listeners.iter();
+        let listeners =
+            listeners.map(move |(addr, socket)| (of(addr, Part::Tcp4, Part::Tcp6), socket.as_fd()));
+        let names = self.names.iter();
+        listeners.chain(names.map(move |(addr, socket)| (of(addr, Part::Dns4, Part::Dns6), socket.as_fd())))
+    }
+
     /// Tells the kernel side that these are ours.
     ///
     /// # Errors
@@ -105,23 +140,39 @@ impl Sockets {
 
 /// One of a workload's sockets.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Part {
+pub(super) enum Part {
+    /// Connections over IPv4.
     Tcp4,
+    /// Connections over IPv6.
     Tcp6,
+    /// Names, asked over IPv4.
     Dns4,
+    /// Names, asked over IPv6.
     Dns6,
 }
 
 impl Part {
-    /// What the service manager calls it.
-    fn name(self, workload: &WorkloadName) -> String {
-        let part = match self {
+    /// All of them.
+    pub(super) const ALL: [Self; 4] = [Self::Tcp4, Self::Tcp6, Self::Dns4, Self::Dns6];
+
+    /// The part in names.
+    pub(super) fn word(self) -> &'static str {
+        match self {
             Self::Tcp4 => "tcp4",
             Self::Tcp6 => "tcp6",
             Self::Dns4 => "dns4",
             Self::Dns6 => "dns6",
-        };
-        format!("callgate-{workload}-{part}")
+        }
+    }
+
+    /// What the service manager calls it in the agent's own network namespace.
+    fn name(self, workload: &WorkloadName) -> String {
+        format!("callgate-{workload}-{part}", part = self.word())
+    }
+
+    /// What it calls it in another one, by that one's cookie. No workload's name has such a sign.
+    pub(super) fn name_in(self, workload: &WorkloadName, netns: u64) -> String {
+        format!("callgate-{workload}-{part}@{netns}", part = self.word())
     }
 
     fn ip(self) -> IpAddr {
@@ -136,7 +187,7 @@ impl Part {
     }
 
     /// Whether a socket can be this part.
-    fn fits(self, socket: &OwnedFd) -> std::io::Result<bool> {
+    pub(super) fn fits(self, socket: &OwnedFd) -> std::io::Result<bool> {
         let socket = SockRef::from(socket);
         let kind = if self.is_listener() {
             Type::STREAM
@@ -178,7 +229,7 @@ impl Capture {
 
     /// The next run finds none of a workload that was let go.
     pub(super) fn forget_sockets(&mut self, workload: &WorkloadName) {
-        for part in [Part::Tcp4, Part::Tcp6, Part::Dns4, Part::Dns6] {
+        for part in Part::ALL {
             self.store.forget(&part.name(workload));
         }
     }

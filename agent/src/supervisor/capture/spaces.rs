@@ -2,20 +2,33 @@
 //!
 //! Whatever is open in a namespace keeps it alive, so all is let go of when no process of the workload is in it any more.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use callgate_common::names::{MAX_LISTENERS, MAX_WORKLOADS};
 use socket2::{Domain, Socket, Type};
 
 use super::sockets::{Offer, Sockets};
 use super::{Capture, Error};
 use crate::ebpf::Netns;
 use crate::identity::WorkloadName;
+use crate::supervisor::canary::Space;
 use crate::supervisor::foreign::Seen;
 use crate::supervisor::io as io_error;
+
+/// Namespaces that one workload is served in at most. Each takes four sockets here and in the worker.
+const MOST: usize = 64;
+/// Namespaces that are entered in one turn of the supervisor's.
+const AT_ONCE: usize = 16;
+/// After the first failure: a container's loopback device is up a moment later.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+/// After many.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Namespaces by workload number and cookie.
 type Held = HashMap<(u32, u64), Arc<Netns>>;
@@ -48,17 +61,83 @@ impl Doors {
 pub(super) struct Spaces {
     /// By workload number and inode.
     served: BTreeMap<(u32, u64), Served>,
-    /// Where workloads can't be served, so that it is said once.
-    failed: BTreeSet<(u32, u64)>,
+    /// Where workloads are and not served yet.
+    wanted: BTreeMap<(u32, u64), Wanted>,
     doors: Doors,
     /// What changed outside of [`Capture::keep_spaces`].
     changed: Vec<Change>,
 }
 
 #[derive(Debug)]
-struct Served {
-    netns: Arc<Netns>,
-    sockets: Sockets,
+pub(super) struct Served {
+    pub(super) netns: Arc<Netns>,
+    pub(super) sockets: Sockets,
+    since: Instant,
+}
+
+impl Served {
+    /// From now on.
+    pub(super) fn new(netns: Arc<Netns>, sockets: Sockets) -> Self {
+        Self {
+            netns,
+            sockets,
+            since: Instant::now(),
+        }
+    }
+}
+
+/// A namespace to enter.
+#[derive(Debug)]
+struct Wanted {
+    file: OwnedFd,
+    due: Instant,
+    /// Before the next try, if this one fails too.
+    pause: Duration,
+}
+
+impl Spaces {
+    /// The cookies of the namespaces that a workload is served in; the one that was entered last comes first.
+    pub(super) fn newest_first(&self, number: u32) -> Vec<u64> {
+        let mut all: Vec<&Served> = self.of(number).map(|(_, served)| served).collect();
+        all.sort_by_key(|served| Reverse(served.since));
+        all.iter().map(|served| served.netns.cookie()).collect()
+    }
+
+    fn of(&self, number: u32) -> impl Iterator<Item = (u64, &Served)> {
+        let all = self.served.range((number, 0)..=(number, u64::MAX));
+        all.map(|((_, inode), served)| (*inode, served))
+    }
+
+    /// Notes where a workload is.
+    fn want(&mut self, seen: Seen) {
+        let number = seen.number;
+        self.wanted
+            .retain(|(of, inode), _| *of != number || seen.present.contains_key(inode));
+        for (inode, file) in seen.present {
+            if !self.served.contains_key(&(number, inode)) {
+                self.wanted.entry((number, inode)).or_insert_with(|| Wanted {
+                    file,
+                    due: Instant::now(),
+                    pause: FIRST_PAUSE,
+                });
+            }
+        }
+    }
+
+    /// What to enter now: a few at a time, who has waited longest first.
+    fn due(&self) -> Vec<(u32, u64)> {
+        let now = Instant::now();
+        let due = self.wanted.iter().filter(|(_, wanted)| wanted.due <= now);
+        let mut due: Vec<_> = due.map(|(key, wanted)| (wanted.due, *key)).collect();
+        due.sort_unstable();
+        due.into_iter().take(AT_ONCE).map(|(_, key)| key).collect()
+    }
+}
+
+/// How many namespaces each of so many workloads is served in: their listeners together fit the kernel's table, so that
+/// nobody's keep another's out.
+pub(super) fn share(workloads: usize) -> usize {
+    ((MAX_LISTENERS - MAX_WORKLOADS) / workloads.max(1)).clamp(1, MOST)
 }
 
 /// What changed.
@@ -75,6 +154,8 @@ pub(in crate::supervisor) enum Change {
     Closed {
         /// The workload.
         workload: WorkloadName,
+        /// Its number.
+        number: u32,
         /// The namespace's cookie.
         netns: u64,
     },
@@ -83,48 +164,69 @@ pub(in crate::supervisor) enum Change {
 impl Capture {
     /// Serves workloads in the network namespaces that they were seen in, and no more in those that they have left.
     pub(in crate::supervisor) fn keep_spaces(&mut self) -> Vec<Change> {
-        let mut changes = std::mem::take(&mut self.spaces.changed);
         for seen in self.foreign.seen() {
             // It was let go of after the look.
-            if self.name_of(seen.number).is_none() {
-                continue;
-            }
-            changes.extend(self.leave(&seen));
-            let number = seen.number;
-            for (inode, file) in seen.present {
-                if self.spaces.served.contains_key(&(number, inode)) {
-                    continue;
-                }
-                match self.enter(number, inode, file) {
-                    Ok(()) => {
-                        self.spaces.failed.remove(&(number, inode));
-                        changes.push(Change::Opened { number, inode });
-                    }
-                    Err(error) => {
-                        if self.spaces.failed.insert((number, inode)) {
-                            tracing::warn!(%error, workload = number, "a workload can't be served in its network namespace (is the loopback device up there?); its connections are refused until it can");
-                        }
-                    }
-                }
+            if self.name_of(seen.number).is_some() {
+                self.leave(&seen);
+                self.spaces.want(seen);
             }
         }
-        changes
+        for (number, inode) in self.spaces.due() {
+            self.try_enter(number, inode);
+        }
+        std::mem::take(&mut self.spaces.changed)
+    }
+
+    fn try_enter(&mut self, number: u32, inode: u64) {
+        let Some(Wanted { file, pause, .. }) = self.spaces.wanted.remove(&(number, inode)) else {
+            return;
+        };
+        if self.spaces.of(number).count() >= share(self.held.len()) {
+            return;
+        }
+        let (file, error) = match self.enter(number, inode, file) {
+            Ok(()) => return,
+            Err(failed) => failed,
+        };
+        if pause == FIRST_PAUSE {
+            tracing::warn!(%error, workload = number, netns_inode = inode, "a workload can't be served in its network namespace (is the loopback device up there?); its connections are refused until it can");
+        }
+        let again = Wanted {
+            file,
+            due: Instant::now() + pause,
+            pause: (pause * 2).min(LONGEST_PAUSE),
+        };
+        self.spaces.wanted.insert((number, inode), again);
     }
 
     /// Lets go of namespaces in which the workload was not seen any more.
-    fn leave(&mut self, seen: &Seen) -> Vec<Change> {
-        let of = (seen.number, 0)..=(seen.number, u64::MAX);
-        self.spaces
-            .failed
-            .retain(|(number, inode)| *number != seen.number || seen.present.contains_key(inode));
-        let left: Vec<(u32, u64)> = self
-            .spaces
-            .served
-            .range(of)
-            .map(|(key, _)| *key)
-            .filter(|(_, inode)| !seen.present.contains_key(inode))
-            .collect();
-        left.into_iter().filter_map(|key| self.close(key)).collect()
+    fn leave(&mut self, seen: &Seen) {
+        let served = self.spaces.of(seen.number).map(|(inode, _)| inode);
+        let left: Vec<u64> = served.filter(|inode| !seen.present.contains_key(inode)).collect();
+        for inode in left {
+            self.close(seen.number, inode);
+        }
+    }
+
+    /// Lets go of what is over each workload's share of the kernel's table when there are so many of them.
+    pub(super) fn share_spaces(&mut self, workloads: usize) {
+        let share = share(workloads);
+        let numbers: BTreeSet<u32> = self.spaces.served.keys().map(|(number, _)| *number).collect();
+        for number in numbers {
+            for cookie in self.spaces.newest_first(number) {
+                if self.spaces.of(number).count() <= share {
+                    break;
+                }
+                let found = self
+                    .spaces
+                    .of(number)
+                    .find(|(_, one)| one.netns.cookie() == cookie);
+                if let Some(inode) = found.map(|(inode, _)| inode) {
+                    self.close(number, inode);
+                }
+            }
+        }
+        self.share_store(workloads);
     }
 
     /// Lets go of all namespaces of a workload that is let go of.
@@ -133,46 +235,76 @@ impl Capture {
             number,
             present: BTreeMap::new(),
         };
-        let closed = self.leave(&nowhere);
-        self.spaces.changed.extend(closed);
+        self.leave(&nowhere);
+        self.spaces.want(nowhere);
     }
 
-    fn close(&mut self, key: (u32, u64)) -> Option<Change> {
-        let Served { netns, .. } = self.spaces.served.remove(&key)?;
-        let (number, cookie) = (key.0, netns.cookie());
+    fn close(&mut self, number: u32, inode: u64) {
+        let Some(Served { netns, .. }) = self.spaces.served.remove(&(number, inode)) else {
+            return;
+        };
+        let cookie = netns.cookie();
         self.spaces.doors.lock().remove(&(number, cookie));
         if let Err(error) = self.programs.unmark_listeners(number, cookie) {
             tracing::warn!(%error, workload = number, "listeners of a network namespace that is no more stay noted");
         }
-        let workload = self.name_of(number)?.clone();
+        let Some(workload) = self.name_of(number).cloned() else {
+            return;
+        };
+        self.forget_space(&workload, cookie);
         tracing::info!(%workload, netns = cookie, "a workload has left a network namespace");
-        Some(Change::Closed {
+        self.spaces.changed.push(Change::Closed {
             workload,
+            number,
             netns: cookie,
-        })
+        });
     }
 
-    fn enter(&mut self, number: u32, inode: u64, file: OwnedFd) -> Result<(), Error> {
+    /// The file comes back with the error.
+    fn enter(&mut self, number: u32, inode: u64, file: OwnedFd) -> Result<(), (OwnedFd, Error)> {
         let failed = || io_error("enter", Path::new("a network namespace"));
-        let netns = Netns::hold(file).map_err(failed())?;
-        let sockets = netns.inside(Sockets::make).map_err(failed())?;
-        let marked = sockets.mark(&mut self.programs, number);
-        if marked.is_err() {
-            self.programs.unmark_listeners(number, netns.cookie())?;
+        let netns = Netns::hold(file).map_err(|(file, error)| (file, failed()(error)))?;
+        let made = netns.inside(Sockets::make).map_err(failed());
+        let marked = made.and_then(|sockets| {
+            sockets.mark(&mut self.programs, number)?;
+            Ok(sockets)
+        });
+        let sockets = match marked {
+            Ok(sockets) => sockets,
+            Err(error) => {
+                let cleared = self.programs.unmark_listeners(number, netns.cookie());
+                return Err((netns.into(), cleared.err().map_or(error, Error::from)));
+            }
+        };
+        let served = Served::new(Arc::new(netns), sockets);
+        if let Some(name) = self.name_of(number).cloned() {
+            self.keep_space(&name, &served);
         }
-        marked?;
+        self.serve(number, inode, served);
+        self.spaces.changed.push(Change::Opened { number, inode });
+        Ok(())
+    }
+
+    /// Notes that a workload is served there.
+    pub(super) fn serve(&mut self, number: u32, inode: u64, served: Served) {
+        let netns = Arc::clone(&served.netns);
         tracing::info!(
             workload = number,
             netns = netns.cookie(),
             "a workload is served in a network namespace of its own"
         );
-        let netns = Arc::new(netns);
+        self.foreign.know(number, inode);
         let doors = self.spaces.doors.clone();
-        doors.lock().insert((number, netns.cookie()), Arc::clone(&netns));
-        self.spaces
-            .served
-            .insert((number, inode), Served { netns, sockets });
-        Ok(())
+        doors.lock().insert((number, netns.cookie()), netns);
+        self.spaces.served.insert((number, inode), served);
+    }
+
+    /// The namespaces that a workload is served in besides the agent's own.
+    pub(super) fn served_in(&self, number: u32) -> impl Iterator<Item = Space> {
+        self.spaces.of(number).map(|(inode, served)| Space {
+            netns: Arc::clone(&served.netns),
+            inode,
+        })
     }
 
     /// Marks all listeners anew.
@@ -215,5 +347,20 @@ impl Capture {
     /// Cookie of the agent's own network namespace.
     pub(in crate::supervisor) fn home(&self) -> u64 {
         self.home
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shares_of_all_workloads_fit_the_table_beside_their_listeners_on_the_host() {
+        for workloads in 1..=MAX_WORKLOADS {
+            let share = share(workloads);
+            assert!((1..=MOST).contains(&share));
+            assert!(workloads * (share + 1) <= MAX_LISTENERS, "{workloads}");
+        }
+        assert_eq!(share(0), MOST);
     }
 }

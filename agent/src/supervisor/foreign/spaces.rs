@@ -5,11 +5,9 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 
+use super::Place;
 use crate::ebpf::netns;
 use crate::identity::process::HeldProcess;
-
-/// Namespaces that one workload is served in. Each takes four sockets here and in the worker.
-pub(in crate::supervisor) const MOST: usize = 64;
 
 /// Where a workload's processes were at one look.
 #[derive(Debug)]
@@ -52,9 +50,15 @@ impl Before {
         self.told.retain(|number| is_held(*number));
     }
 
+    /// The workload is served there, which the next look is to confirm.
+    pub(super) fn know(&mut self, number: u32, inode: u64) {
+        self.by.entry(number).or_default().insert(inode);
+    }
+
     /// Notes where a process of the workload is. Its threads are taken to be where it is: a connection from elsewhere
     /// finds no listener.
-    pub(super) fn see(&mut self, now: &mut Spaces, number: u32, process: &HeldProcess) {
+    pub(super) fn see(&mut self, now: &mut Spaces, place: &Place, process: &HeldProcess) {
+        let number = place.number;
         let Some(inode) = process.netns_inode() else {
             return;
         };
@@ -64,12 +68,12 @@ impl Before {
         let known = self.by.get(&number);
         let is_known = known.is_some_and(|known| known.contains(&inode));
         let served = known.map_or(0, BTreeSet::len) + now.fresh;
-        if !is_known && served >= MOST {
+        if !is_known && served >= place.spaces {
             now.refused.insert(inode);
             if self.told.insert(number) {
                 tracing::warn!(
                     workload = number,
-                    most = MOST,
+                    most = place.spaces,
                     "a workload is in more network namespaces than it is served in; the others get no listener"
                 );
             }
