@@ -46,6 +46,8 @@ pub struct Setup {
     pub left_open: Vec<PathBuf>,
     /// Whether commands with full privileges are accepted, because the operator says so.
     pub allow_privileged: bool,
+    /// Whether the host has cgroups of version 1 beside those of version 2.
+    pub hybrid: bool,
     /// Files and directories of the agent's that systemd shall give to no unit.
     pub own: Vec<PathBuf>,
     /// Where the agent's own unit has its credentials from, as `LoadCredential=` says it.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::host;
 use crate::config::{Config, DEFAULT_PATH};
 use crate::enroll::unit::{AGENT_UNIT, Facts, Finding, Setup, Weight};
-use crate::enroll::{reach, trust};
+use crate::enroll::{Layout, Mount, reach, trust};
 use crate::identity::WorkloadName;
 use crate::policy::matcher::Glob;
 use crate::policy::{Policy, Workload};
@@ -108,6 +108,8 @@ pub(super) fn setup(
         fixed,
         left_open: accepted.left_open,
         allow_privileged: accepted.privileged,
+        // Where there is none, the agent says so.
+        hybrid: Mount::find().is_ok_and(|mount| mount.layout() == Layout::Hybrid),
         own: own(config, view.hidden(policy)),
         credentials: credentials()?,
         neighbours,

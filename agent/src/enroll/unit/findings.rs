@@ -149,6 +149,13 @@ fn sockets(found: &mut Found, facts: &Facts, setup: &Setup) {
         SETTING,
         format!("{unit} gets a drop-in too: systemd then makes its sockets within the workload, after the agent has started"),
     );
+    if setup.hybrid {
+        found.warn(
+            SETTING,
+            format!("{unit}: beside cgroups of version 1 systemd makes its sockets itself, outside of the workload: for up to half a second after they are handed in they could be led elsewhere"),
+            "boot with systemd.unified_cgroup_hierarchy=1",
+        );
+    }
     for address in socket::closed(facts, setup) {
         found.warn(
             SETTING,
@@ -232,17 +239,17 @@ const KERNELS: &str = "/sys";
 
 /// What systemd starts for it, and for its socket units.
 fn commands(found: &mut Found, facts: &Facts, setup: &Setup) {
-    let all = facts
-        .sockets
-        .iter()
-        .filter(|socket| socket::takes_connections(socket));
-    for unit in all.chain([facts]) {
-        for Command { setting, path, .. } in unit.commands().filter(Command::is_privileged) {
+    const PLUS: &str = "runs with full privileges (\"+\")";
+    for Command { setting, path, .. } in facts.commands().filter(Command::is_privileged) {
+        privileged(found, setup, setting, &format!("{path} {PLUS}"));
+    }
+    for socket in &facts.sockets {
+        for (setting, line) in socket::privileged(socket) {
             privileged(
                 found,
                 setup,
                 setting,
-                &format!("{path} runs with full privileges (\"+\")"),
+                &format!("{}: {line} {PLUS}", socket.unit()),
             );
         }
     }

@@ -64,6 +64,18 @@ pub fn takes_connections(socket: &Facts) -> bool {
     listens(socket).any(|(address, _)| is_network(address))
 }
 
+/// Commands that run with full privileges, as setting and line: of a socket unit systemd does not show it.
+pub(super) fn privileged(socket: &Facts) -> impl Iterator<Item = (&'static str, &str)> {
+    let commands = ["ExecStartPre", "ExecStartPost", "ExecStopPre", "ExecStopPost"];
+    let lines = commands
+        .into_iter()
+        .flat_map(|setting| socket.written(setting).map(move |line| (setting, line)));
+    lines.filter(|(_, line)| {
+        let is_prefix = |letter: &char| "@-:+!|".contains(*letter);
+        takes_connections(socket) && line.chars().take_while(is_prefix).any(|letter| letter == '+')
+    })
+}
+
 /// Its network addresses that nobody will reach.
 pub(super) fn closed<'a>(socket: &'a Facts, setup: &'a Setup) -> impl Iterator<Item = &'a str> {
     let closed = |(address, kind): &(&str, &str)| {
@@ -161,6 +173,27 @@ mod tests {
         assert_eq!(worst(&plan).map(|found| found.weight), Some(Weight::Note));
         assert!(is_for(text, "billing.socket", "billing.service"));
         assert!(!is_for(text, "billing.socket", "bill.service"));
+    }
+
+    #[test]
+    fn a_command_of_its_own_with_full_privileges_is_refused() {
+        let mut facts = Facts::read("billing.service", "User=billing\n");
+        let mut socket = Facts::read("billing.socket", "Listen=[::]:8080 (Stream)\n");
+        let text = "[Socket]\nExecStartPre=-+/bin/prepare\nExecStartPost=/bin/a + b\n";
+        socket.files = vec![super::super::DropIn::new("/x/billing.socket".into(), text)];
+        facts.sockets = vec![socket];
+        let plan = plan(
+            &facts,
+            &WorkloadName::parse("billing").unwrap(),
+            &Setup::default(),
+        );
+        let refused: Vec<_> = plan
+            .findings
+            .iter()
+            .filter(|found| found.weight == Weight::Refusal)
+            .collect();
+        assert_eq!(refused.len(), 1, "{refused:?}");
+        assert!(refused[0].text.contains("-+/bin/prepare"), "{refused:?}");
     }
 
     #[test]
