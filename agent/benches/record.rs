@@ -63,7 +63,7 @@ fn record(criterion: &mut Criterion) {
     };
     let connection = Connection {
         id: log.connection_id(),
-        caller: Arc::new(caller()),
+        caller: caller().into(),
         original_destination: Some(([198, 51, 100, 1], 443).into()),
         sni: Some("api.stripe.com".into()),
         identify: Some(Duration::from_micros(40)),
@@ -109,7 +109,7 @@ fn one(log: &Log, opening: Opening<'_>, version: &Arc<str>) {
 
 fn parts(criterion: &mut Criterion, log: &Log, connection: &Connection) {
     let mut line = Vec::new();
-    let mut record: Record = log.record(Kind::Call, Arc::clone(&connection.caller));
+    let mut record: Record = log.record(Kind::Call, connection.caller.clone());
     record.path = Some("/v1/charges/ch_3MmlLrLkdIwHu7ix0snN0B15".into());
     criterion.bench_function("one line of JSON", |bencher| {
         bencher.iter(|| {

@@ -111,6 +111,9 @@ pub struct Status {
     /// Why they can't.
     #[serde(default)]
     pub audit_error: Option<String>,
+    /// Why the roots that workloads trust, or that upstreams are verified by, are not the host's of now.
+    #[serde(default)]
+    pub trust_error: Option<String>,
     /// Calls since the worker's start.
     pub calls: u64,
     /// Those that policy refused.

@@ -14,6 +14,7 @@ pub mod doctor;
 pub mod enable;
 pub mod exec;
 pub mod explain;
+pub mod prepare;
 pub mod release;
 pub mod reload;
 pub mod run;
@@ -109,6 +110,9 @@ enum Command {
         #[command(flatten)]
         args: doctor::Args,
     },
+    /// Mounts and makes what the confined agent can't; started by the unit before `run`
+    #[command(hide = true)]
+    Prepare(Settings),
     /// The unprivileged half; started by `run`
     #[command(hide = true)]
     Worker(worker::Args),
@@ -166,7 +170,10 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             let Some(config) = load(&settings.config)? else {
                 return Ok(ExitCode::from(WRONG));
             };
-            reload::run(&config.admin_socket, out)
+            reload::run(&config, out)
+        }
+        Command::Release { settings, args } if args.all => {
+            release::run(&args, &load_readable(&settings.config), out)
         }
         Command::Release { settings, args } => {
             let Some(config) = load(&settings.config)? else {
@@ -181,6 +188,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             };
             doctor::run(args, &config, doctor::kernel_checks())
         }
+        Command::Prepare(settings) => prepare::run(&settings.config),
         Command::Worker(args) => worker::run(&args),
         Command::Canary(args) => canary::run(args),
     }
@@ -194,6 +202,26 @@ fn load(path: &Path) -> anyhow::Result<Option<Config>> {
             show(&faulty.found, &[faulty.source]);
             complain("the settings have errors");
             Ok(None)
+        }
+    }
+}
+
+/// What can be read of the settings, and the defaults for the rest: for what must also be possible with faulty ones, as
+/// letting go of all that is held when the package is removed.
+fn load_readable(path: &Path) -> Config {
+    match Config::load(path) {
+        Ok((config, _source)) => config,
+        Err(faulty) => {
+            show(&faulty.found, &[faulty.source]);
+            let config = *faulty.readable;
+            complain(&format!(
+                "the settings have errors: going on with what can be read of them (cgroup_parent {:?}, bpffs_dir {}, state_dir {}, runtime_dir {})",
+                config.cgroup_parent,
+                config.bpffs_dir.display(),
+                config.state_dir.display(),
+                config.runtime_dir.display()
+            ));
+            config
         }
     }
 }

@@ -38,7 +38,7 @@ pub use loader::{LoadOptions, Programs, WorkerFds};
 pub use maps::{Liveness, Origins};
 pub use netns::Netns;
 pub use others::{Other, others};
-pub use pins::remove_pins;
+pub use pins::{prepare as prepare_pins, remove_pins};
 pub use workload::{Direct, Transport, WorkloadPlan};
 
 /// What can go wrong between the agent and the kernel.
@@ -121,6 +121,12 @@ pub enum Error {
         found: u64,
         /// What this agent makes.
         ours: u32,
+    },
+    /// The agent's own mount namespace keeps a BPF file system that the host has no more.
+    #[error("the BPF file system of {} was unmounted on the host, and the agent as confined by its unit can't mount another: `systemctl restart callgate.service` does; managed units are refused from then until they are restarted too", path.display())]
+    Unmounted {
+        /// The pin directory.
+        path: PathBuf,
     },
     /// The agent itself would be captured.
     #[error("the agent runs in {}, below its own workloads' parent: start it elsewhere", path.display())]

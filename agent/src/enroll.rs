@@ -11,10 +11,10 @@ pub mod trust;
 pub mod unit;
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -162,9 +162,9 @@ impl Workloads {
         let parent = normal_parent(parent)?;
         refuse_inside(mount::own_cgroup()?, &parent)?;
         let directory = mount.file(&parent);
-        make_directory(&directory)?;
+        make_directory(&directory).map_err(io_error("make", &directory))?;
         let markers = runtime_dir.join("armed");
-        fs::create_dir_all(&markers).map_err(io_error("make", &markers))?;
+        make_directory(&markers).map_err(io_error("make", &markers))?;
         Ok(Self {
             parent_directory: open_directory(&directory)?,
             mount,
@@ -241,7 +241,9 @@ impl Workloads {
     pub fn arm(&self, name: &WorkloadName) -> Result<(), Error> {
         self.get(name)?;
         let marker = self.markers.join(name.as_str());
-        fs::write(&marker, b"").map_err(io_error("write", &marker))
+        fs::write(&marker, b"")
+            .and_then(|()| fs::set_permissions(&marker, Permissions::from_mode(0o644)))
+            .map_err(io_error("write", &marker))
     }
 
     /// Says that it no longer is.
@@ -300,10 +302,7 @@ impl Workloads {
         }
         let path = format!("{}/{EXEC_PREFIX}{id}", self.get(name)?.path());
         let directory = self.mount.file(&path);
-        fs::DirBuilder::new()
-            .mode(0o755)
-            .create(&directory)
-            .map_err(io_error("make", &directory))?;
+        make_readable(&directory).map_err(io_error("make", &directory))?;
         match enter(process, &directory, &path) {
             Ok(()) => Ok(path),
             Err(error) => {
@@ -323,7 +322,7 @@ impl Workloads {
         let directory = self
             .mount
             .file(&format!("{}/{EXEC_PREFIX}{id}", self.get(name)?.path()));
-        match fs::DirBuilder::new().mode(0o755).create(&directory) {
+        match make_readable(&directory) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(io_error("make", &directory)(error));
             }
@@ -361,7 +360,7 @@ impl Workloads {
     fn make(&mut self, name: &WorkloadName) -> Result<Workload, Error> {
         let path = format!("{}/{}", self.parent, name.slice());
         let file = self.mount.file(&path);
-        make_directory(&file)?;
+        make_directory(&file).map_err(io_error("make", &file))?;
         let directory = open_directory(&file)?;
         let id = nix::sys::stat::fstat(&directory)
             .map_err(|errno| io_error("examine", &file)(errno.into()))?
@@ -431,13 +430,21 @@ fn enter(process: &HeldProcess, directory: &Path, path: &str) -> Result<(), Erro
     }
 }
 
-/// Makes a directory and those above it; fine if it is there already.
-fn make_directory(directory: &Path) -> Result<(), Error> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(directory)
-        .map_err(io_error("make", directory))
+/// Makes a directory and those above it, for everybody to read; fine if it is there already.
+fn make_directory(directory: &Path) -> io::Result<()> {
+    if let Some(above) = directory.parent().filter(|above| !above.exists()) {
+        make_directory(above)?;
+    }
+    match make_readable(directory) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made,
+    }
+}
+
+/// Makes one directory that everybody may read, whatever the umask.
+fn make_readable(directory: &Path) -> io::Result<()> {
+    fs::create_dir(directory)?;
+    fs::set_permissions(directory, Permissions::from_mode(0o755))
 }
 
 fn open_directory(directory: &Path) -> Result<OwnedFd, Error> {

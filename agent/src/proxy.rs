@@ -9,6 +9,7 @@
 
 mod alert;
 mod body;
+mod callers;
 pub mod connection;
 mod failure;
 mod figures;
@@ -45,6 +46,7 @@ use crate::ebpf;
 use crate::identity::WorkloadName;
 use crate::tls;
 
+use callers::Callers;
 pub use figures::{Arriving, Figures};
 pub use in_force::{Enforced, InForce};
 pub use limits::Limits;
@@ -94,6 +96,7 @@ pub struct Shared {
 pub struct DataThread {
     shared: Arc<Shared>,
     pool: Pool,
+    callers: Callers,
     tracker: Rc<Tracker>,
     resolver: dns::resolver::Resolver,
     figures: Arc<Figures>,
@@ -131,6 +134,7 @@ impl DataThread {
             shared,
             resolver,
             pool: Pool::new(limits),
+            callers: Callers::default(),
             tracker: Rc::default(),
             figures,
             draining: CancellationToken::new(),
@@ -143,6 +147,7 @@ impl DataThread {
     /// Puts every live call to the current policy. What that revokes ends when its client next takes or sends a byte; a
     /// client that does neither is given a moment, and then loses its connection.
     pub fn redecide(&self) {
+        self.callers.clear();
         if self.tracker.redecide() {
             let tracker = Rc::clone(&self.tracker);
             tokio::task::spawn_local(async move {

@@ -262,11 +262,15 @@ impl Supervisor {
 
     /// The host's roots may change while managed programs run, and upstreams are verified by them too.
     fn follow_roots(&mut self) {
+        let known = self.roots_watch.failure().map(str::to_owned);
         match self.roots_watch.look() {
             Ok(None) => return,
             Ok(Some(trust)) => self.trust = trust,
             Err(error) => {
-                tracing::error!(%error, "the host's roots changed, and the bundle for workloads can't be renewed");
+                // Once for each reason: it is tried every two seconds.
+                if known.as_deref() != self.roots_watch.failure() {
+                    tracing::error!(%error, "the host's roots changed, and the bundle for workloads can't be renewed; it is tried again");
+                }
                 return;
             }
         }
@@ -280,7 +284,10 @@ impl Supervisor {
                 self.roots = roots;
                 self.replace_worker();
             }
-            Err(error) => tracing::error!(%error, "upstreams are verified by the roots from before"),
+            Err(error) => {
+                self.roots_watch.again(&error);
+                tracing::error!(%error, "upstreams are verified by the roots from before; it is tried again");
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 use std::fs::File;
 
 use anyhow::Result;
-use harness::{Bed, Upstream, World, assert_record, require, wait};
+use harness::{Bed, Upstream, World, assert_record, bed, require, wait};
 
 use crate::identity::API;
 
@@ -27,6 +27,16 @@ source = { systemd = "api" }
 /// Has a room's namespace, given as standard input, stand for itself inside.
 const ROOM: &str =
     "mkdir -p /run/netns && touch /run/netns/room && mount --bind /proc/self/fd/0 /run/netns/room";
+
+/// The modes of what others may read, and of two things that they may not.
+const OPEN: &str = "cd /run/callgate; stat -c %a . armed armed/billing trust/ca-bundle.pem \
+    /sys/fs/cgroup/callgate.slice/callgate-billing.slice /var/log/callgate/audit.jsonl lock /var/lib/callgate | xargs";
+
+/// Calls on and on, each by a new connection; prints the answers' codes.
+const CALLER: &str = r#"[Service]
+User=nobody
+ExecStart=/bin/sh -c 'while :; do curl -s -m 2 -o /dev/null -w "%%{http_code}\n" https://API/helper || sleep 0.05; done'
+"#;
 
 fn policy() -> String {
     let rules = [
@@ -76,6 +86,7 @@ fn what_the_agent_does_at_run_time_it_can_do_as_the_installed_unit() -> Result<(
         bed.systemctl(&["start", &unit])?;
         assert_record!(bed, "unit" = unit, "rule" = name, "status" = 200);
     }
+    assert_eq!(bed.sh(OPEN)?.ok()?, "755 755 644 644 755 640 600 700\n");
     in_a_namespace(&bed, &room)?;
     // Rotation, and canaries meanwhile.
     bed.sh("head -c 1100000 /dev/zero | tr '\\0' ' ' >>/var/log/callgate/audit.jsonl")?
@@ -109,4 +120,71 @@ fn in_a_namespace(bed: &Bed, room: &harness::sandbox::Room) -> Result<()> {
     assert_eq!(done.code(), Some(0), "{}", bed.journal("billing-room.service")?);
     assert_record!(bed, "unit" = "billing-room.service", "status" = 200);
     Ok(())
+}
+
+#[test]
+fn a_bpf_file_system_that_the_host_unmounts_closes_workloads_until_the_agent_is_restarted() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let mut world = World::new()?;
+    world.upstream(Upstream::new(API).bearer("s3cret", "acme"))?;
+    let bed = Bed::boot(world)?;
+    // One that nobody outside of the container keeps.
+    bed.sh("umount /sys/fs/bpf && mount -t bpf bpf /sys/fs/bpf")?
+        .ok()?;
+    bed.install(&bed::package()?)?;
+    let policy = policy()
+        .replace("exe_sha256 = \"DIGEST\"", "")
+        .replace("{ systemd = \"api\" }", "{ exec = [\"/bin/echo\", \"s3cret\"] }");
+    bed.policy(&policy)?;
+    assert_eq!(bed.run(["callgate", "status"])?.code(), Some(0));
+    bed.unit("billing-caller.service", &CALLER.replace("API", API))?;
+    bed.run(["callgate", "enable", "billing-caller"])?.ok()?;
+    bed.systemctl(&["start", "billing-caller"])?.ok()?;
+    answered(&bed, 0)?;
+
+    bed.run(["umount", "/sys/fs/bpf"])?.ok()?;
+    wait::until("a perimeter that is not intact", wait::PATIENCE, || {
+        (bed.run(["callgate", "status"]).ok()?.code() == Some(1)).then_some(())
+    })?;
+    assert_record!(bed, "error.kind" = "perimeter", "outcome" = "failed");
+    let doctor = bed.run(["callgate", "doctor"])?;
+    assert_eq!(doctor.code(), Some(3), "{doctor:?}");
+    let log = bed.journal("callgate.service")?;
+    assert!(log.contains("systemctl restart callgate.service"), "{log}");
+    assert!(
+        !bed.exists("/run/callgate/armed/billing")?,
+        "units may still start"
+    );
+    // What is pinned where nobody else sees it holds all the same.
+    let before = codes(&bed)?.len();
+    answered(&bed, before)?;
+
+    let restarted = bed.systemctl(&["restart", "callgate"])?;
+    assert_eq!(restarted.code(), Some(0), "{}", bed.journal("callgate.service")?);
+    wait::until("an agent that finds nothing wrong", wait::PATIENCE, || {
+        (bed.run(["callgate", "status"]).ok()?.code() == Some(0)).then_some(())
+    })?;
+    assert!(bed.exists("/sys/fs/bpf/callgate/links")?);
+    assert!(bed.exists("/run/callgate/armed/billing")?, "units may not start");
+    // Its own mount namespace keeps the old programs beside the new ones, so that it gets nothing until it is restarted.
+    bed.systemctl(&["restart", "billing-caller"])?.ok()?;
+    let before = codes(&bed)?.len();
+    answered(&bed, before)?;
+    let codes = codes(&bed)?;
+    // The upstream's own answer to who comes without a key, and so past the agent.
+    assert!(!codes.iter().any(|code| code == "401"), "{codes:?}");
+    Ok(())
+}
+
+fn codes(bed: &Bed) -> Result<Vec<String>> {
+    let said = bed.journal("billing-caller.service")?;
+    Ok(said.lines().map(str::to_owned).collect())
+}
+
+/// Waits until a call beyond the first so many is answered.
+fn answered(bed: &Bed, after: usize) -> Result<()> {
+    wait::until("an answered call", wait::PATIENCE, || {
+        let codes = codes(bed).ok()?;
+        codes.iter().skip(after).any(|code| code == "200").then_some(())
+    })
 }

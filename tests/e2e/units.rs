@@ -6,6 +6,7 @@ mod brought;
 mod confined;
 mod kinds;
 mod letting_go;
+mod privileged;
 mod trust;
 
 use anyhow::{Context, Result};

@@ -5,6 +5,7 @@
     reason = "a tool for people at a terminal"
 )]
 
+mod bench;
 mod check;
 mod ci;
 mod cmd;
@@ -63,6 +64,8 @@ enum Verb {
     },
     /// Write the man pages and shell completions anew, after a change of the command line
     Manual,
+    /// Measure: single steps, or with `peers` the agent beside other proxies
+    Bench(bench::Arguments),
     /// What CI runs: check, tidy and test, with one closing line
     Ci,
 }
@@ -78,6 +81,7 @@ fn main() -> ExitCode {
         Verb::Tidy => tidy::run(),
         Verb::Dist { dev } => dist::run(if dev { Profile::Dev } else { Profile::Release }),
         Verb::Manual => manual::run(),
+        Verb::Bench(arguments) => bench::run(&arguments),
         Verb::Ci => ci::run(),
     };
     match outcome {

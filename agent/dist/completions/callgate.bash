@@ -43,6 +43,9 @@ _callgate() {
             callgate,help)
                 cmd="callgate__subcmd__help"
                 ;;
+            callgate,prepare)
+                cmd="callgate__subcmd__prepare"
+                ;;
             callgate,release)
                 cmd="callgate__subcmd__release"
                 ;;
@@ -103,6 +106,9 @@ _callgate() {
             callgate__subcmd__help,help)
                 cmd="callgate__subcmd__help__subcmd__help"
                 ;;
+            callgate__subcmd__help,prepare)
+                cmd="callgate__subcmd__help__subcmd__prepare"
+                ;;
             callgate__subcmd__help,release)
                 cmd="callgate__subcmd__help__subcmd__release"
                 ;;
@@ -131,7 +137,7 @@ _callgate() {
 
     case "${cmd}" in
         callgate)
-            opts="-h -V --help --version run exec enable disable check explain status reload release audit doctor worker canary help"
+            opts="-h -V --help --version run exec enable disable check explain status reload release audit doctor prepare worker canary help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -355,7 +361,7 @@ _callgate() {
             return 0
             ;;
         callgate__subcmd__enable)
-            opts="-w -h --config --workload --dry-run --force --leave-open --json --help"
+            opts="-w -h --config --workload --dry-run --force --leave-open --allow-privileged --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -477,7 +483,7 @@ _callgate() {
             return 0
             ;;
         callgate__subcmd__help)
-            opts="run exec enable disable check explain status reload release audit doctor worker canary help"
+            opts="run exec enable disable check explain status reload release audit doctor prepare worker canary help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -644,6 +650,20 @@ _callgate() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        callgate__subcmd__help__subcmd__prepare)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         callgate__subcmd__help__subcmd__release)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -707,6 +727,24 @@ _callgate() {
                 return 0
             fi
             case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        callgate__subcmd__prepare)
+            opts="-h --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;

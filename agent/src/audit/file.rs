@@ -18,9 +18,9 @@
 
 mod tail;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -38,17 +38,24 @@ const WORKER_PATIENCE: Duration = Duration::from_secs(1);
 /// The same for the supervisor, whose other work waits meanwhile.
 const SUPERVISOR_PATIENCE: Duration = Duration::from_millis(50);
 
-/// Opens the log for appending; a new one gets mode 0640. Never follows a symbolic link.
+/// Opens the log for appending; a new one gets mode 0640, whatever the umask. Never follows a symbolic link.
 ///
 /// # Errors
 /// As open(2) gives them.
 pub fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
+    let mut options = OpenOptions::new();
+    options
         .append(true)
-        .create(true)
-        .mode(0o640)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
-        .open(path)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
+    match options.clone().create_new(true).mode(0o600).open(path) {
+        Ok(new) => {
+            new.set_permissions(Permissions::from_mode(0o640))?;
+            Ok(new)
+        }
+        // Where it vanished in between, the caller's next look makes it.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => options.open(path),
+        Err(error) => Err(error),
+    }
 }
 
 /// The path of the `number`th oldest file, `audit.jsonl.1` being the youngest of them.

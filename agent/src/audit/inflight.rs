@@ -17,7 +17,6 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::ptr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use memmap2::{MmapOptions, MmapRaw};
@@ -230,7 +229,7 @@ fn owed(slot: &[u8], state: u32, id: RequestId) -> Record {
     }
     let message = "the agent died while the call was under way";
     let mut record = text_at(slot, OPEN_TEXT, OPEN_LEN, id)
-        .unwrap_or_else(|| Record::new(Kind::Call, id, began(id), Arc::new(Caller::default())));
+        .unwrap_or_else(|| Record::new(Kind::Call, id, began(id), Caller::default().into()));
     record.outcome = Outcome::Aborted;
     record.error = Some(RecordError {
         source: Source::Internal,

@@ -1,5 +1,6 @@
 //! Where records begin: ids, the in-flight slot, and what is said when there can be no record.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::fs::File;
 use std::io;
@@ -12,8 +13,8 @@ use uuid::Uuid;
 
 use super::inflight::{MAX_OPEN, Table};
 use super::record::{
-    Caller, ConnectionId, Decision, Kind, MAX_PATH, Outcome, Protocol, Record, RequestId, Timestamp, clip,
-    redact_query,
+    Beginning, Caller, ConnectionId, Decision, Kind, KnownCaller, MAX_PATH, Outcome, Protocol, Record,
+    RequestId, Timestamp, Timings, clip, redact_query,
 };
 use super::recorder::Recorder;
 use super::slots::{Full, Slots};
@@ -78,7 +79,7 @@ pub struct Connection {
     /// Its id, from [`Log::connection_id`].
     pub id: ConnectionId,
     /// Who calls.
-    pub caller: Arc<Caller>,
+    pub caller: KnownCaller,
     /// Where the client dialled.
     pub original_destination: Option<SocketAddr>,
     /// The name in the ClientHello.
@@ -89,6 +90,17 @@ pub struct Connection {
     pub detect: Option<Duration>,
     /// How long TLS with the client took.
     pub handshake: Option<Duration>,
+}
+
+impl Connection {
+    fn timings(&self) -> Timings {
+        Timings {
+            identify_us: self.identify.map(micros),
+            detect_us: self.detect.map(micros),
+            handshake_us: self.handshake.map(micros),
+            ..Timings::default()
+        }
+    }
 }
 
 /// What is known when a call begins.
@@ -159,17 +171,18 @@ impl Log {
         let caller = &opening.connection.caller;
         let slot = self.0.shared.slots().take(&caller.workload);
         let slot = slot.map_err(|full| self.no_slot(full, caller))?;
-        let record = Box::new(self.opened(&opening));
-        with_line(|line| {
-            fit(&record, MAX_OPEN, line);
-            self.0.shared.table.open(slot, record.id, line);
-        });
-        Ok(Recorder::new(
-            Arc::clone(&self.0.shared),
-            slot,
-            record,
-            Instant::now(),
-        ))
+        let (id, time) = self.0.ids.next();
+        let mut record = Box::new(Record::new(
+            opening.kind,
+            RequestId::from_bytes(id),
+            time,
+            caller.clone(),
+        ));
+        record.protocol = opening.protocol;
+        record.timings = opening.connection.timings();
+        let beginning = self.open(&opening, &record, slot);
+        let shared = Arc::clone(&self.0.shared);
+        Ok(Recorder::new(shared, slot, beginning, record, Instant::now()))
     }
 
     /// Counts a call, connection or question that was refused in a flood and has no record of its own: the counts make one now
@@ -181,14 +194,14 @@ impl Log {
     /// Writes a record that stands for no call of a worker: kernel refusals, direct connections.
     pub fn append(&self, record: &Record) {
         with_line(|line| {
-            fit(record, usize::MAX, line);
+            in_words(line, |line| record.write_line(line));
             self.0.shared.push_loose(line);
         });
     }
 
     /// A record to fill for [`Log::append`], with id and time.
     #[must_use]
-    pub fn record(&self, kind: Kind, caller: Arc<Caller>) -> Record {
+    pub fn record(&self, kind: Kind, caller: KnownCaller) -> Record {
         let (id, time) = self.0.ids.next();
         Record::new(kind, RequestId::from_bytes(id), time, caller)
     }
@@ -220,30 +233,42 @@ impl Log {
         }
     }
 
-    fn opened(&self, opening: &Opening<'_>) -> Record {
+    /// Puts what is known now into the table of calls under way, and gives it in words.
+    fn open(&self, opening: &Opening<'_>, record: &Record, slot: u32) -> Vec<u8> {
         let connection = opening.connection;
-        let mut record = self.record(opening.kind, Arc::clone(&connection.caller));
-        record.connection = Some(connection.id);
-        record.original_destination = connection.original_destination;
-        record.sni.clone_from(&connection.sni);
-        record.scheme = opening.scheme.map(Into::into);
-        record.protocol = opening.protocol;
-        record.authority = opening.authority.map(|authority| authority.to_string().into());
-        record.method = opening.method.map(|method| clip(method, 64).into());
-        record.path = opening.path.map(|path| clip(path, MAX_PATH).into());
-        record.query = opening
-            .query
-            .filter(|query| !query.is_empty())
-            .map(|query| self.query(query));
+        let authority = opening.authority.map(ToString::to_string);
+        let asked = opening.query.filter(|query| !query.is_empty());
+        let query = asked.map(|query| self.query(query));
         let long = |text: Option<&str>| text.is_some_and(|text| text.len() > MAX_PATH);
-        record.truncated = long(opening.path) || long(opening.query);
-        record.timings.identify_us = connection.identify.map(micros);
-        record.timings.detect_us = connection.detect.map(micros);
-        record.timings.handshake_us = connection.handshake.map(micros);
-        record
+        let beginning = Beginning {
+            v: record.v,
+            time: record.time,
+            id: record.id,
+            kind: record.kind,
+            connection: Some(connection.id),
+            original_destination: connection.original_destination,
+            sni: connection.sni.as_deref(),
+            authority: authority.as_deref(),
+            scheme: opening.scheme.map(Into::into),
+            method: opening.method.map(|method| clip(method, 64)),
+            path: opening.path.map(|path| clip(path, MAX_PATH)),
+            query: query.as_deref(),
+            truncated: (long(opening.path) || long(opening.query)).then_some(true),
+        };
+        let mut words = Vec::with_capacity(1024);
+        in_words(&mut words, |words| beginning.write(&connection.caller, words));
+        with_line(|line| {
+            line.extend_from_slice(&words);
+            in_words(line, |line| record.write_ending(line));
+            if line.len() > MAX_OPEN {
+                shorten(&beginning, record, line);
+            }
+            self.0.shared.table.open(slot, record.id, line);
+        });
+        words
     }
 
-    fn query(&self, query: &str) -> Box<str> {
+    fn query<'q>(&self, query: &'q str) -> Cow<'q, str> {
         let query = clip(query, MAX_PATH);
         match self.0.settings.queries {
             Queries::Keys => redact_query(query).into(),
@@ -268,38 +293,45 @@ pub(super) fn with_line<R>(write: impl FnOnce(&mut Vec<u8>) -> R) -> R {
     })
 }
 
-/// Writes the record in at most `max` bytes, newline included: first as it is, then without path and query, then
-/// with no more than what it can't do without.
-pub(super) fn fit(record: &Record, max: usize, line: &mut Vec<u8>) {
-    let mut write = |record: &Record| {
+/// Records can all be expressed in JSON; one that could not would leave nothing rather than half a line.
+pub(super) fn in_words(
+    line: &mut Vec<u8>,
+    write: impl FnOnce(&mut Vec<u8>) -> Result<(), serde_json::Error>,
+) {
+    if write(line).is_err() {
         line.clear();
-        // The record's types can all be expressed in JSON.
-        record.write_line(line).is_ok() && line.len() <= max
-    };
-    if write(record) {
-        return;
     }
-    let mut short = record.clone();
-    (short.path, short.query, short.sni, short.truncated) = (None, None, None, true);
-    if write(&short) {
-        return;
-    }
-    let caller = Caller {
-        workload: record.caller.workload.clone(),
-        uid: record.caller.uid,
-        pid: record.caller.pid,
-        start_time: record.caller.start_time,
+}
+
+/// Writes what stands in the table of calls under way in at most [`MAX_OPEN`] bytes: without path, query and name, then
+/// with no more of the caller than it can't do without.
+fn shorten(beginning: &Beginning<'_>, record: &Record, line: &mut Vec<u8>) {
+    let known = &record.caller;
+    let least = Caller {
+        workload: known.workload.clone(),
+        uid: known.uid,
+        pid: known.pid,
+        start_time: known.start_time,
         ..Caller::default()
     };
-    let mut least = Record::new(record.kind, record.id, record.time, Arc::new(caller));
-    least.outcome = record.outcome;
-    least.decision = record.decision;
-    least.status = record.status;
-    least.timings = record.timings;
-    least.truncated = true;
-    if !write(&least) {
+    let short = Beginning {
+        path: None,
+        query: None,
+        sni: None,
+        truncated: Some(true),
+        ..*beginning
+    };
+    for caller in [known, &least.into()] {
         line.clear();
+        in_words(line, |line| {
+            short.write(caller, line)?;
+            record.write_ending(line)
+        });
+        if line.len() <= MAX_OPEN {
+            return;
+        }
     }
+    line.clear();
 }
 
 fn loss_line(ids: &Ids, loss: &Loss) -> Vec<u8> {
@@ -309,7 +341,7 @@ fn loss_line(ids: &Ids, loss: &Loss) -> Vec<u8> {
         ..Caller::default()
     };
     let id = RequestId::from_bytes(id);
-    let mut record = Record::new(Kind::Unrecorded, id, time, Arc::new(caller));
+    let mut record = Record::new(Kind::Unrecorded, id, time, caller.into());
     record.outcome = Outcome::Denied;
     record.count = Some(loss.calls);
     if let Some((_, reason)) = loss.over {
@@ -319,7 +351,7 @@ fn loss_line(ids: &Ids, loss: &Loss) -> Vec<u8> {
     let events = loss.events;
     record.kernel = (events > 0).then_some(super::record::KernelLoss { events, map_full: 0 });
     let mut line = Vec::new();
-    fit(&record, usize::MAX, &mut line);
+    in_words(&mut line, |line| record.write_line(line));
     line
 }
 

@@ -3,6 +3,8 @@
 //! A record is one line of JSON. Everything beyond printable ASCII is written as `\uXXXX`, so nothing that a
 //! client sends can begin a line of its own, or reach the terminal of who reads the file.
 
+mod caller;
+mod line;
 mod text;
 mod timestamp;
 
@@ -11,9 +13,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::identity::{Cgroup, Identity, WorkloadName};
 use crate::policy;
 
+pub use caller::{Caller, Exe, KnownCaller};
+pub(super) use line::Beginning;
 pub use text::{clip, redact_query};
 pub use timestamp::{ConnectionId, RequestId, Timestamp};
 
@@ -26,7 +29,7 @@ pub const MAX_PATH: usize = 2048;
 /// One call, tunnel, refused connection, direct connection or batch of kernel refusals. Names never change.
 ///
 /// A fact that is not known, or that this kind of record does not have, is absent.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 pub struct Record {
     /// [`SCHEMA`].
     pub v: u32,
@@ -39,58 +42,58 @@ pub struct Record {
     /// How it ended.
     pub outcome: Outcome,
     /// The connection that the call came on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub connection: Option<ConnectionId>,
     /// Who called; its fields stand beside the others.
     #[serde(flatten)]
-    pub caller: Arc<Caller>,
+    pub caller: KnownCaller,
     /// Where the client dialled, before the redirect.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub original_destination: Option<SocketAddr>,
     /// The name in the ClientHello.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub sni: Option<Arc<str>>,
     /// Host and port that the call is for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub authority: Option<Arc<str>>,
     /// `http` or `https`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub scheme: Option<Scheme>,
     /// What was spoken with the client.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub protocol: Option<Protocol>,
     /// The request's method.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub method: Option<Box<str>>,
     /// The normalised path, without the query.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub path: Option<Box<str>>,
     /// The query; the values are `*` unless the operator asked for them.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub query: Option<Box<str>>,
     /// Path or query were longer than [`MAX_PATH`].
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default)]
     pub truncated: bool,
     /// What policy said.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub decision: Option<Decision>,
     /// Why it was refused, or in `observe` mode would have been: [`policy::DenialReason::code`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub reason: Option<Arc<str>>,
     /// The rule that decided.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub rule: Option<Arc<str>>,
     /// Which policy decided.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub policy: Option<Arc<PolicyVersion>>,
     /// Which credential went on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub credential: Option<Credential>,
     /// The address that the agent connected to.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub upstream: Option<SocketAddr>,
     /// The response's status, the agent's own refusals included.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub status: Option<u16>,
     /// Body (or tunnel) bytes from the client.
     #[serde(default)]
@@ -102,28 +105,20 @@ pub struct Record {
     #[serde(default)]
     pub timings: Timings,
     /// What went wrong.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub error: Option<Error>,
     /// What the kernel side could not tell us.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub kernel: Option<KernelLoss>,
     /// How many refusals of the kernel, or calls without a record, this one stands for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub count: Option<u64>,
-}
-
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde passes the field by reference"
-)]
-fn is_false(value: &bool) -> bool {
-    !value
 }
 
 impl Record {
     /// A record that knows only when, what and who.
     #[must_use]
-    pub fn new(kind: Kind, id: RequestId, time: Timestamp, caller: Arc<Caller>) -> Self {
+    pub fn new(kind: Kind, id: RequestId, time: Timestamp, caller: KnownCaller) -> Self {
         Self {
             v: SCHEMA,
             time,
@@ -157,105 +152,12 @@ impl Record {
         }
     }
 
-    /// Appends the record as one line, newline included.
-    ///
-    /// # Errors
-    /// Only if serde can't express a field, which no field here can cause.
-    pub fn write_line(&self, line: &mut Vec<u8>) -> Result<(), serde_json::Error> {
-        let mut serializer = serde_json::Serializer::with_formatter(&mut *line, text::Ascii);
-        self.serialize(&mut serializer)?;
-        line.push(b'\n');
-        Ok(())
-    }
-
     /// Reads one line of the file.
     ///
     /// # Errors
     /// If it is no record.
     pub fn parse(line: &[u8]) -> Result<Self, serde_json::Error> {
         serde_json::from_slice(line)
-    }
-}
-
-/// Who called, as far as it was proven.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
-pub struct Caller {
-    /// The workload.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub workload: Option<WorkloadName>,
-    /// The systemd unit.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub unit: Option<Arc<str>>,
-    /// Its InvocationID.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub invocation: Option<Arc<str>>,
-    /// The control group's id and path.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cgroup: Option<Cgroup>,
-    /// The container's id.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub container: Option<Arc<str>>,
-    /// The process id.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pid: Option<u32>,
-    /// When the process started, nanoseconds of CLOCK_BOOTTIME.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub start_time: Option<u64>,
-    /// The user id.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub uid: Option<u32>,
-    /// The group id.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gid: Option<u32>,
-    /// The user's name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub user: Option<Arc<str>>,
-    /// The command's name, which the caller chooses.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub comm: Option<Arc<str>>,
-    /// The executable.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub exe: Option<Exe>,
-}
-
-/// The file that the caller runs.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub struct Exe {
-    /// Its path; a byte that is no UTF-8 stands as `\xNN`. Absent if the file was deleted or replaced, or is
-    /// another one where the agent looks.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub path: Option<Arc<str>>,
-    /// The file system's device number.
-    pub device: u64,
-    /// The inode number.
-    pub inode: u64,
-    /// SHA-256, 64 hex digits, where a rule asked for it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sha256: Option<Arc<str>>,
-}
-
-impl From<&Identity> for Caller {
-    fn from(identity: &Identity) -> Self {
-        let process = identity.process.as_ref();
-        Self {
-            workload: Some(identity.workload.clone()),
-            unit: identity.unit.clone(),
-            invocation: identity.invocation.clone(),
-            cgroup: Some(identity.cgroup.clone()),
-            container: identity.container.clone(),
-            pid: process.map(|p| p.pid),
-            start_time: process.map(|p| p.start_time),
-            uid: Some(identity.uid),
-            gid: Some(identity.gid),
-            user: identity.user.clone(),
-            comm: process.map(|p| Arc::clone(&p.comm)),
-            exe: identity.executable.as_ref().map(|exe| Exe {
-                path: exe.path.as_deref().map(|path| text::path(path).into()),
-                device: exe.device,
-                inode: exe.inode,
-                sha256: exe.sha256.map(|digest| digest.to_string().into()),
-            }),
-        }
     }
 }
 

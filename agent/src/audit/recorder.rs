@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::inflight::MAX_CLOSED;
-use super::log::{fit, micros, with_line};
+use super::log::{in_words, micros, with_line};
 use super::record::{
     Credential, Decision, Error, Outcome, PolicyVersion, Protocol, Record, RequestId, Source, clip,
 };
@@ -29,16 +29,25 @@ pub enum Phase {
 pub struct Recorder {
     shared: Arc<Shared>,
     slot: u32,
+    /// The record's beginning, in words; the record itself has the rest.
+    beginning: Vec<u8>,
     record: Box<Record>,
     began: Instant,
     last: Instant,
 }
 
 impl Recorder {
-    pub(super) fn new(shared: Arc<Shared>, slot: u32, record: Box<Record>, began: Instant) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        slot: u32,
+        beginning: Vec<u8>,
+        record: Box<Record>,
+        began: Instant,
+    ) -> Self {
         Self {
             shared,
             slot,
+            beginning,
             record,
             began,
             last: began,
@@ -70,12 +79,12 @@ impl Recorder {
 
     /// Policy allowed it, or let it through in `observe` mode.
     pub fn permitted(&mut self, permit: &Permit) {
-        self.record.rule = permit.rule().map(|rule| rule.as_ref().into());
+        self.record.rule = permit.rule().cloned();
         self.record.decision = Some(Decision::Allow);
         if let Some(denial) = permit.observed() {
             self.record.decision = Some(Decision::Observe);
             self.record.reason = Some(denial.reason.code().into());
-            self.record.rule = denial.rule.as_ref().map(|rule| rule.as_ref().into());
+            self.record.rule = denial.rule.clone();
         }
     }
 
@@ -83,7 +92,7 @@ impl Recorder {
     pub fn denied(&mut self, denial: &Denial) {
         self.record.decision = Some(Decision::Deny);
         self.record.reason = Some(denial.reason.code().into());
-        self.record.rule = denial.rule.as_ref().map(|rule| rule.as_ref().into());
+        self.record.rule = denial.rule.clone();
         let (source, message) = if denial.reason.breaks_http() {
             (
                 Source::Downstream,
@@ -150,7 +159,8 @@ impl Drop for Recorder {
         self.record.timings.total_us = micros(self.began.elapsed());
         let workload = self.record.caller.workload.clone();
         with_line(|line| {
-            fit(&self.record, usize::MAX, line);
+            line.extend_from_slice(&self.beginning);
+            in_words(line, |line| self.record.write_ending(line));
             if line.len() <= MAX_CLOSED {
                 self.shared.table.close(self.slot, line);
             }

@@ -185,7 +185,9 @@ impl Show {
         if self.json {
             print_json(&record, out)?;
         } else {
-            line::fields("", &serde_json::to_value(&record)?, out)?;
+            let mut line = Vec::new();
+            record.write_line(&mut line)?;
+            line::fields("", &serde_json::from_slice(&line)?, out)?;
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -105,10 +105,22 @@ pub fn run(args: Args, config: &Config, kernel_checks: Vec<Check>) -> anyhow::Re
 fn running_agent(socket: &Path) -> Vec<Check> {
     const NAME: &str = "perimeter";
     match client::ask::<admin::Status>(socket, "GET", "/v1/status", Vec::new()) {
-        Ok(status) => vec![
-            perimeter(NAME, status.perimeter_intact),
-            canaries(&status.canaries),
-        ],
+        Ok(status) => {
+            let of_roots = status.trust_error.map(|why| {
+                let found =
+                    format!("the host's roots have changed, and the agent has those from before: {why}");
+                Check::warn(
+                    "roots renewed",
+                    found,
+                    "mend what the agent's log says; it tries every two seconds",
+                )
+            });
+            let always = [
+                perimeter(NAME, status.perimeter_intact),
+                canaries(&status.canaries),
+            ];
+            always.into_iter().chain(of_roots).collect()
+        }
         Err(client::Error::Unreachable { .. }) => Vec::new(),
         Err(error) => vec![Check::warn(
             NAME,

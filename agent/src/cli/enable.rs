@@ -36,6 +36,9 @@ pub struct Args {
     /// Leave a service of the host in the unit's reach, like /run/dbus/system_bus_socket
     #[arg(long, value_name = "PATH")]
     pub leave_open: Vec<PathBuf>,
+    /// Accept commands that the unit runs with full privileges (`+`), outside of what holds it
+    #[arg(long)]
+    pub allow_privileged: bool,
     /// One JSON document
     #[arg(long)]
     pub json: bool,
@@ -98,7 +101,11 @@ pub fn run(args: &Args, config: &Config, out: &mut dyn Write) -> anyhow::Result<
             )));
         }
     }
-    let setup = settings::setup(config, &policy, workload, &facts, &args.leave_open)?;
+    let accepted = settings::Accepted {
+        left_open: args.leave_open.clone(),
+        privileged: args.allow_privileged,
+    };
+    let setup = settings::setup(config, &policy, workload, &facts, accepted)?;
     let mut plan = unit::plan(&facts, workload.name(), &setup);
     plan.findings.extend(settings::of_agent(config, workload, &unit));
     let socket_names: Vec<_> = plan.sockets.iter().map(|(socket, _)| socket.clone()).collect();
@@ -203,7 +210,9 @@ impl Done<'_> {
         }
         for finding in &self.plan.findings {
             let (weight, setting) = (finding.weight.as_str(), finding.setting);
-            writeln!(out, "{weight}: {setting}: {}", finding.text)?;
+            let fix = Some(&finding.fix).filter(|fix| !fix.is_empty());
+            let fix = fix.map(|fix| format!("; {fix}")).unwrap_or_default();
+            writeln!(out, "{weight}: {setting}: {}{fix}", finding.text)?;
         }
         if args.dry_run {
             let verb = if self.plan.is_refused() {
@@ -277,6 +286,7 @@ impl Done<'_> {
                 "level": finding.weight.as_str(),
                 "setting": finding.setting,
                 "message": finding.text,
+                "fix": finding.fix,
             })
         });
         let document = serde_json::json!({
@@ -309,10 +319,19 @@ fn wrong(why: &str) -> ExitCode {
 fn later(facts: &Facts) -> Vec<unit::DropIn> {
     let paths = facts.words("DropInPaths").map(Path::new);
     let after = paths.filter(|path| unit::DropIn::is_after_ours(path));
-    after
-        .map(|path| unit::DropIn {
-            path: path.to_owned(),
-            text: std::fs::read_to_string(path).unwrap_or_default(),
-        })
-        .collect()
+    after.map(read).collect()
+}
+
+/// All files that make a unit.
+fn files(facts: &Facts) -> Vec<unit::DropIn> {
+    let fragment = [facts.get("FragmentPath")]
+        .into_iter()
+        .filter(|path| !path.is_empty());
+    let all = fragment.chain(facts.words("DropInPaths"));
+    all.map(Path::new).map(read).collect()
+}
+
+fn read(path: &Path) -> unit::DropIn {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    unit::DropIn::new(path.to_owned(), &text)
 }

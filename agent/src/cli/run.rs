@@ -19,6 +19,8 @@ pub fn run(path: &Path) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(WRONG));
     };
     telemetry::init(config.log_level.as_str(), telemetry::destination())?;
+    // What others may read is opened to them by name.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     sandbox::keep_memory_private().context("can't keep this process's memory private")?;
     let policy_dir = config.policy_dir.clone();
     match super::runtime()?.block_on(supervisor::run(config)) {

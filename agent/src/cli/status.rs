@@ -24,6 +24,7 @@ pub fn run(socket: &Path, json: bool, out: &mut dyn Write) -> anyhow::Result<Exi
     let serves = status.worker_pid.is_some() && status.worker_error.is_none();
     let credentials = status.credentials.iter().all(|one| one.reason.is_none());
     let holds = status.perimeter_intact && status.canaries.is_empty();
+    let holds = holds && status.trust_error.is_none();
     let good = status.audit_ok && holds && serves && status.reload_error.is_none() && credentials;
     Ok(if good {
         ExitCode::SUCCESS
@@ -57,6 +58,12 @@ fn show(status: &Status, out: &mut dyn Write) -> anyhow::Result<()> {
     match &status.audit_error {
         Some(why) => writeln!(out, " ({why}; calls are refused)")?,
         None => writeln!(out)?,
+    }
+    if let Some(why) = &status.trust_error {
+        writeln!(
+            out,
+            "roots       OLD, the host's have changed ({why}); it is tried again"
+        )?;
     }
     write!(out, "perimeter   {}", word(status.perimeter_intact))?;
     match status.perimeter_repairs {

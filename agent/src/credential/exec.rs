@@ -3,6 +3,7 @@
 //! The program is run directly, without a shell, with an empty environment but for `PATH`, in a process group of
 //! its own that is killed as a whole. What it prints on standard error is thrown away: it could hold the secret.
 
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -28,7 +29,10 @@ pub enum ExecError {
         program: String,
     },
     /// It can't be started, or its output can't be read.
-    #[error("{program}: the credential helper can't be run: {source}")]
+    #[error(
+        "{program}: the credential helper can't be run: {source}{}",
+        super::file::unseen(Path::new(program))
+    )]
     Io {
         /// The program.
         program: String,

@@ -17,7 +17,7 @@ pub enum FileError {
         path: PathBuf,
     },
     /// It isn't there, or can't be read.
-    #[error("{}: can't read the secret file: {source}", path.display())]
+    #[error("{}: can't read the secret file: {source}{}", path.display(), unseen(path))]
     Io {
         /// The path.
         path: PathBuf,
@@ -70,6 +70,19 @@ pub enum FileError {
         /// What is wrong with it.
         source: SecretError,
     },
+}
+
+/// What is to be said of a path that the installed agent can't see; nothing of others.
+#[must_use]
+pub fn unseen(path: &Path) -> &'static str {
+    if ["/home", "/root", "/run/user"]
+        .iter()
+        .any(|home| path.starts_with(home))
+    {
+        " (callgate.service sees no home directories: move it, for example below /etc/callgate)"
+    } else {
+        ""
+    }
 }
 
 /// What tells that a file has changed or been replaced.

@@ -17,7 +17,8 @@ impl Programs {
         self.broken().next().is_none()
     }
 
-    /// Names of the programs that are detached or not pinned any more, and of the maps that are not pinned.
+    /// Names of the programs that are detached or not pinned any more, and of the maps that are not pinned; `bpffs` if their
+    /// file system is not the host's any more.
     pub fn broken(&self) -> impl Iterator<Item = &'static str> {
         // Those of an earlier run, and of this run even if no link is left.
         let mut cgroups = self.pins.cgroups();
@@ -28,6 +29,7 @@ impl Programs {
         links
             .chain(self.pins.unpinned_former())
             .chain(self.pins.unpinned_maps())
+            .chain(self.pins.are_hidden().then_some("bpffs"))
     }
 
     /// Attaches and pins again what [`Programs::broken`] names; a BPF file system that was unmounted is mounted.
@@ -35,7 +37,13 @@ impl Programs {
     /// # Errors
     /// Says what can't be put back.
     pub fn repair(&mut self) -> Result<(), Error> {
-        self.pins.make_directories()?;
+        let made = self.pins.make_directories();
+        if self.pins.are_hidden() {
+            return Err(Error::Unmounted {
+                path: self.pins.dir().to_owned(),
+            });
+        }
+        made?;
         self.pins.pin_maps()?;
         self.pins.pin_former()?;
         let (guard, agent) = (self.guard, self.agent);

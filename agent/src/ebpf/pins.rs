@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use callgate_common::names::MAPS;
@@ -67,6 +67,8 @@ pub(super) const AGENT: &[Entry] = &[
 #[derive(Debug)]
 pub(super) struct Pins {
     dir: PathBuf,
+    /// The same, as the service manager sees it, if that is who started this process, with mounts of its own.
+    as_host: Option<PathBuf>,
     links: BTreeMap<(u64, &'static str), OwnedFd>,
     /// On cgroups of agents before this one: sockets that were made there run their programs for as long as they live.
     former: BTreeMap<(u64, &'static str), OwnedFd>,
@@ -78,6 +80,25 @@ const MAPS_DIR: &str = "maps";
 
 /// Where distributions mount one for all. Below it nothing can be made before: it lies on sysfs.
 const STANDARD: &str = "/sys/fs/bpf";
+
+/// Makes the directory for pins, with a BPF file system below it, where a service manager's other limits would not let the
+/// agent do so.
+///
+/// # Errors
+/// If it can't be mounted or made.
+pub fn prepare(dir: &Path) -> Result<(), Error> {
+    if dir.starts_with(STANDARD) {
+        mount_if_none(Path::new(STANDARD))?;
+    }
+    make_dir(dir)?;
+    mount_if_none(dir)
+}
+
+fn as_host(dir: &Path) -> Option<PathBuf> {
+    let manager = nix::unistd::getppid().as_raw() == 1;
+    let below = dir.strip_prefix("/").ok().filter(|_| manager)?;
+    Some(Path::new("/proc/1/root").join(below))
+}
 
 fn mount_if_none(dir: &Path) -> Result<(), Error> {
     let system = statfs(dir).map_err(|errno| Error::file("inspect", dir, errno.into()))?;
@@ -99,6 +120,7 @@ impl Pins {
     pub(super) fn open(dir: &Path) -> Result<Self, Error> {
         let pins = Self {
             dir: dir.to_owned(),
+            as_host: as_host(dir),
             links: BTreeMap::new(),
             former: BTreeMap::new(),
             maps: Vec::new(),
@@ -109,13 +131,31 @@ impl Pins {
 
     /// The same for a directory that was taken away.
     pub(super) fn make_directories(&self) -> Result<(), Error> {
-        if self.dir.starts_with(STANDARD) {
-            mount_if_none(Path::new(STANDARD))?;
-        }
-        make_dir(&self.dir)?;
-        mount_if_none(&self.dir)?;
+        prepare(&self.dir)?;
         make_dir(&self.maps())?;
         make_dir(&self.links())
+    }
+
+    /// Whether others find something else there: in a mount namespace of its own an unmounted file system stays, and goes
+    /// with the last process in it, and with it all pins. Not asked where the host's mounts can't be seen.
+    pub(super) fn are_hidden(&self) -> bool {
+        let Some(as_host) = &self.as_host else {
+            return false;
+        };
+        let identity = |found: fs::Metadata| (found.dev(), found.ino());
+        match (
+            fs::metadata(as_host).map(identity),
+            fs::metadata(&self.dir).map(identity),
+        ) {
+            (Ok(hosts), Ok(own)) => hosts != own,
+            (Err(error), _) => error.kind() == io::ErrorKind::NotFound,
+            (Ok(_), Err(_)) => true,
+        }
+    }
+
+    /// The directory.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Where maps are pinned.

@@ -183,6 +183,9 @@ fn write_merged(host: &str, root_pem: &str, directory: &Path) -> Result<Trust, T
         text.push_str(certificate);
         text.push('\n');
     }
+    super::make_directory(directory).map_err(io_error("make", directory))?;
+    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(directory, readable).map_err(io_error("open up", directory))?;
     let bundle = directory.join(BUNDLE);
     replace(&bundle, text.as_bytes())?;
     let java_store = directory.join(JAVA_STORE);
@@ -255,8 +258,6 @@ fn certificates(pem: &str) -> Vec<&str> {
 
 /// Written aside and renamed, so that no reader ever sees half a bundle.
 fn replace(path: &Path, content: &[u8]) -> Result<(), TrustError> {
-    let directory = path.parent().unwrap_or_else(|| Path::new("/"));
-    fs::create_dir_all(directory).map_err(io_error("make", directory))?;
     let aside = path.with_added_extension("new");
     match fs::remove_file(&aside) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -5,6 +5,7 @@
 pub mod drop_in;
 mod facts;
 mod findings;
+mod reads;
 mod socket;
 
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use ipnet::IpNet;
 
 use crate::identity::WorkloadName;
 
+pub use drop_in::accepts_privileged;
 pub use facts::{DropIn, Facts, PROPERTIES};
 pub use socket::{is_for, takes_connections};
 
@@ -42,6 +44,12 @@ pub struct Setup {
     pub fixed: Vec<PathBuf>,
     /// Services of the host that the unit may reach all the same, because the operator says so.
     pub left_open: Vec<PathBuf>,
+    /// Whether commands with full privileges are accepted, because the operator says so.
+    pub allow_privileged: bool,
+    /// Files and directories of the agent's that systemd shall give to no unit.
+    pub own: Vec<PathBuf>,
+    /// Where the agent's own unit has its credentials from, as `LoadCredential=` says it.
+    pub credentials: Vec<String>,
     /// The names of other managed units of other workloads, with the user that each runs as.
     pub neighbours: Vec<(String, String)>,
     /// Programs of the unit that seem to bring their own roots.
@@ -86,8 +94,10 @@ pub struct Finding {
     pub weight: Weight,
     /// The setting that it is about.
     pub setting: &'static str,
-    /// What and why, and what to do.
+    /// What and why; for a refusal, what to do too.
     pub text: String,
+    /// What to do about a warning.
+    pub fix: String,
 }
 
 /// What enabling a unit means.

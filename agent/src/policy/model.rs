@@ -92,6 +92,7 @@ pub struct Workload {
     /// Sorted by label, so that the order of files and rules never shows.
     pub(super) rules: Vec<Rule>,
     pub(super) index: Index,
+    pub(super) needs: Needs,
     pub(super) place: Place,
 }
 
@@ -170,27 +171,33 @@ impl Workload {
         })
     }
 
-    /// Whether a decision may depend on the executable, which then is looked at again for each request.
+    /// What decisions may depend on beside the call itself.
     #[must_use]
-    pub fn needs_exe(&self) -> bool {
-        self.needs_digest() || self.all_conditions().any(|conditions| !conditions.exe.is_empty())
+    pub fn needs(&self) -> Needs {
+        self.needs
     }
+}
 
-    /// Whether a decision may depend on the request's headers.
-    #[must_use]
-    pub fn needs_headers(&self) -> bool {
-        self.rules.iter().any(|rule| !rule.headers.is_empty())
-    }
+/// What a workload's decisions may depend on. Asked for each call, so it is found once, whatever the number of rules.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Needs {
+    /// The executable, which then is looked at again for each request.
+    pub exe: bool,
+    /// Its digest; never without `exe`.
+    pub digest: bool,
+    /// The request's headers.
+    pub headers: bool,
+}
 
-    /// Whether a decision may depend on the executable's digest.
-    #[must_use]
-    pub fn needs_digest(&self) -> bool {
-        self.all_conditions()
-            .any(|conditions| !conditions.exe_sha256.is_empty())
-    }
-
-    fn all_conditions(&self) -> impl Iterator<Item = &Conditions> {
-        std::iter::once(&self.conditions).chain(self.rules.iter().map(|rule| &rule.conditions))
+impl Needs {
+    pub(super) fn of(workload: &Conditions, rules: &[Rule]) -> Self {
+        let all = || std::iter::once(workload).chain(rules.iter().map(|rule| &rule.conditions));
+        let digest = all().any(|conditions| !conditions.exe_sha256.is_empty());
+        Self {
+            exe: digest || all().any(|conditions| !conditions.exe.is_empty()),
+            digest,
+            headers: rules.iter().any(|rule| !rule.headers.is_empty()),
+        }
     }
 }
 

@@ -5,7 +5,6 @@
 
 use std::cell::{Cell, Ref, RefCell};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -14,7 +13,6 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::addr::{ClientAddr, HostName, OrigDst};
-use crate::audit::record::Caller;
 use crate::audit::{self, Kind, Opening};
 use crate::channel::CANARY;
 use crate::channel::worker::AskError;
@@ -28,6 +26,7 @@ use crate::policy::{self, DenialReason, Flow, Permit, Route, Scheme};
 use crate::tls::client_hello::ClientHello;
 
 use super::alert;
+use super::callers::Caller;
 use super::failure::Failure;
 use super::intercept::Handshake;
 use super::{Arriving, Counted, DataThread, questions};
@@ -57,9 +56,9 @@ pub(super) struct Connection {
 /// when it has what the supervisor alone can give.
 pub async fn serve(thread: Rc<DataThread>, listener: WorkloadName, accepted: Accepted, arriving: Arriving) {
     let _counted = Counted::new(&thread);
-    let caller = Caller {
+    let caller = audit::record::Caller {
         workload: Some(listener.clone()),
-        ..Caller::default()
+        ..Default::default()
     };
     let mut log = blank(&thread, caller);
     match identify(&thread, &listener, accepted, &mut log).await {
@@ -86,10 +85,10 @@ fn unidentified_end(thread: &DataThread, listener: &WorkloadName, log: &audit::C
     thread.figures.ended(audit::Outcome::Denied);
 }
 
-fn blank(thread: &DataThread, caller: Caller) -> audit::Connection {
+fn blank(thread: &DataThread, caller: audit::record::Caller) -> audit::Connection {
     audit::Connection {
         id: thread.shared.audit.connection_id(),
-        caller: Arc::new(caller),
+        caller: caller.into(),
         original_destination: None,
         sni: None,
         identify: None,
@@ -142,19 +141,11 @@ async fn identify(
     };
     let origin = origin?;
     log.original_destination = Some(origin.destination());
-    let enforced = thread.shared.policy.current();
-    let digest = enforced
-        .policy
-        .workload(listener)
-        .is_some_and(policy::Workload::needs_digest);
-    let asked = thread
-        .shared
-        .supervisor
-        .identify(listener, &origin.to_bytes(), digest)
-        .await;
-    let identity = asked.map_err(|error| unidentified(accepted.client, listener, &error))?;
+    let asked = caller(thread, listener, &origin).await;
+    let Caller { identity, record } =
+        asked.map_err(|error| unidentified(accepted.client, listener, &error))?;
     log.identify = Some(start.elapsed());
-    log.caller = Arc::new(Caller::from(&identity));
+    log.caller = record;
     if identity.workload != *listener {
         return Err(Failure::denied(DenialReason::NotThisWorkload));
     }
@@ -167,13 +158,38 @@ async fn identify(
         origin,
         activity: Activity::default(),
         cut: CancellationToken::new(),
-        identity: RefCell::new(Rc::new(identity)),
-        log: RefCell::new(std::mem::replace(log, blank(thread, Caller::default()))),
+        identity: RefCell::new(identity),
+        log: RefCell::new(std::mem::replace(
+            log,
+            blank(thread, audit::record::Caller::default()),
+        )),
         slot,
         carried: Cell::new(false),
         named: RefCell::default(),
     };
     Ok(Some((Rc::new(connection), stream)))
+}
+
+/// Who is behind the kernel's record. Where rules ask for the executable, each connection is looked at for itself.
+async fn caller(thread: &DataThread, listener: &WorkloadName, origin: &Origin) -> Result<Caller, AskError> {
+    let enforced = thread.shared.policy.current();
+    let needs = enforced
+        .policy
+        .workload(listener)
+        .map(policy::Workload::needs)
+        .unwrap_or_default();
+    if !needs.exe
+        && let Some(known) = thread.callers.get(origin)
+    {
+        return Ok(known);
+    }
+    let supervisor = &thread.shared.supervisor;
+    let asked = supervisor
+        .identify(listener, &origin.to_bytes(), needs.digest)
+        .await;
+    let caller = Caller::from(asked?);
+    thread.callers.add(origin, &caller);
+    Ok(caller)
 }
 
 /// Whether the supervisor sent it: that it came is all then, whatever the limits. If that can't be told, it did not.
@@ -307,8 +323,9 @@ impl Connection {
 
     /// The caller has become another program.
     pub(super) fn reidentified(&self, identity: Identity) {
-        self.log.borrow_mut().caller = Arc::new(Caller::from(&identity));
-        *self.identity.borrow_mut() = Rc::new(identity);
+        let Caller { identity, record } = identity.into();
+        self.log.borrow_mut().caller = record;
+        *self.identity.borrow_mut() = identity;
     }
 
     /// How long TLS with the client took.

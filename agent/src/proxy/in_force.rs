@@ -24,7 +24,7 @@ impl Enforced {
             digest: policy.digest().to_string().into(),
             generation,
         };
-        let needs_headers = policy.workloads().any(|workload| workload.needs_headers());
+        let needs_headers = policy.workloads().any(|workload| workload.needs().headers);
         Self {
             policy,
             version: Arc::new(version),

@@ -8,7 +8,7 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 
 use crate::addr::HostName;
-use crate::audit::record::{Caller, Decision, Protocol};
+use crate::audit::record::{Caller, Decision, KnownCaller, Protocol};
 use crate::audit::{Kind, Outcome};
 use crate::budget::Budgets;
 use crate::dns::resolver::Resolver;
@@ -62,7 +62,7 @@ pub async fn datagrams(shared: Arc<Shared>, workload: WorkloadName, socket: UdpS
     let asking = Asking {
         shared,
         workload,
-        caller: Arc::new(caller),
+        caller: caller.into(),
         protocol: Protocol::Udp,
     };
     stub::serve(socket, resolver, Arc::new(asking), turns).await;
@@ -76,7 +76,7 @@ pub(super) async fn serve(connection: &Rc<Connection>, stream: TcpStream) -> Res
     let asking = Asking {
         shared: Arc::clone(&thread.shared),
         workload,
-        caller: Arc::clone(&connection.log().caller),
+        caller: connection.log().caller.clone(),
         protocol: Protocol::Tcp,
     };
     let closing = thread.closing_idle.cancelled();
@@ -93,7 +93,7 @@ pub(super) async fn serve(connection: &Rc<Connection>, stream: TcpStream) -> Res
 struct Asking {
     shared: Arc<Shared>,
     workload: WorkloadName,
-    caller: Arc<Caller>,
+    caller: KnownCaller,
     protocol: Protocol,
 }
 
@@ -111,7 +111,7 @@ impl Rules for Asking {
         if !self.shared.questions.refusals.spend(&self.workload, 1) {
             return audit.count_refused(&Some(self.workload.clone()), DenialReason::HostNotAllowed);
         }
-        let mut record = audit.record(Kind::Dns, Arc::clone(&self.caller));
+        let mut record = audit.record(Kind::Dns, self.caller.clone());
         record.policy = Some(Arc::clone(&self.shared.policy.current().version));
         record.protocol = Some(self.protocol);
         record.authority = Some(crate::audit::record::clip(name, 253).into());

@@ -214,16 +214,13 @@ async fn refresh_executable(connection: &Connection) {
     let Some(workload) = enforced.policy.workload(&identity.workload) else {
         return;
     };
-    if !workload.needs_exe() {
+    let needs = workload.needs();
+    if !needs.exe {
         return;
     }
     let asked = shared
         .supervisor
-        .executable(
-            &identity.workload,
-            &connection.origin.to_bytes(),
-            workload.needs_digest(),
-        )
+        .executable(&identity.workload, &connection.origin.to_bytes(), needs.digest)
         .await;
     let executable = match asked {
         Ok(executable) => Some(executable),

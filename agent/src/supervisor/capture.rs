@@ -338,7 +338,10 @@ impl Capture {
             }
             Err(error) => {
                 if self.intact {
-                    tracing::error!(what, %error, "kernel programs or maps were detached or unpinned and can't be put back: workloads may go out unchecked");
+                    tracing::error!(
+                        what,
+                        "kernel programs or maps were detached or unpinned and can't be put back, so workloads may go out unchecked: {error}"
+                    );
                     records.perimeter_broken(&format!(
                         "detached or unpinned: {what}; can't be put back: {error}"
                     ));

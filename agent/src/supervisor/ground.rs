@@ -1,7 +1,7 @@
 //! What must hold before the agent does anything: its rights, its directories, and that it is the only one.
 
 use std::fs::{File, Permissions};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use caps::{CapSet, Capability};
@@ -46,13 +46,22 @@ pub(super) fn take(config: &Config) -> Result<[Flock<File>; 2], Error> {
 }
 
 fn make_directories(config: &Config) -> Result<(), Error> {
-    for dir in [&config.state_dir, &config.runtime_dir] {
-        std::fs::create_dir_all(dir).map_err(io("make", dir))?;
-    }
+    std::fs::create_dir_all(&config.state_dir).map_err(io("make", &config.state_dir))?;
+    make_runtime_dir(&config.runtime_dir)?;
     if let Some(dir) = config.audit.file.parent() {
         std::fs::create_dir_all(dir).map_err(io("make", dir))?;
     }
     Ok(())
+}
+
+/// Managed users find their trust bundle in it, and everybody the admin socket.
+fn make_runtime_dir(dir: &Path) -> Result<(), Error> {
+    if dir.exists() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(dir)
+        .and_then(|()| std::fs::set_permissions(dir, Permissions::from_mode(0o755)))
+        .map_err(io("make", dir))
 }
 
 /// One agent at a time: two would hand the same workloads to two policies. Who can open the file can hold the
@@ -66,7 +75,10 @@ pub(super) fn lock(dir: &Path) -> Result<Flock<File>, Error> {
         .mode(0o600)
         .open(&path)
         .map_err(io("make", &path))?;
-    file.set_permissions(Permissions::from_mode(0o600))
-        .map_err(io("close to others", &path))?;
+    let open_to_others = file.metadata().is_ok_and(|found| found.mode() & 0o077 != 0);
+    if open_to_others {
+        file.set_permissions(Permissions::from_mode(0o600))
+            .map_err(io("close to others", &path))?;
+    }
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_held| Error::Locked { path })
 }

@@ -410,7 +410,7 @@ fn blank(kind: Kind, caller: Caller) -> Record {
         kind,
         RequestId::from_bytes(*uuid::Uuid::now_v7().as_bytes()),
         time,
-        Arc::new(caller),
+        caller.into(),
     )
 }
 

@@ -28,6 +28,7 @@ impl Supervisor {
                 .audit_error
                 .clone()
                 .or_else(|| self.records.failure().map(ToOwned::to_owned)),
+            trust_error: self.roots_watch.failure().map(ToOwned::to_owned),
             calls: figures.calls,
             denied: figures.denied,
             failed: figures.failed,

@@ -22,12 +22,45 @@ const WAYS: &[(&str, &str, &str)] = &[
         "ReadWritePaths=/etc/systemd/system\n",
         "/etc/systemd",
     ),
+    // What systemd opens, copies or makes over as root.
+    (
+        "LoadCredential",
+        "LoadCredential=key:/etc/callgate/secrets/api\n",
+        "LoadCredential=key:/etc/callgate/secrets/api",
+    ),
+    (
+        "LoadCredentialEncrypted",
+        "LoadCredentialEncrypted=mine:stripe\n",
+        "/etc/credstore/stripe",
+    ),
+    (
+        "StandardInput",
+        "StandardInput=file:/etc/callgate/secrets/api\n",
+        "/etc/callgate/secrets/api",
+    ),
+    (
+        "StandardOutput",
+        "StandardOutput=append:/var/log/callgate/audit.jsonl\n",
+        "audit.jsonl",
+    ),
+    (
+        "EnvironmentFile",
+        "EnvironmentFile=-/etc/callgate/secrets/api\n",
+        "/etc/callgate/secrets/api",
+    ),
+    ("StateDirectory", "StateDirectory=callgate\n", "/var/lib/callgate"),
+    ("RuntimeDirectory", "RuntimeDirectory=callgate\n", "/run/callgate"),
 ];
 
 #[test]
 fn settings_that_bring_back_what_is_taken_away_are_refused() -> Result<()> {
     require!(Root, CgroupV2, Btf, Bed);
     let bed = host()?;
+    // A credential that the agent has from systemd is no other unit's either.
+    bed.unit(
+        "callgate.service.d/key.conf",
+        "[Service]\nLoadCredential=stripe\n",
+    )?;
     for (setting, text, reason) in WAYS {
         bed.unit(
             "billing.service",

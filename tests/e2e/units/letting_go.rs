@@ -100,6 +100,26 @@ fn the_package_goes_although_a_managed_unit_starts_again_and_again() -> Result<(
 }
 
 #[test]
+fn the_package_goes_although_its_settings_are_broken() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let bed = host()?;
+    idle(&bed)?;
+    bed.write("/etc/callgate/callgate.toml", "this is [no TOML\n")?;
+    let purged = bed.run(["dpkg", "--purge", "callgate"])?;
+    assert_eq!(purged.code(), Some(0), "{purged:?}");
+    assert!(
+        purged.stderr.contains("going on with what can be read"),
+        "{purged:?}"
+    );
+    let places = "/etc/callgate /run/callgate /var/lib/callgate /sys/fs/bpf/callgate /etc/systemd/system";
+    let left = bed.sh(&format!("find {places} -name '*callgate*'"))?;
+    assert_eq!(left.stdout, "");
+    let known = bed.run(["dpkg-query", "--show", "callgate"])?;
+    assert!(!known.status.success(), "{known:?}");
+    Ok(())
+}
+
+#[test]
 fn a_package_that_never_ran_can_be_removed_where_nothing_could_run() -> Result<()> {
     require!(Root, CgroupV2, Btf, Bed);
     let bed = Bed::boot(World::new()?)?;

@@ -52,3 +52,34 @@ fn a_program_without_our_variables_trusts_the_agent_and_the_host_outside_does_no
     assert_eq!(counts[0], counts[1] + 1);
     Ok(())
 }
+
+#[test]
+fn roots_that_could_not_be_renewed_are_told_and_renewed_once_that_is_mended() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let bed = host()?;
+    assert_eq!(bed.run(["callgate", "status"])?.code(), Some(0));
+    // Where the new bundle would be written first.
+    let aside = "/run/callgate/trust/ca-bundle.pem.new";
+    bed.run(["mkdir", aside])?.ok()?;
+    bed.sh("sed -i '1,40s/^mozilla/!mozilla/' /etc/ca-certificates.conf && update-ca-certificates")?
+        .ok()?;
+    let (status, doctor) = wait::until("the failure is told", wait::PATIENCE, || {
+        let status = bed.run(["callgate", "status"]).ok()?;
+        (status.code() == Some(1)).then(|| (status, bed.run(["callgate", "doctor"])))
+    })?;
+    assert!(status.stdout.contains("roots       OLD"), "{status:?}");
+    assert!(status.stdout.contains(aside), "{status:?}");
+    let doctor = doctor?;
+    assert_eq!(doctor.code(), Some(1), "{doctor:?}");
+    assert!(doctor.stdout.contains("warn roots renewed"), "{doctor:?}");
+    bed.run(["rmdir", aside])?.ok()?;
+    wait::until("the roots are renewed", wait::PATIENCE, || {
+        (bed.run(["callgate", "status"]).ok()?.code() == Some(0)).then_some(())
+    })?;
+    let counts = bed
+        .sh("grep -c BEGIN /run/callgate/trust/ca-bundle.pem; grep -c BEGIN /etc/ssl/certs/ca-certificates.crt")?
+        .ok()?;
+    let counts: Vec<u32> = counts.lines().map(str::parse).collect::<Result<_, _>>()?;
+    assert_eq!(counts[0], counts[1] + 1);
+    Ok(())
+}

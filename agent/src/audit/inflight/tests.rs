@@ -26,7 +26,7 @@ fn record(number: u8) -> Record {
         Kind::Call,
         RequestId::from_bytes([number; 16]),
         time,
-        Arc::default(),
+        Caller::default().into(),
     );
     record.path = Some("/v1/charges".into());
     record
@@ -231,7 +231,7 @@ fn calls(log: &Log, number: u8, upstream: &Path, until: Instant) {
     };
     let connection = Connection {
         id: log.connection_id(),
-        caller: Arc::new(caller),
+        caller: caller.into(),
         original_destination: None,
         sni: None,
         identify: None,

@@ -76,7 +76,7 @@ fn connection(log: &Log, workload: &str) -> Connection {
     };
     Connection {
         id: log.connection_id(),
-        caller: Arc::new(caller),
+        caller: caller.into(),
         original_destination: Some("192.0.2.1:443".parse().unwrap()),
         sni: Some("api.example.com".into()),
         identify: Some(Duration::from_micros(5)),

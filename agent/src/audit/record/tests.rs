@@ -5,6 +5,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
+use crate::identity::{Cgroup, WorkloadName};
 
 fn full() -> Record {
     let caller = Caller {
@@ -30,7 +31,7 @@ fn full() -> Record {
         }),
     };
     let time = Timestamp::from_unix_micros(1_700_000_000_000_001);
-    let mut record = Record::new(Kind::Call, RequestId::from_bytes([7; 16]), time, Arc::new(caller));
+    let mut record = Record::new(Kind::Call, RequestId::from_bytes([7; 16]), time, caller.into());
     record.outcome = Outcome::Completed;
     record.connection = Some(ConnectionId::from_bytes([8; 16]));
     record.original_destination = Some("192.0.2.1:443".parse().unwrap());
@@ -70,13 +71,14 @@ fn the_names_never_change() {
         line(&full()),
         concat!(
             r#"{"v":1,"time":"2023-11-14T22:13:20.000001Z","id":"07070707-0707-0707-0707-070707070707","#,
-            r#""kind":"call","outcome":"completed","connection":"08080808-0808-0808-0808-080808080808","#,
+            r#""kind":"call","connection":"08080808-0808-0808-0808-080808080808","#,
+            r#""original_destination":"192.0.2.1:443","sni":"api.stripe.com","authority":"api.stripe.com:443","#,
+            r#""scheme":"https","method":"GET","path":"/v1/charges","query":"limit=*","#,
             r#""workload":"billing","unit":"billing.service","invocation":"0123456789abcdef0123456789abcdef","#,
             r#""cgroup":{"id":42,"path":"/callgate.slice/callgate-billing.slice/billing.service"},"#,
             r#""pid":4711,"start_time":123456789000,"uid":1000,"gid":1000,"user":"app","comm":"curl","#,
             r#""exe":{"path":"/usr/bin/curl","device":65025,"inode":99},"#,
-            r#""original_destination":"192.0.2.1:443","sni":"api.stripe.com","authority":"api.stripe.com:443","#,
-            r#""scheme":"https","protocol":"h2","method":"GET","path":"/v1/charges","query":"limit=*","#,
+            r#""outcome":"completed","protocol":"h2","#,
             r#""decision":"allow","rule":"charges","policy":{"digest":"ab","generation":3},"#,
             r#""credential":{"name":"stripe","version":"1@2026-01-01T00:00:00Z"},"upstream":"198.51.100.1:443","#,
             r#""status":200,"bytes_up":0,"bytes_down":12,"timings":{"total_us":900}}"#,
@@ -87,7 +89,44 @@ fn the_names_never_change() {
 
 #[test]
 fn a_record_comes_back_as_it_was() {
-    let record = full();
+    let mut record = full();
+    assert_eq!(Record::parse(line(&record).as_bytes()).unwrap(), record);
+    record.caller = Caller::default().into();
+    assert_eq!(Record::parse(line(&record).as_bytes()).unwrap(), record);
+}
+
+#[test]
+fn records_of_one_caller_share_its_words_and_another_has_its_own() {
+    let mut record = full();
+    let first = line(&record);
+    assert_eq!(line(&record), first);
+    record.caller = Caller {
+        pid: Some(1),
+        ..Caller::default()
+    }
+    .into();
+    assert!(
+        line(&record).contains(r#""query":"limit=*","pid":1,"outcome""#),
+        "{}",
+        line(&record)
+    );
+}
+
+#[test]
+fn no_fact_of_a_record_is_left_out_of_its_line() {
+    let mut record = full();
+    record.truncated = true;
+    record.reason = Some("no_rule".into());
+    record.error = Some(Error {
+        source: Source::Upstream,
+        kind: "connect".into(),
+        message: "refused".into(),
+    });
+    record.kernel = Some(KernelLoss {
+        events: 1,
+        map_full: 2,
+    });
+    record.count = Some(3);
     assert_eq!(Record::parse(line(&record).as_bytes()).unwrap(), record);
 }
 

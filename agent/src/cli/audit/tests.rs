@@ -1,7 +1,5 @@
 //! What is printed of records that a client tried to bend.
 
-use std::sync::Arc;
-
 use clap::Parser;
 
 use super::*;
@@ -25,7 +23,7 @@ fn record(number: u8) -> Record {
         Kind::Call,
         RequestId::from_bytes([number; 16]),
         time,
-        Arc::new(caller),
+        caller.into(),
     );
     record.outcome = Outcome::Denied;
     record.method = Some("GET".into());
@@ -69,7 +67,7 @@ fn a_line_shows_what_a_client_chose_escaped() {
 #[test]
 fn tail_takes_the_last_ones_of_one_workload() {
     let mut other = record(3);
-    other.caller = Arc::new(Caller::default());
+    other.caller = Caller::default().into();
     let records = [record(1), record(2), other];
     let (text, _) = printed(&["tail", "-n", "1", "--json", "--workload", "billing"], &records);
     assert_eq!(Record::parse(text.as_bytes()).unwrap(), records[1]);

@@ -47,7 +47,7 @@ fn units(config: &Config) -> Vec<Check> {
     let policy = store::load_dir(&config.policy_dir).policy.ok();
     match states(config, policy.as_ref()) {
         Ok(states) if states.is_empty() => vec![Check::pass(NAME, "none is enabled")],
-        Ok(states) => states.iter().map(check).collect(),
+        Ok(states) => states.iter().flat_map(checks_of).collect(),
         Err(error) => vec![Check::warn(
             NAME,
             format!("not looked at: {error:#}"),
@@ -56,23 +56,29 @@ fn units(config: &Config) -> Vec<Check> {
     }
 }
 
+const UNIT: &str = "unit";
+
+/// Whether it is held, and what holds it less tightly.
+fn checks_of(state: &State) -> Vec<Check> {
+    let warnings = state.warnings.iter().map(|warning| {
+        let found = format!("{}: {}", state.unit, warning.what);
+        Check::warn(UNIT, found, &warning.fix)
+    });
+    [check(state)].into_iter().chain(warnings).collect()
+}
+
 fn check(state: &State) -> Check {
-    const NAME: &str = "unit";
-    let State {
-        unit,
-        workload,
-        faults,
-    } = state;
+    let (unit, workload, faults) = (&state.unit, &state.workload, &state.faults);
     if faults.is_empty() {
-        return Check::pass(NAME, format!("{unit} is held as a part of {workload}"));
+        return Check::pass(UNIT, format!("{unit} is held as a part of {workload}"));
     }
     let all: Vec<_> = faults.iter().map(|fault| fault.what.as_str()).collect();
     let found = format!("{unit}: {}", all.join("; "));
     let fixes: Vec<_> = faults.iter().map(|fault| fault.fix.as_str()).collect();
     if faults.iter().any(|fault| fault.open) {
-        Check::fail(NAME, found, &fixes.join("; "))
+        Check::fail(UNIT, found, &fixes.join("; "))
     } else {
-        Check::warn(NAME, found, &fixes.join("; "))
+        Check::warn(UNIT, found, &fixes.join("; "))
     }
 }
 
@@ -94,6 +100,7 @@ mod tests {
             unit: "billing.service".to_owned(),
             workload: WorkloadName::parse("billing").unwrap(),
             faults,
+            warnings: Vec::new(),
         };
         assert_eq!(check(&with(vec![])).status, Status::Pass);
         assert_eq!(check(&with(vec![fault(false)])).status, Status::Warn);

@@ -62,6 +62,7 @@ pub(super) fn shown(unit: &str) -> anyhow::Result<Facts> {
     let shown = systemctl(["show", "--property", &PROPERTIES.join(","), "--", &of_all(unit)])?;
     let mut facts = Facts::read(unit, &shown);
     facts.later = super::later(&facts);
+    facts.files = super::files(&facts);
     Ok(facts)
 }
 

@@ -6,7 +6,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use super::host;
-use crate::config::Config;
+use crate::config::{Config, DEFAULT_PATH};
 use crate::enroll::unit::{AGENT_UNIT, Facts, Finding, Setup, Weight};
 use crate::enroll::{reach, trust};
 use crate::identity::WorkloadName;
@@ -73,13 +73,22 @@ fn names(units: &[Glob], unit: &str) -> bool {
         .any(|glob| glob.matches(unit) || glob.matches(&instance) || template(glob))
 }
 
+/// What the operator accepts, by options.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Accepted {
+    /// Services of the host that the unit may reach.
+    pub(super) left_open: Vec<PathBuf>,
+    /// Commands with full privileges.
+    pub(super) privileged: bool,
+}
+
 /// What the drop-in is made with.
 pub(super) fn setup(
     config: &Config,
     policy: &Policy,
     workload: &Workload,
     facts: &Facts,
-    left_open: &[PathBuf],
+    accepted: Accepted,
 ) -> anyhow::Result<Setup> {
     let directory = config.runtime_dir.join(TRUST_DIR);
     let view = View::new(config);
@@ -97,10 +106,36 @@ pub(super) fn setup(
         listen: workload.listen().to_vec(),
         hidden: view.hidden(policy).iter().map(|path| covered(path)).collect(),
         fixed,
-        left_open: left_open.to_vec(),
+        left_open: accepted.left_open,
+        allow_privileged: accepted.privileged,
+        own: own(config, view.hidden(policy)),
+        credentials: credentials()?,
         neighbours,
         bundled: bundled(facts),
     })
+}
+
+/// The agent's secrets, and its directories.
+fn own(config: &Config, hidden: Vec<PathBuf>) -> Vec<PathBuf> {
+    let agents = [
+        &config.state_dir,
+        &config.runtime_dir,
+        &config.policy_dir,
+        &config.file,
+    ];
+    let mut own: Vec<_> = hidden.into_iter().chain(agents.into_iter().cloned()).collect();
+    if config.file == Path::new(DEFAULT_PATH) {
+        own.extend(config.file.parent().map(Path::to_owned));
+    }
+    own
+}
+
+/// Where the agent's unit has its credentials from.
+fn credentials() -> anyhow::Result<Vec<String>> {
+    Ok(host::shown(AGENT_UNIT)?
+        .credentials()
+        .map(str::to_owned)
+        .collect())
 }
 
 /// Services outside of the slice, with the user that each runs as. Of root's only workloads: the host's own are many, and
@@ -134,6 +169,7 @@ pub(super) fn of_agent(config: &Config, workload: &Workload, unit: &str) -> Vec<
             weight: Weight::Refusal,
             setting,
             text,
+            fix: String::new(),
         });
     };
     if config.cgroup_parent.trim_matches('/') != PARENT {

@@ -73,7 +73,6 @@ pub(super) fn outside(sockets: &[String], workload: &WorkloadName) -> anyhow::Re
 }
 
 /// What of a service's drop-ins on this host is not as planned.
-#[expect(dead_code, reason = "next")]
 pub(super) fn is_stale(service: &str, plan: &unit::Plan) -> anyhow::Result<bool> {
     let wanted = [(service.to_owned(), plan.drop_in.clone())];
     for (name, text) in wanted.iter().chain(&plan.sockets) {

@@ -4,10 +4,11 @@ use std::path::Path;
 
 use anyhow::Context as _;
 
+use super::settings::Accepted;
 use super::{host, settings, sockets};
 use crate::config::Config;
 use crate::enroll::reach::SERVICES;
-use crate::enroll::unit::{self, Weight};
+use crate::enroll::unit::{self, Facts, Weight};
 use crate::identity::WorkloadName;
 use crate::policy::Policy;
 
@@ -20,6 +21,8 @@ pub struct State {
     pub workload: WorkloadName,
     /// Why it isn't, or not as it should be, each with what to do.
     pub faults: Vec<Fault>,
+    /// What holds it less tightly, or will not work, by its own settings.
+    pub warnings: Vec<Fault>,
 }
 
 /// Something that is wrong with an enabled unit.
@@ -39,107 +42,167 @@ pub struct Fault {
 /// If systemd can't be asked.
 pub fn states(config: &Config, policy: Option<&Policy>) -> anyhow::Result<Vec<State>> {
     let enabled = host::enabled()?;
-    enabled
+    let named = enabled
         .into_iter()
-        .filter_map(|(unit, slice)| Some((unit, WorkloadName::of_slice(&slice)?)))
-        .map(|(unit, workload)| {
-            let faults = faults(config, policy, &unit, &workload)?;
-            Ok(State {
-                unit,
-                workload,
-                faults,
-            })
-        })
+        .filter_map(|(unit, slice)| Some((unit, WorkloadName::of_slice(&slice)?)));
+    named
+        .map(|(unit, workload)| look(config, policy, unit, workload))
         .collect()
 }
 
-fn faults(
+/// The units whose drop-ins are not what `enable` would write now, each with what to do: what the drop-in hides, and
+/// where it lets the unit go, follows the policy.
+///
+/// # Errors
+/// If systemd can't be asked.
+pub fn stale(config: &Config, policy: &Policy) -> anyhow::Result<Vec<(String, String)>> {
+    let mut found = Vec::new();
+    for state in states(config, Some(policy))? {
+        let stale = state.faults.into_iter().find(|fault| fault.what == STALE);
+        found.extend(stale.map(|fault| (state.unit, fault.fix)));
+    }
+    Ok(found)
+}
+
+const STALE: &str = "its drop-in was made for another policy, other settings or by another version";
+
+fn look(
     config: &Config,
     policy: Option<&Policy>,
-    unit: &str,
-    workload: &WorkloadName,
-) -> anyhow::Result<Vec<Fault>> {
-    let mut faults = Vec::new();
-    let mut add = |open, what: String, fix: String| faults.push(Fault { what, fix, open });
-    let facts = host::facts(unit)?;
+    unit: String,
+    workload: WorkloadName,
+) -> anyhow::Result<State> {
+    let mut state = State {
+        unit,
+        workload,
+        faults: Vec::new(),
+        warnings: Vec::new(),
+    };
+    let facts = host::facts(&state.unit)?;
     if facts.get("LoadState") != "loaded" {
         let why = host::why_not_loaded(&facts);
-        add(
-            false,
-            format!("systemd has no such unit: {why}"),
-            format!("callgate disable {unit}"),
-        );
-        return Ok(faults);
+        let fix = format!("callgate disable {}", state.unit);
+        state.add(false, format!("systemd has no such unit: {why}"), fix);
+        return Ok(state);
     }
-    let (slice, held) = (facts.get("Slice"), workload.slice());
-    if slice != held {
-        let what = format!("systemd would start it in {slice}, not in {held}");
-        let fix = format!("systemctl daemon-reload; if it stays so, callgate enable {unit} says why");
-        add(true, what, fix);
+    state.see_placement(config, &facts)?;
+    if let Some(policy) = policy {
+        state.see_plan(config, policy, &facts)?;
     }
-    let marker = config.runtime_dir.join("armed").join(workload.as_str());
-    let sockets = facts
-        .sockets
-        .iter()
-        .filter(|socket| unit::takes_connections(socket));
-    let sockets: Vec<_> = sockets.map(|socket| socket.unit().to_owned()).collect();
-    for socket in sockets::outside(&sockets, workload)? {
-        let what = format!("{socket} makes its sockets outside of the workload");
-        let fix = format!(
-            "callgate enable {unit}; systemctl stop {} {socket}; systemctl start {socket}",
-            host::pattern(unit)
-        );
-        add(true, what, fix);
+    state.see_running()?;
+    Ok(state)
+}
+
+impl State {
+    fn add(&mut self, open: bool, what: String, fix: String) {
+        self.faults.push(Fault { what, fix, open });
     }
-    if !marker.exists() {
-        let what = format!("the agent does not hold {workload}: the unit does not start");
-        add(
-            false,
-            what,
-            "systemctl start callgate, or put the workload into the policy".to_owned(),
-        );
+
+    /// Where systemd would start it, and its sockets, and whether it may.
+    fn see_placement(&mut self, config: &Config, facts: &Facts) -> anyhow::Result<()> {
+        let (unit, workload) = (self.unit.clone(), self.workload.clone());
+        let (slice, held) = (facts.get("Slice"), workload.slice());
+        if slice != held {
+            let what = format!("systemd would start it in {slice}, not in {held}");
+            let fix = format!("systemctl daemon-reload; if it stays so, callgate enable {unit} says why");
+            self.add(true, what, fix);
+        }
+        let sockets = facts
+            .sockets
+            .iter()
+            .filter(|socket| unit::takes_connections(socket));
+        let sockets: Vec<_> = sockets.map(|socket| socket.unit().to_owned()).collect();
+        for socket in sockets::outside(&sockets, &workload)? {
+            let what = format!("{socket} makes its sockets outside of the workload");
+            let fix = format!(
+                "callgate enable {unit}; systemctl stop {} {socket}; systemctl start {socket}",
+                host::pattern(&unit)
+            );
+            self.add(true, what, fix);
+        }
+        let marker = config.runtime_dir.join("armed").join(workload.as_str());
+        if !marker.exists() {
+            let what = format!("the agent does not hold {workload}: the unit does not start");
+            let fix = "systemctl start callgate, or put the workload into the policy".to_owned();
+            self.add(false, what, fix);
+        }
+        Ok(())
     }
-    match policy.map(|policy| policy.workload(workload)) {
-        None => {}
-        Some(None) => {
+
+    /// What `enable` would say and write now.
+    fn see_plan(&mut self, config: &Config, policy: &Policy, facts: &Facts) -> anyhow::Result<()> {
+        let (unit, workload) = (self.unit.clone(), self.workload.clone());
+        let Some(known) = policy.workload(&workload) else {
             let what = format!("the policy has no workload {workload}: it is held, and may do nothing");
-            add(
+            self.add(
                 false,
                 what,
                 format!("put it into the policy, or callgate disable {unit}"),
             );
-        }
-        Some(Some(known)) => {
-            let open = left_open(&host::file(unit))?;
-            let setup = settings::setup(config, policy.context("a policy")?, known, &facts, &open)?;
-            let findings = unit::plan(&facts, workload, &setup).findings;
-            for finding in findings
-                .into_iter()
-                .filter(|finding| finding.weight == Weight::Refusal)
-            {
-                let what = format!("{}: {}", finding.setting, finding.text);
-                add(true, what, format!("mend it, then callgate enable {unit}"));
+            return Ok(());
+        };
+        let accepted = accepted(&host::file(&unit))?;
+        let again = command(&unit, &workload, &accepted);
+        let setup = settings::setup(config, policy, known, facts, accepted)?;
+        let plan = unit::plan(facts, &workload, &setup);
+        for finding in &plan.findings {
+            let what = format!("{}: {}", finding.setting, finding.text);
+            match finding.weight {
+                Weight::Refusal => self.add(true, what, format!("mend it, then {again}")),
+                Weight::Warning => self.warnings.push(Fault {
+                    what,
+                    fix: finding.fix.clone(),
+                    open: false,
+                }),
+                Weight::Note => {}
             }
         }
-    }
-    for (instance, cgroup) in host::running(unit)? {
-        // An instance that is enabled by itself goes before its template.
-        let is_anothers = instance != unit && host::file(&instance).exists();
-        if !is_anothers && !cgroup.contains(&format!("/{}/", workload.slice())) {
-            let what = format!("{instance} runs as it was before it was enabled, in {cgroup}");
-            add(true, what, format!("systemctl restart {instance}"));
+        if sockets::is_stale(&unit, &plan)? {
+            let restart = format!("systemctl try-restart {}", host::pattern(&unit));
+            self.add(false, STALE.to_owned(), format!("{again}; {restart}"));
         }
+        Ok(())
     }
-    Ok(faults)
+
+    /// What still runs as it was before.
+    fn see_running(&mut self) -> anyhow::Result<()> {
+        for (instance, cgroup) in host::running(&self.unit)? {
+            // An instance that is enabled by itself goes before its template.
+            let is_anothers = instance != self.unit && host::file(&instance).exists();
+            if !is_anothers && !cgroup.contains(&format!("/{}/", self.workload.slice())) {
+                let what = format!("{instance} runs as it was before it was enabled, in {cgroup}");
+                self.add(true, what, format!("systemctl restart {instance}"));
+            }
+        }
+        Ok(())
+    }
 }
 
-/// The services that the drop-in leaves in the unit's reach, since the operator said so.
-fn left_open(file: &Path) -> anyhow::Result<Vec<std::path::PathBuf>> {
+/// The command that enables a unit as it was enabled.
+fn command(unit: &str, workload: &WorkloadName, accepted: &Accepted) -> String {
+    let open = accepted
+        .left_open
+        .iter()
+        .map(|path| format!(" --leave-open {}", path.display()));
+    let privileged = if accepted.privileged {
+        " --allow-privileged"
+    } else {
+        ""
+    };
+    let options: String = open.chain([privileged.to_owned()]).collect();
+    format!("callgate enable --workload {workload}{options} {unit}")
+}
+
+/// What the operator accepted when the drop-in was written.
+fn accepted(file: &Path) -> anyhow::Result<Accepted> {
     let text = std::fs::read_to_string(file).with_context(|| format!("can't read {}", file.display()))?;
     let closed = |path: &&&str| {
         text.lines()
             .any(|line| line.strip_prefix("InaccessiblePaths=-") == Some(**path))
     };
     let open = SERVICES.iter().filter(|path| !closed(path));
-    Ok(open.map(std::path::PathBuf::from).collect())
+    Ok(Accepted {
+        left_open: open.map(std::path::PathBuf::from).collect(),
+        privileged: unit::accepts_privileged(&text),
+    })
 }

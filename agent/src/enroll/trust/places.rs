@@ -10,6 +10,8 @@ use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
+use crate::enroll::make_directory;
+
 use super::{HOST_BUNDLES, MAX_BUNDLE_BYTES, TrustError, io_error, replace};
 
 /// Where distributions keep their roots: Debian, Alpine, Arch; Fedora, with links from the second; SUSE.
@@ -63,8 +65,8 @@ pub(super) fn copy(host: &Path, own: &Path, merged: Merged<'_>) -> Result<(), Tr
 }
 
 fn copy_level(host: &Path, own: &Path, merged: Merged<'_>, levels: usize) -> Result<(), TrustError> {
-    fs::create_dir_all(own).map_err(io_error("make", own))?;
-    // The umask must not keep managed users out.
+    make_directory(own).map_err(io_error("make", own))?;
+    // Whatever became of an earlier start.
     fs::set_permissions(own, PermissionsExt::from_mode(0o755)).map_err(io_error("open up", own))?;
     let mut kept = BTreeSet::new();
     for entry in entries(host)? {

@@ -70,7 +70,16 @@ pub(super) const HOLDING: &[&str] = &[
 /// The drop-in that makes the unit a part of `workload`.
 #[must_use]
 pub fn text(facts: &Facts, workload: &WorkloadName, setup: &Setup) -> String {
-    head(facts, workload, setup) + &hold(facts, setup)
+    let accepted = if setup.allow_privileged { ACCEPTED } else { "" };
+    head(facts, workload, setup) + accepted + &hold(facts, setup)
+}
+
+const ACCEPTED: &str = "# Its commands with full privileges are accepted (--allow-privileged).\n";
+
+/// Whether the drop-in with this text was written for an operator who accepts those.
+#[must_use]
+pub fn accepts_privileged(text: &str) -> bool {
+    text.contains(ACCEPTED)
 }
 
 /// What its processes trust, and what they can't do.
@@ -196,7 +205,7 @@ fn ranges(facts: &Facts, setup: &Setup) -> String {
     let mut text = "\n".to_owned();
     if setup.listens() {
         text.push_str("# No IPAddressDeny=any: the workload takes connections from outside.\n");
-        if !facts.get("IPAddressDeny").is_empty() {
+        if facts.denies_ranges() {
             line(&mut text, "IPAddressAllow", "localhost");
         }
         return text;

@@ -14,7 +14,9 @@ pub const PROPERTIES: &[&str] = &[
     "BindPaths",
     "BindReadOnlyPaths",
     "BusName",
+    "CacheDirectory",
     "CapabilityBoundingSet",
+    "ConfigurationDirectory",
     "Delegate",
     "DropInPaths",
     "DynamicUser",
@@ -35,6 +37,7 @@ pub const PROPERTIES: &[&str] = &[
     "Listen",
     "LoadError",
     "LoadState",
+    "LogsDirectory",
     "NetworkNamespacePath",
     "OpenFile",
     "PAMName",
@@ -43,8 +46,10 @@ pub const PROPERTIES: &[&str] = &[
     "RestrictAddressFamilies",
     "RootDirectory",
     "RootImage",
+    "RuntimeDirectory",
     "Slice",
     "SocketProtocol",
+    "StateDirectory",
     "SupplementaryGroups",
     "SystemCallErrorNumber",
     "SystemCallFilter",
@@ -65,6 +70,13 @@ pub struct DropIn {
 }
 
 impl DropIn {
+    /// With lines that go on in the next one joined.
+    #[must_use]
+    pub fn new(path: PathBuf, text: &str) -> Self {
+        let text = text.replace("\\\n", " ");
+        Self { path, text }
+    }
+
     /// Whether systemd reads it after ours: by file name, whatever directory it is in.
     #[must_use]
     pub fn is_after_ours(path: &std::path::Path) -> bool {
@@ -88,6 +100,8 @@ pub struct Facts {
     properties: Vec<(String, String)>,
     /// Its drop-ins that are read after ours.
     pub later: Vec<DropIn>,
+    /// All files that make it, in systemd's order: for settings that it does not show.
+    pub files: Vec<DropIn>,
     /// The limits of the slice that it is in now, as `NAME=VALUE`.
     pub slice_limits: Vec<String>,
     /// The socket units that start it, and whose sockets it gets.
@@ -105,6 +119,7 @@ impl Facts {
                 .map(|(key, value)| (key.to_owned(), value.to_owned()))
                 .collect(),
             later: Vec::new(),
+            files: Vec::new(),
             slice_limits: Vec::new(),
             sockets: Vec::new(),
         }
@@ -160,6 +175,35 @@ impl Facts {
         }
     }
 
+    /// What its files set, for a setting that adds to a list: an empty value begins anew.
+    pub(super) fn written<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
+        let mut list = Vec::new();
+        for (_, value) in self
+            .files
+            .iter()
+            .flat_map(DropIn::settings)
+            .filter(|(name, _)| *name == key)
+        {
+            if value.is_empty() {
+                list.clear();
+            } else {
+                list.push(value);
+            }
+        }
+        list.into_iter()
+    }
+
+    /// Whether it keeps ranges of addresses out by itself, whatever our drop-in says.
+    pub(super) fn denies_ranges(&self) -> bool {
+        let is_ours = |file: &&DropIn| file.path.file_name().is_some_and(|name| name == DROP_IN);
+        if !self.files.iter().any(|file| is_ours(&file)) {
+            return !self.get("IPAddressDeny").is_empty();
+        }
+        let others = self.files.iter().filter(|file| !is_ours(file));
+        let mut denied = others.flat_map(DropIn::settings);
+        denied.any(|(key, value)| key == "IPAddressDeny" && !value.is_empty())
+    }
+
     /// Whether it may do without one of the host's services that are taken from it.
     #[must_use]
     pub(super) fn keeps(setup: &Setup, path: &str) -> bool {
@@ -185,6 +229,13 @@ pub struct Command<'a> {
 }
 
 impl<'a> Command<'a> {
+    /// Whether the unit's user does not count for it ("!").
+    pub(super) fn keeps_root(&self) -> bool {
+        self.flags
+            .split_ascii_whitespace()
+            .any(|flag| flag == "no-setuid")
+    }
+
     /// Whether neither the unit's user nor its confinement counts for it ("+").
     pub(super) fn is_privileged(&self) -> bool {
         self.flags

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::drop_in::{HOLDING, environment, is_allow_list};
 use super::facts::Command;
-use super::{AGENT_UNIT, Facts, Finding, Setup, Weight, socket};
+use super::{AGENT_UNIT, Facts, Finding, Setup, Weight, reads, socket};
 use crate::enroll::reach::{CREDENTIAL_STORES, KEPT, SERVICES};
 
 const BUS: &str = "/run/dbus/system_bus_socket";
@@ -18,7 +18,8 @@ pub(super) fn of(facts: &Facts, setup: &Setup) -> Vec<Finding> {
         sockets(&mut found, socket, setup);
     }
     rights(&mut found, facts, setup);
-    commands(&mut found, facts);
+    commands(&mut found, facts, setup);
+    reads::refuse(&mut found, facts, setup);
     services(&mut found, facts, setup);
     unnameable(&mut found, setup);
     trust(&mut found, facts, setup);
@@ -26,23 +27,24 @@ pub(super) fn of(facts: &Facts, setup: &Setup) -> Vec<Finding> {
     found.0
 }
 
-struct Found(Vec<Finding>);
+pub(super) struct Found(Vec<Finding>);
 
 impl Found {
-    fn refuse(&mut self, setting: &'static str, text: impl Into<String>) {
-        self.add(Weight::Refusal, setting, text.into());
+    pub(super) fn refuse(&mut self, setting: &'static str, text: impl Into<String>) {
+        self.add(Weight::Refusal, setting, text.into(), String::new());
     }
-    fn warn(&mut self, setting: &'static str, text: impl Into<String>) {
-        self.add(Weight::Warning, setting, text.into());
+    fn warn(&mut self, setting: &'static str, text: impl Into<String>, fix: impl Into<String>) {
+        self.add(Weight::Warning, setting, text.into(), fix.into());
     }
     fn note(&mut self, setting: &'static str, text: impl Into<String>) {
-        self.add(Weight::Note, setting, text.into());
+        self.add(Weight::Note, setting, text.into(), String::new());
     }
-    fn add(&mut self, weight: Weight, setting: &'static str, text: String) {
+    fn add(&mut self, weight: Weight, setting: &'static str, text: String, fix: String) {
         self.0.push(Finding {
             weight,
             setting,
             text,
+            fix,
         });
     }
 }
@@ -112,10 +114,14 @@ fn network(found: &mut Found, facts: &Facts, setup: &Setup) {
     for setting in ["NetworkNamespacePath", "JoinsNamespaceOf"] {
         if !facts.get(setting).is_empty() {
             let text = "its connections reach the agent only if that listens in its network namespace; elsewhere they are refused";
-            found.warn(setting, text);
+            found.warn(
+                setting,
+                text,
+                "take the setting out, or see in `callgate status` that its calls come through",
+            );
         }
     }
-    if !facts.get("IPAddressDeny").is_empty() {
+    if facts.denies_ranges() {
         found.note(
             "IPAddressDeny",
             "its own ranges keep holding, but this host's are allowed: that is where the agent listens",
@@ -147,21 +153,17 @@ fn sockets(found: &mut Found, facts: &Facts, setup: &Setup) {
         found.warn(
             SETTING,
             format!("{unit}: nobody reaches it at {address}, since the policy's `listen` does not have that port, or the socket is for datagrams"),
+            "put the port into the workload's `listen`; datagrams don't come in at all",
         );
     }
-    for Command { setting, path, .. } in facts.commands().filter(Command::is_privileged) {
-        found.warn(setting, format!("{unit}: {path} {PRIVILEGED}"));
-    }
 }
-
-const PRIVILEGED: &str =
-    "runs with full privileges (\"+\"): its connections are held, but as root it could leave the workload";
 
 fn rights(found: &mut Found, facts: &Facts, setup: &Setup) {
     if facts.is_root() {
         found.warn(
             "User",
-            "it runs as root, which owns the host's files whatever capabilities are taken from it; set User= or DynamicUser=yes",
+            "it runs as root, which owns the host's files whatever capabilities are taken from it",
+            "set User= or DynamicUser=yes",
         );
     }
     let lost = |property| -> Vec<String> {
@@ -172,19 +174,20 @@ fn rights(found: &mut Found, facts: &Facts, setup: &Setup) {
     let ambient = lost("AmbientCapabilities");
     if !ambient.is_empty() {
         let text = format!("it loses {}, which it asks for by name", ambient.join(", "));
-        found.warn("AmbientCapabilities", text);
+        found.warn("AmbientCapabilities", text, "take them out of the unit");
     }
     let bounding = lost("CapabilityBoundingSet");
     // All of them is what a unit has that says nothing.
     if !bounding.is_empty() && bounding.len() <= 24 {
         let text = format!("it loses {}, which it asks for by name", bounding.join(", "));
-        found.warn("CapabilityBoundingSet", text);
+        found.warn("CapabilityBoundingSet", text, "take them out of the unit");
     }
     for (other, user) in &setup.neighbours {
         if !facts.is("DynamicUser") && user == facts.user() {
             found.warn(
                 "User",
                 format!("{other} is not of this workload and runs as {user} too: each can take over the other (ptrace), and its rights"),
+                "give each a user of its own, or set DynamicUser=yes",
             );
         }
     }
@@ -199,12 +202,61 @@ fn rights(found: &mut Found, facts: &Facts, setup: &Setup) {
     }
 }
 
+/// Neither in the mounts nor with the rights of the unit, a command can do all that root can: write itself into another
+/// cgroup, read the agent's secrets, ask systemd.
+fn privileged(found: &mut Found, setup: &Setup, setting: &'static str, what: &str) {
+    let text = format!(
+        "{what}, as root without what holds the unit: it could leave the workload and read the agent's secrets"
+    );
+    if setup.allow_privileged {
+        let fix = "take the setting out, or do what it does in a unit of its own";
+        found.warn(setting, text, fix);
+    } else {
+        found.refuse(
+            setting,
+            format!("{text}; take that out, or accept it with `--allow-privileged`"),
+        );
+    }
+}
+
+/// systemd.syntax(7).
+fn is_yes(value: &str) -> bool {
+    matches!(
+        value.to_ascii_lowercase().as_str(),
+        "1" | "yes" | "y" | "true" | "t" | "on"
+    )
+}
+
 /// Where cgroups, pins and other things are by which the kernel takes orders.
 const KERNELS: &str = "/sys";
 
-fn commands(found: &mut Found, facts: &Facts) {
-    for Command { setting, path, .. } in facts.commands().filter(Command::is_privileged) {
-        found.warn(setting, format!("{path} {PRIVILEGED}"));
+/// What systemd starts for it, and for its socket units.
+fn commands(found: &mut Found, facts: &Facts, setup: &Setup) {
+    let all = facts
+        .sockets
+        .iter()
+        .filter(|socket| socket::takes_connections(socket));
+    for unit in all.chain([facts]) {
+        for Command { setting, path, .. } in unit.commands().filter(Command::is_privileged) {
+            privileged(
+                found,
+                setup,
+                setting,
+                &format!("{path} runs with full privileges (\"+\")"),
+            );
+        }
+    }
+    if facts.written("PermissionsStartOnly").any(is_yes) {
+        let text = "all commands but ExecStart= run with full privileges";
+        privileged(found, setup, "PermissionsStartOnly", text);
+    }
+    for Command { setting, path, .. } in facts.commands().filter(Command::keeps_root) {
+        let user = facts.user();
+        found.warn(
+            setting,
+            format!("{path} runs as root, not as {user} (\"!\"), though within all that holds the unit"),
+            "take the \"!\" off, or do what it does elsewhere",
+        );
     }
     let snap = facts
         .commands()
@@ -231,7 +283,11 @@ fn services(found: &mut Found, facts: &Facts, setup: &Setup) {
             "{} stays in its reach: what answers there may act for it outside of the workload",
             path.display()
         );
-        found.warn("InaccessiblePaths", text);
+        let fix = format!(
+            "`callgate enable {}` without `--leave-open` takes it away",
+            facts.unit()
+        );
+        found.warn("InaccessiblePaths", text, fix);
     }
     for setting in ["BindPaths", "BindReadOnlyPaths", "OpenFile"] {
         let shown = facts.words(setting).map(|bound| bound.trim_start_matches('-'));
@@ -286,7 +342,7 @@ fn brought(setup: &Setup, setting: &str, source: &str) -> Option<String> {
 }
 
 /// "/var/run/docker.sock" is "/run/docker.sock".
-fn of_run(path: &Path) -> PathBuf {
+pub(super) fn of_run(path: &Path) -> PathBuf {
     path.strip_prefix("/var/run")
         .map_or_else(|_| path.to_owned(), |rest| Path::new("/run").join(rest))
 }
@@ -297,13 +353,18 @@ fn trust(found: &mut Found, facts: &Facts, setup: &Setup) {
             found.warn(
                 setting,
                 "its own root is shown the agent's certificates where this host has them; if programs there look elsewhere, they don't trust the agent",
+                "put the host's roots where programs in there look, or bind the bundle over that place",
             );
         }
     }
     for path in &setup.bundled {
         found.warn(
             "ExecStart",
-            format!("{} seems to bring roots of its own and may not trust the agent; if its calls fail, use the program's own setting for a bundle, or a `tunnel` rule", path.display()),
+            format!(
+                "{} seems to bring roots of its own and may not trust the agent",
+                path.display()
+            ),
+            "if its calls fail, use the program's own setting for a bundle, or a `tunnel` rule",
         );
     }
     if facts.all("EnvironmentFiles").any(|file| !file.is_empty()) {

@@ -214,14 +214,157 @@ fn what_works_less_well_is_a_warning() {
         "NetworkNamespacePath",
         "namespace",
     );
-    let plus = "ExecStartPreEx={ path=/bin/prepare ; argv[]=/bin/prepare ; flags=privileged ; pid=0 }\n";
-    finds(plus, Warning, "ExecStartPre", "/bin/prepare");
+    let bang = "ExecStartPreEx={ path=/bin/prepare ; argv[]=/bin/prepare ; flags=no-setuid ; pid=0 }\n";
+    finds(bang, Warning, "ExecStartPre", "runs as root, not as billing");
     finds(
         "IPAddressDeny=::/0\n",
         Weight::Note,
         "IPAddressDeny",
         "this host's are allowed",
     );
+}
+
+#[test]
+fn commands_with_full_privileges_are_refused_unless_the_operator_accepts_them() {
+    let plus = "ExecStartPreEx={ path=/bin/prepare ; argv[]=/bin/prepare ; flags=ignore-failure privileged ; pid=0 }\n";
+    finds(plus, Weight::Refusal, "ExecStartPre", "--allow-privileged");
+    let accepting = Setup {
+        allow_privileged: true,
+        ..setup()
+    };
+    let plan = planned(&format!("{PLAIN}{plus}"), &accepting);
+    assert!(!plan.is_refused(), "{:?}", plan.findings);
+    assert!(
+        plan.findings
+            .iter()
+            .any(|found| found.text.contains("/bin/prepare")),
+        "{:?}",
+        plan.findings
+    );
+    assert!(accepts_privileged(&plan.drop_in));
+    assert!(!accepts_privileged(&planned(PLAIN, &setup()).drop_in));
+    let start_only = written("PermissionsStartOnly=yes\n");
+    assert!(
+        start_only
+            .iter()
+            .any(|text| text.contains("all commands but ExecStart="))
+    );
+}
+
+/// What is refused of a unit whose file says this.
+fn written(lines: &str) -> Vec<String> {
+    let mut facts = Facts::read("billing.service", PLAIN);
+    let path = "/etc/systemd/system/billing.service".into();
+    facts.files = vec![DropIn::new(path, &format!("[Service]\n{lines}"))];
+    let setup = Setup {
+        own: [
+            "/var/lib/callgate",
+            "/run/callgate",
+            "/etc/callgate",
+            "/srv/keys/api",
+        ]
+        .map(PathBuf::from)
+        .to_vec(),
+        credentials: vec!["stripe".to_owned(), "/srv/sealed".to_owned()],
+        ..setup()
+    };
+    let plan = plan(&facts, &WorkloadName::parse("billing").unwrap(), &setup);
+    let refused = plan
+        .findings
+        .into_iter()
+        .filter(|found| found.weight == Weight::Refusal);
+    refused.map(|found| found.text).collect()
+}
+
+#[test]
+fn what_systemd_would_open_for_it_of_the_agents_is_refused_with_the_line() {
+    for line in [
+        "LoadCredential=key:/etc/callgate/secrets/api",
+        "LoadCredential=all:/srv/keys",
+        "LoadCredential=stripe",
+        "LoadCredentialEncrypted=mine:/etc/credstore.encrypted/stripe",
+        "LoadCredentialEncrypted=mine:/srv/sealed",
+        "LoadCredential=state:%S/callgate/ca.key",
+        "StandardInput=file:/srv/keys/api",
+        "StandardOutput=append:/var/lib/callgate/log",
+        "StandardError=truncate:/var/run/callgate/x",
+    ] {
+        let refused = written(&format!("{line}\n"));
+        assert!(
+            refused.len() == 1 && refused[0].contains(line),
+            "{line}: {refused:?}"
+        );
+    }
+    for harmless in [
+        "LoadCredential=key:/etc/billing/key",
+        "LoadCredential=key:/run/callgate/trust/ca-bundle.pem",
+        "LoadCredential=other",
+        "LoadCredential=stripe\nLoadCredential=",
+        "SetCredential=stripe:value",
+        "StandardInput=file:/srv/input\nStandardOutput=journal",
+        "# LoadCredential=stripe",
+    ] {
+        assert_eq!(written(&format!("{harmless}\n")), [] as [&str; 0], "{harmless}");
+    }
+    assert_eq!(
+        written("LoadCredential=\\\nkey:/srv/keys/api\n").len(),
+        1,
+        "a line that goes on"
+    );
+}
+
+#[test]
+fn files_and_directories_that_systemd_shows_are_looked_at_too() {
+    let owning = Setup {
+        own: vec![
+            "/var/lib/callgate".into(),
+            "/etc/callgate".into(),
+            "/var/log/callgate/audit.jsonl".into(),
+        ],
+        ..setup()
+    };
+    for (shown, setting) in [
+        (
+            "EnvironmentFiles=/etc/callgate/callgate.toml (ignore_errors=yes)",
+            "EnvironmentFile",
+        ),
+        ("StateDirectory=billing callgate", "StateDirectory"),
+        ("LogsDirectory=callgate", "LogsDirectory"),
+        (
+            "ConfigurationDirectory=callgate/policy.d",
+            "ConfigurationDirectory",
+        ),
+    ] {
+        let plan = planned(&format!("{PLAIN}{shown}\n"), &owning);
+        let found = &plan.findings[0];
+        assert_eq!(
+            (found.weight, found.setting),
+            (Weight::Refusal, setting),
+            "{found:?}"
+        );
+    }
+    let other = "StateDirectory=billing\nEnvironmentFiles=/etc/default/billing (ignore_errors=no)\n";
+    assert!(!planned(&format!("{PLAIN}{other}"), &owning).is_refused());
+}
+
+#[test]
+fn every_warning_says_what_to_do() {
+    let shown = "Id=x\nRootDirectory=/srv\nNetworkNamespacePath=/run/netns/x\nAmbientCapabilities=cap_net_raw\nCapabilityBoundingSet=cap_net_raw\n";
+    let setup = Setup {
+        left_open: vec!["/run/docker.sock".into()],
+        neighbours: vec![("mail.service".into(), "root".into())],
+        bundled: vec!["/usr/bin/x".into()],
+        ..setup()
+    };
+    let plan = planned(shown, &setup);
+    let warnings = plan
+        .findings
+        .iter()
+        .filter(|found| found.weight == Weight::Warning);
+    assert_eq!(warnings.clone().count(), 8, "{:#?}", plan.findings);
+    for warning in warnings {
+        assert!(!warning.fix.is_empty(), "{warning:?}");
+    }
 }
 
 #[test]

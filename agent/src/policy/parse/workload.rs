@@ -6,7 +6,7 @@ use toml_span::value::Value;
 use super::super::diagnostic::Diagnostic;
 use super::super::index::Index;
 use super::super::matcher::{Account, Conditions, Glob};
-use super::super::model::{Direct, ExecBy, Mode, Place, RuleKind, Workload};
+use super::super::model::{Direct, ExecBy, Mode, Needs, Place, RuleKind, Workload};
 use super::super::reader::{Fields, Report, Spanned, nearest, text_of};
 use super::rule;
 use crate::identity::{Sha256, WorkloadName};
@@ -53,6 +53,7 @@ pub(super) fn parse(report: &mut Report<'_>, value: &Value<'_>) -> Option<Worklo
         credential: span,
     };
     let index = Index::default();
+    let needs = Needs::of(&conditions, &rules);
     Some(Workload {
         name: name?,
         conditions,
@@ -62,6 +63,7 @@ pub(super) fn parse(report: &mut Report<'_>, value: &Value<'_>) -> Option<Worklo
         direct,
         rules,
         index,
+        needs,
         place,
     })
 }

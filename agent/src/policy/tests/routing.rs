@@ -74,7 +74,7 @@ fn the_kernel_is_told_the_ports_that_rules_name() {
     assert!(!workload.may_ask(&HostName::parse("x.c.d").unwrap()));
     // Asking would hand the label to the very domain that is denied.
     assert!(!workload.may_ask(&HostName::parse("secret.e.f").unwrap()));
-    assert!(!workload.needs_exe() && !workload.needs_digest());
+    assert!(!workload.needs().exe && !workload.needs().digest);
 }
 
 #[test]

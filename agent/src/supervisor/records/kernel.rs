@@ -106,7 +106,7 @@ impl Looking {
         tokio::spawn(async move {
             let look = answers.about(origin.workload(), move |resolver| proven(&origin, resolver));
             if let Ok(Ok(Some(caller))) = tokio::time::timeout(FACTS, look).await {
-                record.caller = Arc::new(caller);
+                record.caller = caller.into();
             }
             // The receiver lives as long as the supervisor.
             drop(tell.send(record));

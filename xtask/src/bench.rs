@@ -1,0 +1,146 @@
+//! `cargo xtask bench`: what single steps cost, and the agent beside other proxies in one sandbox.
+
+use std::env;
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand};
+
+use crate::cmd::{self, Outcome};
+use crate::setup;
+use crate::test::{self, Profile};
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    what: Option<What>,
+    /// Only micro-benchmarks whose name contains this
+    filter: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Measure the agent beside nginx, HAProxy, Envoy, squid and mitmproxy, in turns, on private loopback (needs root)
+    Peers(Peers),
+}
+
+#[derive(Debug, Args)]
+struct Peers {
+    /// How often each peer has its turn
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+    /// Seconds for each measurement
+    #[arg(long, default_value_t = 4)]
+    secs: u32,
+    /// Seconds to wait at most, before each turn, for the rest of the machine to be idle
+    #[arg(long, default_value_t = 20)]
+    settle: u32,
+    /// Which, with commas between; all that are installed unless given
+    #[arg(long)]
+    peers: Option<String>,
+    /// Put the tables into BENCHMARKS.md
+    #[arg(long)]
+    write: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<Outcome> {
+    match &arguments.what {
+        Some(What::Peers(peers)) => beside_peers(peers),
+        None => micro(arguments.filter.as_deref()),
+    }
+}
+
+/// Criterion's, which compares with the last run by itself.
+fn micro(filter: Option<&str>) -> Result<Outcome> {
+    setup::all()?;
+    let mut bench = cmd::cargo(["bench", "--package", "callgate", "--benches", "--", "--noplot"]);
+    bench.args(filter);
+    cmd::run(setup::prepare(bench))?;
+    Ok(Outcome::Good)
+}
+
+fn beside_peers(peers: &Peers) -> Result<Outcome> {
+    if !cmd::is_root() {
+        eprintln!("bench: needs root, for a sandbox of its own: sudo -E cargo xtask bench peers");
+        return Ok(Outcome::Lacking);
+    }
+    setup::all()?;
+    let agent = test::build("callgate", "callgate", Profile::Release)?;
+    let own = cmd::root().join("target/peers");
+    let run = own.join("run");
+    fs::create_dir_all(&run).with_context(|| format!("can't make {}", run.display()))?;
+    let script = |name: &str| {
+        let path = cmd::root().join("tests/peers").join(name);
+        let mut command = cmd::command::<&str>(&path.to_string_lossy(), []);
+        command
+            .env("CALLGATE", &agent)
+            .env("BENCH_CACHE", own.join("cache"))
+            .env("BENCH_RUN", &run);
+        command
+    };
+    if let Err(error) = cmd::run(script("install.sh")) {
+        eprintln!("bench: {error:#}; measuring what is there");
+    }
+    let mut measure = script("measure.sh");
+    for (name, value) in [
+        ("--rounds", peers.rounds),
+        ("--secs", peers.secs),
+        ("--settle", peers.settle),
+    ] {
+        measure.args([name, &value.to_string()]);
+    }
+    measure.args(peers.peers.iter().flat_map(|peers| ["--peers", peers]));
+    cmd::show(&measure);
+    let output = measure
+        .stderr(Stdio::inherit())
+        .output()
+        .context("can't start the measurement")?;
+    let tables = String::from_utf8_lossy(&output.stdout);
+    if !output.status.success() {
+        bail!("the measurement failed: {}; {tables}", output.status);
+    }
+    println!("{tables}");
+    if peers.write {
+        write(&cmd::root().join("BENCHMARKS.md"), &tables)?;
+    }
+    Ok(Outcome::Good)
+}
+
+const BEGIN: &str = "<!-- peers -->\n";
+const END: &str = "<!-- /peers -->\n";
+
+/// Replaces what stands between the two marks.
+fn write(file: &Path, tables: &str) -> Result<()> {
+    let text = fs::read_to_string(file).with_context(|| format!("can't read {}", file.display()))?;
+    let parts = text.split_once(BEGIN).and_then(|(before, rest)| {
+        let (_old, after) = rest.split_once(END)?;
+        Some((before, after))
+    });
+    let (before, after) = parts.with_context(|| format!("{} lacks {BEGIN}{END}", file.display()))?;
+    let new = format!(
+        "{before}{BEGIN}{}\n\n{}\n{END}{after}",
+        machine(),
+        tables.trim_end()
+    );
+    fs::write(file, new).with_context(|| format!("can't write {}", file.display()))
+}
+
+/// Where and when this was measured.
+fn machine() -> String {
+    let date = cmd::read(cmd::command("date", ["+%Y-%m-%d"])).unwrap_or_default();
+    let kernel = cmd::read(cmd::command("uname", ["-r"])).unwrap_or_default();
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpuinfo
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
+        .map_or("unknown processor", |(_, model)| model);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    format!(
+        "{}; {cores} cores of {model}; Linux {}; {}.",
+        date.trim(),
+        kernel.trim(),
+        env::consts::ARCH
+    )
+}
