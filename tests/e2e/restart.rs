@@ -10,11 +10,13 @@ use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use callgate_common::abi;
 use callgate_common::names::{ABI_SLOT, LIVENESS};
 use harness::launch::{Place, wait_for};
+use harness::limit::WORLD_LIMIT;
 use harness::{World, assert_record, require, wait};
 use serde_json::{Value, json};
 
@@ -24,6 +26,8 @@ use crate::load::{Load, Recorded, STREAM, Said, allowing, check_records, prepare
 
 /// Connections that are each in the middle of an answer.
 const STREAMS: usize = 200;
+/// What a death and the next start may take on a busy machine.
+const EACH_KILL: Duration = Duration::from_secs(5);
 const MANY: &str = include_str!("restart/streams.py");
 const LISTENER: &str = "callgate-billing-tcp4";
 
@@ -132,6 +136,7 @@ fn an_agent_that_is_killed_a_hundred_times_under_load_keeps_its_ports_and_opens_
 
 fn killed(times: usize) -> Result<()> {
     let mut world = start()?;
+    world.may_last(WORLD_LIMIT.max(EACH_KILL * u32::try_from(times)?));
     let (port, names) = (world.keeper()?.port(LISTENER)?, world.keeper()?.names());
     let load = Load::start_in(&world, 4, 4)?;
     for _ in 0..times {

@@ -6,6 +6,7 @@ use std::io::Write as _;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
@@ -346,6 +347,11 @@ impl World {
             .take()
             .context("the agent has not been started")?
             .kill()
+    }
+
+    /// Gives the world another limit of time, from now on, than [`WORLD_LIMIT`]: for a test that does the same many times.
+    pub fn may_last(&mut self, limit: Duration) {
+        self._limit = Limit::new(self.cgroup.dir().to_owned(), limit);
     }
 
     /// Clients under this workload.

@@ -166,4 +166,26 @@ mod tests {
         tally.move_to_skipped(2);
         assert_eq!(tally.to_string(), "8 passed, 0 failed, 3 skipped");
     }
+
+    #[test]
+    fn each_bed_says_how_long_it_took_and_a_failure_in_one_is_one_of_all() {
+        let bed = |name: &str, failed| Bed {
+            name: name.to_owned(),
+            took: Duration::from_millis(61_250),
+            tally: Tally {
+                passed: 3,
+                failed,
+                skipped: 0,
+            },
+        };
+        let good = Ran::judged(vec![bed("one", 0), bed("other", 0)], Outcome::Lacking);
+        assert_eq!(good.outcome, Outcome::Lacking);
+        assert_eq!(good.tally().passed, 6);
+        assert_eq!(
+            good.beds[0].to_string(),
+            "   61.2 s  one: 3 passed, 0 failed, 0 skipped"
+        );
+        let bad = Ran::judged(vec![bed("one", 0), bed("other", 1)], Outcome::Lacking);
+        assert_eq!(bad.outcome, Outcome::No);
+    }
 }
