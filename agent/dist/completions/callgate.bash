@@ -285,7 +285,7 @@ _callgate() {
             return 0
             ;;
         callgate__subcmd__canary)
-            opts="-h --uid --gid --help"
+            opts="-h --uid --gid --netns --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -183,7 +183,7 @@ pub(super) fn what_a_workload_accepted_is_its_own(world: &mut World) -> Result<(
     let (one, _two) = std::os::unix::net::UnixStream::pair()?;
     assert_eq!(marks.standing(&one, 1, &[])?, Standing::Own);
     let listener = TcpListener::bind("127.0.0.1:0")?;
-    assert_eq!(marks.standing(&listener, 1, &[])?, Standing::Harmless);
+    assert_eq!(marks.standing(&listener, 1, &[])?, Standing::LetIn);
     server.stdin.take().context("no stdin")?.write_all(b"go\n")?;
     server.wait()?;
     Ok(())
