@@ -6,7 +6,9 @@ WRAP="$CALLGATE exec --config $RUN/callgate/callgate.toml --workload bench --"
 version() { "$CALLGATE" --version | sed 's/^callgate //'; }
 meta_or_start "$@"
 [[ ${BENCH_CGROUP:-} ]] || { echo "$0: run it in sandbox.sh" >&2; exit 1; }
-mkdir -p "$DIR"/{policy.d,secrets,state,run,audit,bpf}
+mkdir -p "$DIR"/{policy.d,secrets,state,run,audit,bpf,cgroup}
+# What the sandbox has at /sys/fs/cgroup is a part of the tree; the agent looks for the whole.
+mountpoint -q "$DIR/cgroup" || mount -t cgroup2 none "$DIR/cgroup"
 mountpoint -q "$DIR/bpf" || mount -t bpf bpf "$DIR/bpf"
 printf %s "$TOKEN" > "$DIR/secrets/token"; chmod 600 "$DIR/secrets/token"
 cat > "$DIR/callgate.toml" <<CONF
