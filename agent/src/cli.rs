@@ -63,7 +63,13 @@ pub struct Settings {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the agent
-    Run(Settings),
+    Run {
+        #[command(flatten)]
+        settings: Settings,
+        /// Go on as this user, with the same capabilities
+        #[arg(long, value_name = "NAME")]
+        user: Option<String>,
+    },
     /// Run a command as a workload
     Exec {
         #[command(flatten)]
@@ -144,7 +150,7 @@ pub fn main() -> ExitCode {
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     let (out, styled) = (&mut io::stdout().lock(), io::stdout().is_terminal());
     match command {
-        Command::Run(settings) => run::run(&settings.config),
+        Command::Run { settings, user } => run::run(&settings.config, user.as_deref()),
         Command::Exec { settings, args } => {
             let Some(config) = load(&settings.config)? else {
                 return Ok(ExitCode::from(WRONG));

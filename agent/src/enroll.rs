@@ -22,6 +22,7 @@ use nix::errno::Errno;
 use crate::identity::WorkloadName;
 use crate::identity::process::{HeldProcess, ProcessError};
 use crate::identity::unit::EXEC_PREFIX;
+use crate::rights;
 
 pub use leave::{occupied, remove_all};
 pub use mount::{Layout, Mount};
@@ -162,7 +163,7 @@ impl Workloads {
         let parent = normal_parent(parent)?;
         refuse_inside(mount::own_cgroup()?, &parent)?;
         let directory = mount.file(&parent);
-        make_directory(&directory).map_err(io_error("make", &directory))?;
+        rights::as_root(|| make_directory(&directory)).map_err(io_error("make", &directory))?;
         let markers = runtime_dir.join("armed");
         make_directory(&markers).map_err(io_error("make", &markers))?;
         Ok(Self {
@@ -302,7 +303,7 @@ impl Workloads {
         }
         let path = format!("{}/{EXEC_PREFIX}{id}", self.get(name)?.path());
         let directory = self.mount.file(&path);
-        make_readable(&directory).map_err(io_error("make", &directory))?;
+        rights::as_root(|| make_readable(&directory)).map_err(io_error("make", &directory))?;
         match enter(process, &directory, &path) {
             Ok(()) => Ok(path),
             Err(error) => {
@@ -322,7 +323,7 @@ impl Workloads {
         let directory = self
             .mount
             .file(&format!("{}/{EXEC_PREFIX}{id}", self.get(name)?.path()));
-        match make_readable(&directory) {
+        match rights::as_root(|| make_readable(&directory)) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(io_error("make", &directory)(error));
             }
@@ -360,7 +361,7 @@ impl Workloads {
     fn make(&mut self, name: &WorkloadName) -> Result<Workload, Error> {
         let path = format!("{}/{}", self.parent, name.slice());
         let file = self.mount.file(&path);
-        make_directory(&file).map_err(io_error("make", &file))?;
+        rights::as_root(|| make_directory(&file)).map_err(io_error("make", &file))?;
         let directory = open_directory(&file)?;
         let id = nix::sys::stat::fstat(&directory)
             .map_err(|errno| io_error("examine", &file)(errno.into()))?

@@ -21,6 +21,7 @@ pub mod memory;
 pub mod net;
 pub mod policy;
 pub mod proxy;
+pub mod rights;
 pub mod supervisor;
 pub mod systemd;
 pub mod telemetry;

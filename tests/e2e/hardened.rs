@@ -16,13 +16,16 @@ PATHS
 [credential.helper]
 hosts  = ["api.example.test:443"]
 scheme = "bearer"
-source = { exec = ["/usr/bin/python3", "-c", "print('s3cret')"] }
+source = { exec = ["/bin/sh", "-c", "CHECK cat /etc/callgate/secrets/read"] }
 
 [credential.systemd]
 hosts  = ["api.example.test:443"]
 scheme = "bearer"
 source = { systemd = "api" }
 "#;
+
+/// A credential helper is not root and may read all files, and no more.
+const CHECK: &str = "grep -q '^CapPrm:.0*4$' /proc/self/status && test $(id -u) != 0 &&";
 
 /// Has a room's namespace, given as standard input, stand for itself inside.
 const ROOM: &str =
@@ -50,7 +53,7 @@ fn policy() -> String {
             "[[workload.allow]]\nname = \"{name}\"\nhost = \"{API}\"\npaths = [\"/{name}\"]\ncredential = \"{credential}\"\nprivate = true\n{more}"
         )
     });
-    POLICY.replace("PATHS", &rules.concat())
+    POLICY.replace("PATHS", &rules.concat()).replace("CHECK", CHECK)
 }
 
 #[test]
@@ -61,6 +64,7 @@ fn what_the_agent_does_at_run_time_it_can_do_as_the_installed_unit() -> Result<(
     let room = world.room()?;
     let bed = Bed::installed(world)?;
     bed.write("/etc/credstore-test/api", "s3cret")?;
+    bed.secret("read", "s3cret")?;
     bed.sh("chmod 700 /etc/credstore-test; chmod 600 /etc/credstore-test/api; install -d -m 700 -o nobody /home/nobody; install -m 755 /usr/bin/curl /home/nobody/curl; echo 'canary_seconds = 1' >/etc/callgate/callgate.toml; printf '[audit]\\nmax_size_mib = 1\\n' >>/etc/callgate/callgate.toml")?
         .ok()?;
     bed.unit(
@@ -87,6 +91,7 @@ fn what_the_agent_does_at_run_time_it_can_do_as_the_installed_unit() -> Result<(
         assert_record!(bed, "unit" = unit, "rule" = name, "status" = 200);
     }
     assert_eq!(bed.sh(OPEN)?.ok()?, "755 755 644 644 755 640 600 700\n");
+    is_not_root(&bed)?;
     in_a_namespace(&bed, &room)?;
     // Rotation, and canaries meanwhile.
     bed.sh("head -c 1100000 /dev/zero | tr '\\0' ' ' >>/var/log/callgate/audit.jsonl")?
@@ -104,6 +109,28 @@ fn what_the_agent_does_at_run_time_it_can_do_as_the_installed_unit() -> Result<(
     assert!(!doctor.stdout.contains("FAIL"), "{doctor:?}");
     let log = bed.journal("callgate.service")?;
     assert!(!log.contains("WARN") && !log.contains("ERROR"), "{log}");
+    Ok(())
+}
+
+/// The supervisor has a user of its own and what its unit lists; the worker has another and nothing.
+fn is_not_root(bed: &Bed) -> Result<()> {
+    const RIGHTS: &str = r#"show() { awk '/^(Uid|Cap(Inh|Prm|Eff|Bnd|Amb)):/ { print $2 }' "/proc/$1/status" | xargs; }
+show "$0"; show "$(pgrep --oldest --parent "$0" --full 'exe worker')"; id -u callgate-agent; id -u callgate"#;
+    let pid = bed.property("callgate.service", "MainPID")?;
+    let said = bed.run(["sh", "-c", RIGHTS, &pid])?.ok()?;
+    let [supervisor, worker, own, unprivileged] = said.lines().collect::<Vec<_>>()[..] else {
+        anyhow::bail!("four lines were expected: {said}");
+    };
+    let (none, listed) = ("0000000000000000", "000000c0002811e6");
+    assert_ne!(own, unprivileged);
+    assert_eq!(
+        supervisor,
+        format!("{own} {none} {listed} {listed} {listed} {none}")
+    );
+    assert_eq!(
+        worker,
+        format!("{unprivileged} {none} {none} {none} {none} {none}")
+    );
     Ok(())
 }
 
@@ -132,6 +159,7 @@ fn a_bpf_file_system_that_the_host_unmounts_closes_workloads_until_the_agent_is_
     bed.sh("umount /sys/fs/bpf && mount -t bpf bpf /sys/fs/bpf")?
         .ok()?;
     bed.install(&bed::package()?)?;
+    bed.secret("read", "s3cret")?;
     let policy = policy()
         .replace("exe_sha256 = \"DIGEST\"", "")
         .replace("{ systemd = \"api\" }", "{ exec = [\"/bin/echo\", \"s3cret\"] }");
@@ -187,4 +215,50 @@ fn answered(bed: &Bed, after: usize) -> Result<()> {
         let codes = codes(bed).ok()?;
         codes.iter().skip(after).any(|code| code == "200").then_some(())
     })
+}
+
+#[test]
+fn what_an_agent_of_root_left_is_taken_over_by_one_that_is_not_and_back() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let mut world = World::new()?;
+    world.upstream(Upstream::new(API).bearer("s3cret", "acme"))?;
+    let bed = Bed::installed(world)?;
+    bed.secret("read", "s3cret")?;
+    bed.policy(
+        &policy()
+            .replace("exe_sha256 = \"DIGEST\"", "")
+            .replace(
+                "{ systemd = \"api\" }",
+                "{ file = \"/etc/callgate/secrets/read\" }",
+            )
+            .replace(CHECK, ""),
+    )?;
+    bed.unit("billing-caller.service", &CALLER.replace("API", API))?;
+    bed.run(["callgate", "enable", "billing-caller"])?.ok()?;
+    bed.systemctl(&["start", "billing-caller"])?.ok()?;
+    let owner = "stat -c %U /var/lib/callgate/ca.pem /var/log/callgate/audit.jsonl /run/callgate/lock | uniq";
+    let authority = std::fs::read(bed.path("/var/lib/callgate/ca.pem"))?;
+    let root = "callgate.service.d/root.conf";
+    for user in ["root", "callgate-agent"] {
+        if user == "root" {
+            bed.unit(
+                root,
+                "[Service]\nUser=\nExecStart=\nExecStart=/usr/bin/callgate run\n",
+            )?;
+        } else {
+            bed.unit(root, "")?;
+        }
+        bed.systemctl(&["restart", "callgate"])?.ok()?;
+        assert_eq!(bed.sh(owner)?.ok()?.trim(), user);
+        let before = codes(&bed)?.len();
+        answered(&bed, before)?;
+        bed.run(["callgate", "reload"])?.ok()?;
+    }
+    assert_eq!(std::fs::read(bed.path("/var/lib/callgate/ca.pem"))?, authority);
+    let codes = codes(&bed)?;
+    assert!(!codes.iter().any(|code| code == "401"), "{codes:?}");
+    let log = bed.journal("callgate.service")?;
+    let refused = ["not permitted", "ermission denied"];
+    assert!(!refused.iter().any(|words| log.contains(words)), "{log}");
+    Ok(())
 }

@@ -42,6 +42,7 @@ complete -c callgate -n "__fish_callgate_needs_command" -f -a "worker" -d 'The u
 complete -c callgate -n "__fish_callgate_needs_command" -f -a "canary" -d 'One connect from inside a workload; started by `run`'
 complete -c callgate -n "__fish_callgate_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c callgate -n "__fish_callgate_using_subcommand run" -l config -d 'The agent\'s settings' -r -F
+complete -c callgate -n "__fish_callgate_using_subcommand run" -l user -d 'Go on as this user, with the same capabilities' -r
 complete -c callgate -n "__fish_callgate_using_subcommand run" -s h -l help -d 'Print help'
 complete -c callgate -n "__fish_callgate_using_subcommand exec" -l config -d 'The agent\'s settings' -r -F
 complete -c callgate -n "__fish_callgate_using_subcommand exec" -s w -l workload -d 'The workload whose rules apply' -r

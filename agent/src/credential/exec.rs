@@ -15,6 +15,8 @@ use tokio::io::AsyncReadExt as _;
 use tokio::process::{Child, Command};
 use zeroize::Zeroizing;
 
+use crate::rights;
+
 use super::secret::{MAX_LEN, Secret, SecretError};
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -79,7 +81,8 @@ pub async fn run(command: &[String], timeout: Duration) -> Result<Secret, ExecEr
             return Err(ExecError::Relative { program });
         }
     };
-    let spawned = Command::new(&program)
+    let mut helper = Command::new(&program);
+    helper
         .args(arguments)
         .env_clear()
         .env("PATH", PATH)
@@ -88,8 +91,8 @@ pub async fn run(command: &[String], timeout: Duration) -> Result<Secret, ExecEr
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .process_group(0)
-        .kill_on_drop(true)
-        .spawn();
+        .kill_on_drop(true);
+    let spawned = rights::hand_on(rights::TO_READ_SECRETS, || helper.spawn());
     let mut child = spawned.map_err(|source| ExecError::Io {
         program: program.clone(),
         source,

@@ -5,6 +5,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use nix::unistd::User;
+
 use caps::Capability;
 
 /// What a process that runs as root keeps. Everything else could undo its capture: other cgroups, namespaces,
@@ -66,13 +68,23 @@ pub const CREDENTIAL_STORES: &[&str] = &[
     "/usr/lib/credstore.encrypted",
 ];
 
-/// Whether nobody but root may enter this directory, so that it can be hidden for the sake of a file in it: a file alone
+/// Whom `callgate.service` runs as.
+const AGENT_USER: &str = "callgate-agent";
+
+/// Whether nobody but root, and the installed agent, may enter this directory, so that it can be hidden for the sake of a file in it: a file alone
 /// comes to light again when it is replaced by a rename. Root's home stays, which programs look into.
 #[must_use]
 pub fn is_roots_alone(directory: &Path) -> bool {
+    let agent = User::from_name(AGENT_USER).ok().flatten();
+    let users = [Some(0), agent.as_ref().map(|user| user.uid.as_raw())];
+    let groups = [Some(0), agent.as_ref().map(|user| user.gid.as_raw())];
     directory != Path::new("/root")
         && fs::metadata(directory).is_ok_and(|found| {
-            let others = if found.gid() == 0 { 0o007 } else { 0o077 };
-            found.uid() == 0 && found.mode() & others == 0
+            let open = if groups.contains(&Some(found.gid())) {
+                0o007
+            } else {
+                0o077
+            };
+            users.contains(&Some(found.uid())) && found.mode() & open == 0
         })
 }

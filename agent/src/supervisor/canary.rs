@@ -24,6 +24,7 @@ use tokio::process::{Child, Command};
 use crate::channel::CANARY;
 use crate::ebpf::Netns;
 use crate::identity::WorkloadName;
+use crate::rights;
 
 use super::Supervisor;
 use super::sandbox::Unprivileged;
@@ -222,8 +223,10 @@ fn spawn(user: Unprivileged, procs: File, netns: Option<OwnedFd>) -> std::io::Re
         .arg("canary")
         .arg(format!("--uid={}", user.uid))
         .arg(format!("--gid={}", user.gid));
+    let mut handed = rights::TO_BECOME_ANOTHER.to_vec();
     if netns.is_some() {
         command.arg("--netns");
+        handed.push(rights::TO_ENTER_NAMESPACES);
     }
     command
         .env_clear()
@@ -231,8 +234,8 @@ fn spawn(user: Unprivileged, procs: File, netns: Option<OwnedFd>) -> std::io::Re
         .stdin(Stdio::from(procs))
         .stdout(netns.map_or_else(Stdio::null, Stdio::from))
         .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
+        .kill_on_drop(true);
+    rights::hand_on(&handed, || command.spawn())
 }
 
 impl Supervisor {

@@ -41,6 +41,14 @@ pub enum Error {
         /// The name.
         name: String,
     },
+    /// The two processes would have one user.
+    #[error(
+        "the worker can't run as {name}, which is the supervisor's own user: set `worker_user` to another"
+    )]
+    SameUser {
+        /// The name.
+        name: String,
+    },
     /// The kernel side.
     #[error(transparent)]
     Kernel(#[from] crate::ebpf::Error),

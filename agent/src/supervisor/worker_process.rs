@@ -14,6 +14,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::rights;
+
 use super::sandbox::Unprivileged;
 use crate::channel::ToSupervisor;
 use crate::channel::frame::{FrameError, pair};
@@ -100,7 +102,8 @@ impl WorkerProcess {
             .current_dir("/")
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null());
-        let child = command.spawn().map_err(|source| Error::Spawn { source })?;
+        let started = rights::hand_on(rights::TO_BECOME_ANOTHER, || command.spawn());
+        let child = started.map_err(|source| Error::Spawn { source })?;
         // The command holds the worker's end, whose close is the sign of the worker's.
         drop(command);
         let (sender, receiver) = open(ours)?;

@@ -46,6 +46,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("budget", 0),
     ("linkage", 0),
     ("memory", 0),
+    ("rights", 0),
     ("telemetry", 0),
     // What unit tests of all layers share.
     ("tests", 0),
