@@ -71,8 +71,9 @@ pub const CREDENTIAL_STORES: &[&str] = &[
 /// Whom `callgate.service` runs as.
 const AGENT_USER: &str = "callgate-agent";
 
-/// Whether nobody but root, and the installed agent, may enter this directory, so that it can be hidden for the sake of a file in it: a file alone
-/// comes to light again when it is replaced by a rename. Root's home stays, which programs look into.
+/// Whether nobody but root, and the installed agent, may enter this directory, so that it can be hidden for the sake of a
+/// file in it: a file alone comes to light again when it is replaced by a rename. Root's home stays, which programs look
+/// into.
 #[must_use]
 pub fn is_roots_alone(directory: &Path) -> bool {
     let agent = User::from_name(AGENT_USER).ok().flatten();

@@ -40,7 +40,7 @@ pub(in crate::audit) struct Beginning<'a> {
 }
 
 impl Beginning<'_> {
-    /// Appends it, with the caller: a JSON object that is still open.
+    /// Appends it, with the caller: a JSON object that is still open, for [`Record::write_ending`].
     pub(in crate::audit) fn write(&self, caller: &KnownCaller, line: &mut Vec<u8>) -> Result<(), Error> {
         let caller = caller.words(|caller| {
             let mut words = Vec::new();
