@@ -14,6 +14,9 @@ use crate::verdict::Verdict;
 use crate::{maps, origin};
 
 const SECOND_NS: u64 = 1_000_000_000;
+/// BPF_RB_NO_WAKEUP and BPF_RB_FORCE_WAKEUP (include/uapi/linux/bpf.h).
+const NO_WAKEUP: u64 = 1;
+const WAKE: u64 = 2;
 
 /// Counts and reports a refused call.
 #[inline(always)]
@@ -107,7 +110,7 @@ fn send(mut otherwise: SuppressedKey, reason: Reason, fill: impl FnOnce(*mut Ori
             unsafe { (&raw mut (*sample).reason).write(reason as u32) };
             // SAFETY: as above.
             unsafe { (&raw mut (*sample).pad).write(0) };
-            entry.submit(0);
+            entry.submit(urgency(reason));
             return;
         }
         maps::count(Reason::EventLost);
@@ -116,6 +119,16 @@ fn send(mut otherwise: SuppressedKey, reason: Reason, fill: impl FnOnce(*mut Ori
     }
     if !maps::suppress(&mut otherwise) {
         maps::count(Reason::MapFull);
+    }
+}
+
+/// The agent reads events many times a second anyway. It is woken for what it can help: a listener that it has yet to
+/// make.
+#[inline(always)]
+fn urgency(reason: Reason) -> u64 {
+    match reason {
+        Reason::NoListener => WAKE,
+        _ => NO_WAKEUP,
     }
 }
 

@@ -31,7 +31,7 @@ use std::io;
 use std::path::PathBuf;
 
 pub use callgate_common::{Origin, Reason};
-pub use events::{Events, Report};
+pub use events::{Bell, Events, Report};
 pub use features::Feature;
 pub use foreign::Marks;
 pub use loader::{LoadOptions, Programs, WorkerFds};

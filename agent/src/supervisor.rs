@@ -212,12 +212,17 @@ impl Supervisor {
         let mut replace = on(SignalKind::user_defined2())?;
         let mut tick = tokio::time::interval(TICK);
         let mut events = tokio::time::interval(EVENTS);
+        let bell = self.capture.bell();
+        let bell = bell.map_err(io("wait for", Path::new("the kernel's events")))?;
+        let moved = self.capture.moved();
         loop {
             tokio::select! {
                 happened = self.crew.next() => self.heed(happened),
                 Some(request) = self.admin.recv() => self.answer(request).await,
                 _ = tick.tick() => self.look_around(),
                 _ = events.tick() => self.read_events(false),
+                () = bell.rung() => self.read_events(false),
+                () = moved.notified() => self.keep_spaces(),
                 _ = hangup.recv() => { systemd::reloading(); self.reload().await; systemd::ready(&self.summary()); }
                 _ = replace.recv() => self.replace_worker(),
                 _ = terminate.recv() => break,
@@ -334,7 +339,10 @@ impl Supervisor {
                 workload,
                 reply,
             } => {
-                reply.send(self.capture.enroll(&peer, &workload, &self.policy, &self.trust));
+                let enrolled = self.capture.enroll(&peer, &workload, &self.policy, &self.trust);
+                // Where it is, it is served before it knows.
+                self.keep_spaces();
+                reply.send(enrolled);
             }
             Request::Release {
                 workload,

@@ -5,6 +5,8 @@
 mod container;
 /// From one run of the agent to the next.
 mod kept;
+/// How soon.
+mod noticed;
 
 use std::path::Path;
 use std::process::{Child, Stdio};

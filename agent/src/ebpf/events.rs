@@ -1,9 +1,13 @@
 //! Kernel refusals from the ring buffer.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use aya::maps::{MapData, RingBuf};
 use callgate_common::{Event, Origin, Reason};
+use tokio::io::unix::AsyncFd;
+
+use super::sys;
 
 /// One refusal, or one direct connection let through.
 #[derive(Clone, Copy, Debug)]
@@ -16,12 +20,21 @@ pub struct Report {
     pub suppressed: u32,
 }
 
-/// The reading end; poll its descriptor for input, then drain.
+/// The reading end: drain it now and then, and when its bell rings.
 pub struct Events(RingBuf<MapData>);
 
 impl Events {
     pub(super) fn new(ring: RingBuf<MapData>) -> Self {
         Self(ring)
+    }
+
+    /// Its bell. To be hung in a tokio runtime.
+    ///
+    /// # Errors
+    /// If the descriptor can't be waited at.
+    pub fn bell(&self) -> io::Result<Bell> {
+        let events = self.0.as_fd().try_clone_to_owned()?;
+        Ok(Bell(Some(sys::wait_at(events)?)))
     }
 
     /// Hands over everything that is there, at most `limit` reports; samples of an unknown kind are skipped.
@@ -42,8 +55,20 @@ impl Events {
     }
 }
 
-impl AsFd for Events {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+/// Tells at once of [`Reason::NoListener`], which the agent can help; of nothing else.
+#[derive(Debug, Default)]
+pub struct Bell(Option<AsyncFd<OwnedFd>>);
+
+impl Bell {
+    /// Waits until it rings; for ever if it belongs to no [`Events`].
+    pub async fn rung(&self) {
+        let Some(events) = &self.0 else {
+            return std::future::pending().await;
+        };
+        match events.readable().await {
+            Ok(mut ready) => ready.clear_ready(),
+            // The runtime ends.
+            Err(_) => std::future::pending().await,
+        }
     }
 }

@@ -1,22 +1,23 @@
 //! Holding workloads: their cgroups, listeners and kernel plans, and what the kernel reports of them.
 
 mod earlier;
+mod enroll;
 mod kept;
 mod release;
 mod sockets;
 mod spaces;
+mod wanted;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::admin::{Enrolled, Peer};
 use crate::config::Config;
-use crate::ebpf::{self, Direct, LoadOptions, Programs, Reason, Report, Transport, WorkerFds, WorkloadPlan};
-use crate::enroll::trust::Trust;
+use crate::ebpf::{
+    self, Bell, Direct, Events, LoadOptions, Programs, Reason, Report, Transport, WorkerFds, WorkloadPlan,
+};
 use crate::enroll::{Mount, Workloads};
 use crate::identity::WorkloadName;
-use crate::policy::matcher::Account;
 use crate::policy::{Policy, Workload};
 use crate::systemd::store::Store;
 
@@ -44,7 +45,7 @@ const REPORTS: usize = 4096;
 pub(super) struct Capture {
     programs: Programs,
     store: Store,
-    events: Option<ebpf::Events>,
+    events: Option<Events>,
     workloads: Workloads,
     held: BTreeMap<WorkloadName, Held>,
     strangers: Vec<Stranger>,
@@ -82,7 +83,7 @@ impl Capture {
             .map_err(super::io("read", Path::new("the network namespace's cookie")))?;
         let mut capture = Self {
             foreign,
-            spaces: Spaces::default(),
+            spaces: Spaces::new(),
             home,
             programs,
             store,
@@ -281,10 +282,7 @@ impl Capture {
         if let Some(events) = &mut self.events {
             events.drain(REPORTS, |report| reports.push(report));
         }
-        let lost = |report: &&Report| report.reason == Reason::NoListener;
-        for report in reports.iter().filter(lost) {
-            self.foreign.hurry(report.origin.workload());
-        }
+        self.serve_refused(&reports);
         reports.extend(self.foreign.reports());
         if last || self.summed.elapsed() >= SUMS {
             self.summed = Instant::now();
@@ -293,6 +291,11 @@ impl Capture {
             }
         }
         reports
+    }
+
+    /// Rings when there is something for [`Capture::reports`] that does not wait.
+    pub(super) fn bell(&self) -> std::io::Result<Bell> {
+        self.events.as_ref().map_or(Ok(Bell::default()), Events::bell)
     }
 
     /// What the kernel programs said since the last look of faults that have no event.
@@ -395,54 +398,6 @@ impl Capture {
             }
         }
     }
-
-    /// Moves a process that asked for it into a workload, if it may.
-    pub(super) fn enroll(
-        &self,
-        peer: &Peer,
-        workload: &WorkloadName,
-        policy: &Policy,
-        trust: &Trust,
-    ) -> Result<Enrolled, String> {
-        let known = policy.workload(workload).ok_or_else(|| {
-            format!(
-                "the policy has no workload {workload:?}",
-                workload = workload.as_str()
-            )
-        })?;
-        if !self.intact {
-            return Err(
-                "the kernel programs are not all in place, so nothing may run in a workload; `callgate status` and the agent's log say more".to_owned(),
-            );
-        }
-        if !may_exec(peer, known) {
-            return Err(format!(
-                "user {} may not run commands in workload {workload} (`exec_by`)",
-                peer.uid
-            ));
-        }
-        let id = uuid::Uuid::now_v7().simple().to_string();
-        let cgroup = self
-            .workloads
-            .place(&peer.process, workload, &id)
-            .map_err(|error| error.to_string())?;
-        self.foreign.look();
-        tracing::info!(%workload, uid = peer.uid, pid = peer.process.pid(), cgroup, "a command was enrolled");
-        let (hidden, fixed, over) = if peer.uid == 0 {
-            let over = trust.directories.clone();
-            (self.view.hidden(policy), self.view.fixed(policy), over)
-        } else {
-            // Another user can't read or change these anyway.
-            Default::default()
-        };
-        Ok(Enrolled {
-            cgroup,
-            env: trust.env.clone(),
-            hidden,
-            fixed,
-            over,
-        })
-    }
 }
 
 /// A workload takes a descriptor for each of its links and sockets; the soft limit is for programs that use select(2).
@@ -453,28 +408,4 @@ pub(super) fn raise_descriptor_limit() {
     if let Err(error) = raised {
         tracing::warn!(%error, "the limit of open descriptors stays as it is");
     }
-}
-
-/// Root may; others where `exec_by` names them or one of their groups. A name that the user database does not
-/// know names nobody.
-fn may_exec(peer: &Peer, workload: &Workload) -> bool {
-    let exec_by = workload.exec_by();
-    let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(peer.uid))
-        .ok()
-        .flatten();
-    let is_user = |account: &Account| match account {
-        Account::Id(id) => *id == peer.uid,
-        Account::Name(name) => user.as_ref().is_some_and(|user| user.name == **name),
-    };
-    let in_group = |account: &Account| match account {
-        Account::Id(id) => *id == peer.gid,
-        Account::Name(name) => nix::unistd::Group::from_name(name)
-            .ok()
-            .flatten()
-            .is_some_and(|group| {
-                group.gid.as_raw() == peer.gid
-                    || user.as_ref().is_some_and(|user| group.mem.contains(&user.name))
-            }),
-    };
-    peer.uid == 0 || exec_by.users.iter().any(is_user) || exec_by.groups.iter().any(in_group)
 }

@@ -4,26 +4,35 @@
 //! Unix socket) is seen by none. A thread of its own reads the processes' descriptors, so that a host with many
 //! keeps nobody's connection waiting; it looks into each workload twice a second, less often where that takes long.
 
+mod board;
 mod manager;
+mod nursery;
+mod orders;
 mod spaces;
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use tokio::sync::Notify;
 
 use crate::ebpf::foreign::{self, Holder, Standing};
 use crate::ebpf::{Marks, Report};
 use crate::identity::process::HeldProcess;
 
+use board::Board;
+use nursery::Nursery;
+use orders::{Asked, Orders};
 use spaces::{Before, Spaces};
 
-pub(super) use spaces::Seen;
+pub(super) use spaces::{Seen, elsewhere};
 
 /// Between two looks into a workload, at least.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -34,8 +43,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 const SHARE: u32 = 50;
 /// Sockets that are remembered to be a workload's own; those beyond are examined at each look.
 const REMEMBERED: usize = 65_536;
-/// Sockets reported of one look; the last report counts the others.
-const REPORTS: usize = 64;
+/// Between two looks just after a cgroup was made, if they cost no more than otherwise.
+const RESTLESS_PAUSE: Duration = Duration::from_millis(5);
+/// So long is just after: a container's process is in its namespace then.
+const RESTLESS: Duration = Duration::from_secs(2);
 /// Levels below a workload's cgroup that are looked into.
 const DEEPEST: usize = 32;
 
@@ -54,96 +65,112 @@ pub(super) struct Place {
     pub(super) spaces: usize,
 }
 
-enum Order {
-    Hold(Vec<Place>),
-    Know(u32, u64),
-    Look,
-    Hurry(u32),
-}
-
-/// What a look brought.
-enum Found {
-    Socket(Box<Report>),
-    Spaces(Seen),
-}
-
 /// When to look into a workload next.
 struct Turn {
     due: Instant,
     /// Not before, whatever happens: looks would cost too much.
     earliest: Instant,
+    /// Until then often.
+    restless: Instant,
     place: Place,
 }
 
-/// The thread that looks.
+impl Turn {
+    fn hurry(&mut self, now: Instant) {
+        self.due = self.due.min(self.earliest.max(now));
+    }
+
+    /// It was looked into.
+    fn looked(&mut self, start: Instant, end: Instant) {
+        let cost = (end - start) * SHARE;
+        let is_restless = end < self.restless;
+        let least = if is_restless { RESTLESS_PAUSE } else { PAUSE };
+        self.earliest = end + cost.min(LONGEST_PAUSE);
+        self.due = end + cost.clamp(least, LONGEST_PAUSE);
+    }
+}
+
+/// The thread that looks, and the one that hurries it.
 pub(super) struct Watch {
-    orders: Sender<Order>,
-    found: Receiver<Found>,
-    seen: Vec<Seen>,
+    orders: Orders,
+    board: Board,
+    thread: JoinHandle<()>,
+    nursery: Option<Nursery>,
     count: u64,
 }
 
 impl Watch {
-    /// Starts it, with nothing to look into yet.
+    /// Starts them, with nothing to look into yet.
+    ///
+    /// # Errors
+    /// If there is no room for a thread.
     pub(super) fn start(marks: Marks) -> std::io::Result<Self> {
-        let (orders, taken) = mpsc::channel();
-        let (tell, found) = mpsc::channel();
-        std::thread::Builder::new()
+        let (orders, board) = (Orders::default(), Board::default());
+        let (taken, found) = (orders.clone(), board.clone());
+        let thread = std::thread::Builder::new()
             .name("foreign-sockets".into())
-            .spawn(move || watch(Look::new(marks), &taken, &tell))?;
+            .spawn(move || watch(Look::new(marks), &taken, &found))?;
+        let nursery = Nursery::start(orders.clone());
+        let nursery = nursery.inspect_err(|error| {
+            tracing::warn!(%error, "the kernel can't tell of new cgroups: containers are served half a second later");
+        });
         Ok(Self {
             orders,
-            found,
-            seen: Vec::new(),
+            board,
+            thread,
+            nursery: nursery.ok(),
             count: 0,
         })
     }
 
     /// Looks into these from now on, and at once.
     pub(super) fn hold(&self, places: Vec<Place>) {
-        self.order(Order::Hold(places));
+        if let Some(nursery) = &self.nursery {
+            nursery.hold(&places);
+        }
+        self.order(|asked| asked.places = Some(places));
     }
 
-    /// Looks at once: a process has just entered.
-    pub(super) fn look(&self) {
-        self.order(Order::Look);
-    }
-
-    /// Looks into this workload as soon as it may: something in it is where it is not served.
+    /// Looks into this workload as soon as it may: something in it is where it is not served, or has just entered.
     pub(super) fn hurry(&self, number: u32) {
-        self.order(Order::Hurry(number));
+        self.order(|asked| {
+            asked.hurried.insert(number);
+        });
     }
 
-    /// The workload is served in the namespace with this inode, seen or not.
+    /// The workload was met in the namespace with this inode, seen or not: the next look confirms it.
     pub(super) fn know(&self, number: u32, inode: u64) {
-        self.order(Order::Know(number, inode));
+        self.order(|asked| {
+            asked.known.insert((number, inode));
+        });
     }
 
-    fn order(&self, order: Order) {
-        if self.orders.send(order).is_err() {
+    fn order(&self, order: impl FnOnce(&mut Asked)) {
+        if self.thread.is_finished() {
             tracing::error!(
                 "nobody looks for sockets that were made outside of the workloads any more; restart the agent"
             );
+            return;
         }
+        self.orders.give(order);
     }
 
     /// What was cut off since the last call.
     pub(super) fn reports(&mut self) -> Vec<Report> {
-        let mut reports = Vec::new();
-        for found in self.found.try_iter() {
-            match found {
-                Found::Socket(report) => reports.push(*report),
-                Found::Spaces(seen) => self.seen.push(seen),
-            }
-        }
+        let reports = self.board.take_reports();
         let cut = reports.iter().map(|report| u64::from(report.suppressed) + 1);
         self.count += cut.sum::<u64>();
         reports
     }
 
-    /// Which network namespaces the workloads were seen in since the last call, as of the last [`Watch::reports`].
-    pub(super) fn seen(&mut self) -> Vec<Seen> {
-        std::mem::take(&mut self.seen)
+    /// Which network namespaces the workloads that were looked into since the last call are in.
+    pub(super) fn seen(&self) -> impl Iterator<Item = Seen> + use<> {
+        self.board.take_seen()
+    }
+
+    /// Told when a workload was seen where it was not before.
+    pub(super) fn moved(&self) -> Arc<Notify> {
+        self.board.moved()
     }
 
     /// How many sockets were cut off since the start.
@@ -152,50 +179,45 @@ impl Watch {
     }
 }
 
-fn watch(mut look: Look, orders: &Receiver<Order>, tell: &Sender<Found>) {
+fn watch(mut look: Look, orders: &Orders, board: &Board) {
     let mut turns: Vec<Turn> = Vec::new();
     loop {
         let next = turns.iter().map(|turn| turn.due).min();
         let pause = next.map_or(LONGEST_PAUSE, |due| due.saturating_duration_since(Instant::now()));
-        match orders.recv_timeout(pause) {
-            Ok(order) => obey(order, &mut look, &mut turns),
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
-        }
+        obey(orders.take(pause), &mut look, &mut turns);
         for turn in &mut turns {
             let start = Instant::now();
             if turn.due > start {
                 continue;
             }
-            if look.tell_of(&turn.place, tell).is_none() {
-                return;
-            }
-            let end = Instant::now();
-            let cost = (end - start) * SHARE;
-            turn.earliest = end + cost.min(LONGEST_PAUSE);
-            turn.due = end + cost.clamp(PAUSE, LONGEST_PAUSE);
+            look.tell_of(&turn.place, board);
+            turn.looked(start, Instant::now());
         }
     }
 }
 
-fn obey(order: Order, look: &mut Look, turns: &mut Vec<Turn>) {
+fn obey(asked: Asked, look: &mut Look, turns: &mut Vec<Turn>) {
     let now = Instant::now();
-    match order {
-        Order::Hold(places) => {
-            look.forget(&places);
-            let turn = |place| Turn {
-                due: now,
-                earliest: now,
-                place,
-            };
-            *turns = places.into_iter().map(turn).collect();
+    if let Some(places) = asked.places {
+        look.forget(&places);
+        let turn = |place| Turn {
+            due: now,
+            earliest: now,
+            restless: now,
+            place,
+        };
+        *turns = places.into_iter().map(turn).collect();
+    }
+    for (number, inode) in asked.known {
+        look.before.know(number, inode);
+    }
+    for turn in turns {
+        if asked.restless.contains(&turn.place.number) {
+            turn.restless = now + RESTLESS;
+            turn.hurry(now);
         }
-        Order::Know(number, inode) => look.before.know(number, inode),
-        Order::Look => turns.iter_mut().for_each(|turn| turn.due = now),
-        Order::Hurry(number) => {
-            for turn in turns.iter_mut().filter(|turn| turn.place.number == number) {
-                turn.due = turn.due.min(turn.earliest.max(now));
-            }
+        if asked.hurried.contains(&turn.place.number) {
+            turn.hurry(now);
         }
     }
 }
@@ -232,36 +254,27 @@ impl Look {
             .forget(|number| places.iter().any(|place| place.number == number));
     }
 
-    /// Looks once; `None` if nobody listens any more.
-    fn tell_of(&mut self, place: &Place, tell: &Sender<Found>) -> Option<()> {
-        let mut spaces = Spaces::default();
-        for report in self.see_place(place, &mut spaces) {
-            tell.send(Found::Socket(Box::new(report))).ok()?;
-        }
+    /// Looks once.
+    fn tell_of(&mut self, place: &Place, board: &Board) {
+        let mut spaces = Spaces::new();
+        self.see_place(place, &mut spaces, board);
         if let Some(seen) = self.before.seen(place.number, spaces) {
-            tell.send(Found::Spaces(seen)).ok()?;
+            board.see(seen);
         }
-        Some(())
     }
 
-    fn see_place(&mut self, place: &Place, spaces: &mut Spaces) -> Vec<Report> {
+    fn see_place(&mut self, place: &Place, spaces: &mut Spaces, board: &Board) {
         let mut pids = Vec::new();
         processes(&place.directory, DEEPEST, &mut pids);
         let known = self.own.remove(&place.number).unwrap_or_default();
         let mut own = HashSet::new();
-        let mut reports: Vec<Report> = Vec::new();
         for pid in pids {
             let seen = self.see_process(place, pid, spaces, (&known, &mut own));
             for report in seen.unwrap_or_default() {
-                if let Some(last) = reports.get_mut(REPORTS - 1) {
-                    last.suppressed += 1;
-                } else {
-                    reports.push(report);
-                }
+                board.report(place.number, report);
             }
         }
         self.own.insert(place.number, own);
-        reports
     }
 
     /// `None` if the process has ended, is not the workload's (any more), or is not yet.
@@ -383,13 +396,21 @@ fn cgroup_id(process: &HeldProcess, place: &Place) -> Option<u64> {
 
 /// Whether the process is in the workload: its number may have been given to another since it was listed.
 fn is_in(process: &HeldProcess, place: &Place) -> bool {
+    place
+        .directory
+        .file_name()
+        .is_some_and(|slice| is_below(process, slice))
+}
+
+/// Whether the process is in the workload's slice or below it.
+pub(super) fn is_below(process: &HeldProcess, slice: &OsStr) -> bool {
     let Ok(Some(shown)) = process.cgroup() else {
         return false;
     };
     // By the slice's name, which is one of a kind, whatever root of the hierarchy /proc shows paths from.
     Path::new(&shown)
         .components()
-        .any(|part| Some(part.as_os_str()) == place.directory.file_name())
+        .any(|part| part.as_os_str() == slice)
 }
 
 /// Numbers of all processes in a cgroup and those below it.

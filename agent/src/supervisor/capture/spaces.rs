@@ -8,28 +8,24 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use callgate_common::names::{MAX_LISTENERS, MAX_WORKLOADS};
 use socket2::{Domain, Socket, Type};
+use tokio::sync::Notify;
 
 use super::sockets::{Offer, Sockets};
+use super::wanted::{Entrance, Wanted};
 use super::{Capture, Error};
-use crate::ebpf::Netns;
+use crate::ebpf::{Netns, Origin, Reason, Report};
 use crate::identity::WorkloadName;
+use crate::identity::process::HeldProcess;
 use crate::supervisor::canary::Space;
-use crate::supervisor::foreign::Seen;
+use crate::supervisor::foreign::{self, Seen};
 use crate::supervisor::io as io_error;
 
 /// Namespaces that one workload is served in at most. Each takes four sockets here and in the worker.
 const MOST: usize = 64;
-/// Namespaces that are entered in one turn of the supervisor's.
-const AT_ONCE: usize = 16;
-/// After the first failure: a container's loopback device is up a moment later.
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
-/// After many.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-
 /// Namespaces by workload number and cookie.
 type Held = HashMap<(u32, u64), Arc<Netns>>;
 
@@ -57,12 +53,11 @@ impl Doors {
 }
 
 /// All namespaces but the agent's own.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Spaces {
     /// By workload number and inode.
     served: BTreeMap<(u32, u64), Served>,
-    /// Where workloads are and not served yet.
-    wanted: BTreeMap<(u32, u64), Wanted>,
+    wanted: Wanted,
     doors: Doors,
     /// What changed outside of [`Capture::keep_spaces`].
     changed: Vec<Change>,
@@ -86,16 +81,17 @@ impl Served {
     }
 }
 
-/// A namespace to enter.
-#[derive(Debug)]
-struct Wanted {
-    file: OwnedFd,
-    due: Instant,
-    /// Before the next try, if this one fails too.
-    pause: Duration,
-}
-
 impl Spaces {
+    /// None.
+    pub(super) fn new() -> Self {
+        Self {
+            served: BTreeMap::new(),
+            wanted: Wanted::new(),
+            doors: Doors::default(),
+            changed: Vec::new(),
+        }
+    }
+
     /// The cookies of the namespaces that a workload is served in; the one that was entered last comes first.
     pub(super) fn newest_first(&self, number: u32) -> Vec<u64> {
         let mut all: Vec<&Served> = self.of(number).map(|(_, served)| served).collect();
@@ -106,31 +102,6 @@ impl Spaces {
     fn of(&self, number: u32) -> impl Iterator<Item = (u64, &Served)> {
         let all = self.served.range((number, 0)..=(number, u64::MAX));
         all.map(|((_, inode), served)| (*inode, served))
-    }
-
-    /// Notes where a workload is.
-    fn want(&mut self, seen: Seen) {
-        let number = seen.number;
-        self.wanted
-            .retain(|(of, inode), _| *of != number || seen.present.contains_key(inode));
-        for (inode, file) in seen.present {
-            if !self.served.contains_key(&(number, inode)) {
-                self.wanted.entry((number, inode)).or_insert_with(|| Wanted {
-                    file,
-                    due: Instant::now(),
-                    pause: FIRST_PAUSE,
-                });
-            }
-        }
-    }
-
-    /// What to enter now: a few at a time, who has waited longest first.
-    fn due(&self) -> Vec<(u32, u64)> {
-        let now = Instant::now();
-        let due = self.wanted.iter().filter(|(_, wanted)| wanted.due <= now);
-        let mut due: Vec<_> = due.map(|(key, wanted)| (wanted.due, *key)).collect();
-        due.sort_unstable();
-        due.into_iter().take(AT_ONCE).map(|(_, key)| key).collect()
     }
 }
 
@@ -168,17 +139,73 @@ impl Capture {
             // It was let go of after the look.
             if self.name_of(seen.number).is_some() {
                 self.leave(&seen);
-                self.spaces.want(seen);
+                self.want(seen);
             }
         }
-        for (number, inode) in self.spaces.due() {
+        for (number, inode) in self.spaces.wanted.due() {
             self.try_enter(number, inode);
         }
         std::mem::take(&mut self.spaces.changed)
     }
 
+    fn want(&mut self, seen: Seen) {
+        let Spaces { served, wanted, .. } = &mut self.spaces;
+        let number = seen.number;
+        wanted.see(seen, |inode| served.contains_key(&(number, inode)));
+    }
+
+    /// Serves workloads where a call of theirs was just refused for want of a listener.
+    pub(super) fn serve_refused(&mut self, reports: &[Report]) {
+        let refused = reports.iter().filter(|one| one.reason == Reason::NoListener);
+        // One glance at each process.
+        let callers: BTreeMap<_, &Origin> = refused
+            .map(|one| ((one.origin.workload(), one.origin.tgid()), &one.origin))
+            .collect();
+        for ((number, _), origin) in callers {
+            let caller = caller(origin);
+            if caller.and_then(|caller| self.meet(number, &caller)).is_none() {
+                self.foreign.hurry(number);
+            }
+        }
+    }
+
+    /// Serves a workload where this new process of its is, before the process can call from there.
+    pub(super) fn serve_entered(&mut self, workload: &WorkloadName, process: &HeldProcess) {
+        let Some(number) = self.held.get(workload).map(|held| held.number) else {
+            return;
+        };
+        if let Some(inode) = self.meet(number, process) {
+            self.try_enter(number, inode);
+        }
+        self.foreign.hurry(number);
+    }
+
+    /// Notes where a process of a workload is; gives the namespace's inode if it is to be entered.
+    fn meet(&mut self, number: u32, process: &HeldProcess) -> Option<u64> {
+        let slice = self.name_of(number)?.slice();
+        if !foreign::is_below(process, slice.as_ref()) {
+            return None;
+        }
+        let (inode, file) = foreign::elsewhere(process)?;
+        if self.spaces.served.contains_key(&(number, inode)) {
+            return None;
+        }
+        let room = share(self.held.len()).saturating_sub(self.spaces.of(number).count());
+        let is_new = self.spaces.wanted.meet(number, inode, file, room);
+        if is_new {
+            // The next look is to say so, or else that nobody is there any more.
+            self.foreign.know(number, inode);
+        }
+        is_new.then_some(inode)
+    }
+
+    /// Told when there is something for [`Capture::keep_spaces`] that does not wait.
+    pub(in crate::supervisor) fn moved(&self) -> Arc<Notify> {
+        self.foreign.moved()
+    }
+
     fn try_enter(&mut self, number: u32, inode: u64) {
-        let Some(Wanted { file, pause, .. }) = self.spaces.wanted.remove(&(number, inode)) else {
+        let Some(Entrance { file, patience }) = self.spaces.wanted.take(number, inode) else {
             return;
         };
         if self.spaces.of(number).count() >= share(self.held.len()) {
@@ -188,21 +215,20 @@ impl Capture {
             Ok(()) => return,
             Err(failed) => failed,
         };
-        if pause == FIRST_PAUSE {
+        if patience.is_fresh() {
             tracing::warn!(%error, workload = number, netns_inode = inode, "a workload can't be served in its network namespace (is the loopback device up there?); its connections are refused until it can");
         }
-        let again = Wanted {
-            file,
-            due: Instant::now() + pause,
-            pause: (pause * 2).min(LONGEST_PAUSE),
-        };
-        self.spaces.wanted.insert((number, inode), again);
+        self.spaces.wanted.again(number, inode, file, patience);
     }
 
-    /// Lets go of namespaces in which the workload was not seen any more.
+    /// Lets go of namespaces in which the workload was not seen any more. Of one that is served only since the look
+    /// began, the look knows nothing.
     fn leave(&mut self, seen: &Seen) {
-        let served = self.spaces.of(seen.number).map(|(inode, _)| inode);
-        let left: Vec<u64> = served.filter(|inode| !seen.present.contains_key(inode)).collect();
+        let served = self.spaces.of(seen.number);
+        let left: Vec<u64> = served
+            .filter(|(inode, served)| !seen.present.contains_key(inode) && served.since <= seen.began)
+            .map(|(inode, _)| inode)
+            .collect();
         for inode in left {
             self.close(seen.number, inode);
         }
@@ -233,10 +259,12 @@ impl Capture {
     pub(super) fn leave_all(&mut self, number: u32) {
         let nowhere = Seen {
             number,
+            began: Instant::now(),
+            is_news: false,
             present: BTreeMap::new(),
         };
         self.leave(&nowhere);
-        self.spaces.want(nowhere);
+        self.want(nowhere);
     }
 
     fn close(&mut self, number: u32, inode: u64) {
@@ -348,6 +376,16 @@ impl Capture {
     pub(in crate::supervisor) fn home(&self) -> u64 {
         self.home
     }
+}
+
+/// The process that made a call, if it is there still.
+fn caller(origin: &Origin) -> Option<HeldProcess> {
+    let pid = origin.tgid()?;
+    let process = match origin.start_time() {
+        Some(start) => HeldProcess::open_started_at(pid, start),
+        None => HeldProcess::open(pid),
+    };
+    process.ok()
 }
 
 #[cfg(test)]

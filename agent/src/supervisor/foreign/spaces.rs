@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
+use std::time::Instant;
 
 use super::Place;
 use crate::ebpf::netns;
@@ -14,17 +15,34 @@ use crate::identity::process::HeldProcess;
 pub(in crate::supervisor) struct Seen {
     /// The workload's number.
     pub(in crate::supervisor) number: u32,
+    /// Who came somewhere after this was not seen.
+    pub(in crate::supervisor) began: Instant,
+    /// Whether it is somewhere where it was not before.
+    pub(in crate::supervisor) is_news: bool,
     /// The namespaces by inode, held: while one is held, its number is not given to another.
     pub(in crate::supervisor) present: BTreeMap<u64, OwnedFd>,
 }
 
 /// One look into a workload.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Spaces {
+    began: Instant,
     present: BTreeMap<u64, OwnedFd>,
     /// Looked at already, and not to be served.
     refused: BTreeSet<u64>,
     fresh: usize,
+}
+
+impl Spaces {
+    /// It begins.
+    pub(super) fn new() -> Self {
+        Self {
+            began: Instant::now(),
+            present: BTreeMap::new(),
+            refused: BTreeSet::new(),
+            fresh: 0,
+        }
+    }
 }
 
 /// What the looks before this one saw.
@@ -39,8 +57,7 @@ pub(super) struct Before {
 impl Before {
     pub(super) fn new() -> Self {
         Self {
-            // Of no namespace is this the inode.
-            home: fs::metadata("/proc/self/ns/net").map_or(0, |found| found.ino()),
+            home: home(),
             ..Self::default()
         }
     }
@@ -106,7 +123,24 @@ impl Before {
         }
         Some(Seen {
             number,
+            began: now.began,
+            is_news: now.fresh > 0,
             present: now.present,
         })
     }
+}
+
+/// The namespace that this process is in, held, if its workload is to be served there: it is not the agent's own, and
+/// none that anybody can make.
+pub(in crate::supervisor) fn elsewhere(process: &HeldProcess) -> Option<(u64, OwnedFd)> {
+    if process.netns_inode()? == home() {
+        return None;
+    }
+    let (inode, file) = process.netns().ok()?;
+    netns::may_enter(&file).unwrap_or(false).then_some((inode, file))
+}
+
+/// The inode of the agent's own namespace; 0, which none has, if it can't be told.
+fn home() -> u64 {
+    fs::metadata("/proc/self/ns/net").map_or(0, |found| found.ino())
 }
