@@ -103,6 +103,9 @@ fn a_container_is_served_in_its_own_namespace_and_address_translation_there_lead
     let url = format!("https://{API}/who");
     let reply = podman(&world, &room, PATIENT, &[&url])?;
     assert!(reply.stdout.contains(&format!("from={}\n", room.v4)), "{reply:?}");
+    // It is usually noticed while it starts, and at its first call at the latest.
+    let soon = ["tries=0\n", "tries=1\n"];
+    assert!(soon.iter().any(|one| reply.stdout.contains(one)), "{reply:?}");
     let record = assert_record!(world, "path" = "/who", "status" = 200);
     assert!(
         record
