@@ -17,6 +17,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Bytes that are held back at most: as many as the TLS side takes at once.
 const CAPACITY: usize = 64 * 1024;
+/// What is shorter is probably all that comes.
+const SHORT: usize = 1024;
 
 /// Puts a cork on a stream.
 ///
@@ -76,8 +78,8 @@ impl<S: AsyncWrite + Unpin> Cork<S> {
 
 impl<S> Gathered<S> {
     fn hold(&mut self, bytes: &[u8]) {
-        // One allocation for a short message, two at most for a long one.
-        let room = if self.held.is_empty() {
+        // Room that is not written to costs no memory; room that grows costs a copy.
+        let room = if bytes.len() < SHORT {
             bytes.len()
         } else {
             CAPACITY
