@@ -17,6 +17,7 @@ pub mod foreign;
 mod listeners;
 pub mod loader;
 pub mod maps;
+mod moved;
 pub mod netns;
 mod object;
 pub mod others;
@@ -36,6 +37,7 @@ pub use features::Feature;
 pub use foreign::Marks;
 pub use loader::{LoadOptions, Programs, WorkerFds};
 pub use maps::{Liveness, Origins};
+pub use moved::{Moved, move_pins};
 pub use netns::Netns;
 pub use others::{Other, others};
 pub use pins::{prepare as prepare_pins, remove_pins};
@@ -123,7 +125,7 @@ pub enum Error {
         ours: u32,
     },
     /// The agent's own mount namespace keeps a BPF file system that the host has no more.
-    #[error("the BPF file system of {} was unmounted on the host, and the agent as confined by its unit can't mount another: `systemctl restart callgate.service` does; managed units are refused from then until they are restarted too", path.display())]
+    #[error("the BPF file system of {} was unmounted on the host, and the agent as confined by its unit can't mount another: `callgate prepare` as root does, and the agent goes on there", path.display())]
     Unmounted {
         /// The pin directory.
         path: PathBuf,

@@ -1,12 +1,105 @@
 //! Memory that was used once, at start or reload, and goes back to the system.
-#![expect(unsafe_code, reason = "the C library's own call; there is no safe wrapper")]
+#![expect(
+    unsafe_code,
+    reason = "the C library's and the kernel's own calls; there are no safe wrappers"
+)]
 
-/// Returns what is free in the allocator's heap to the system. Start and reload leave holes far larger than what
-/// stays: the kernel's types, policy texts, root certificates. Takes a few milliseconds; not for the path of a call.
+use std::ffi::c_void;
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::slice;
+
+use libc::{PF_W, PT_LOAD, c_int, dl_phdr_info, size_t};
+use nix::sys::mman::{MmapAdvise, madvise};
+
+/// Bytes that every page size of Linux divides.
+const PAGE: u64 = 64 * 1024;
+
+/// Returns what is free in the allocator's heap to the system, and unmaps the program's code until it runs again. Start
+/// and reload leave holes far larger than what stays (the kernel's types, policy texts, root certificates), and run code
+/// that a call does not. Takes a few milliseconds; not for the path of a call.
 pub fn give_back() {
     // SAFETY: takes no pointer and may be called at any time from any thread (malloc_trim(3)).
     #[cfg(target_env = "gnu")]
     unsafe {
         libc::malloc_trim(0);
+    }
+    for segment in read_only_segments() {
+        let_go(&segment);
+    }
+}
+
+/// Pages of the program's file that nothing writes: they come back from there when they are touched.
+fn let_go(segment: &Range<usize>) {
+    let Some(start) = NonNull::new(segment.start as *mut c_void) else {
+        return;
+    };
+    // SAFETY: the range is a mapping of the program's file, as the loader says, that is not writable: so no page of it
+    // differs from the file, and dropping one changes nothing that can be read (madvise(2), MADV_DONTNEED).
+    let advised = unsafe { madvise(start, segment.len(), MmapAdvise::MADV_DONTNEED) };
+    if let Err(error) = advised {
+        tracing::debug!(%error, "the program's code can't be unmapped");
+    }
+}
+
+fn read_only_segments() -> Vec<Range<usize>> {
+    let mut found = Vec::new();
+    let data = (&raw mut found).cast::<c_void>();
+    // SAFETY: the callback gets `data` back as it is, and runs before this returns (dl_iterate_phdr(3)).
+    unsafe {
+        libc::dl_iterate_phdr(Some(of_program), data);
+    }
+    found
+}
+
+/// Notes the first object's segments, which is the program itself.
+///
+/// # Safety
+/// As `dl_iterate_phdr` calls it, with a `Vec<Range<usize>>` as `data` that nobody else uses.
+unsafe extern "C" fn of_program(info: *mut dl_phdr_info, _size: size_t, data: *mut c_void) -> c_int {
+    // SAFETY: the loader's own description of an object, valid during the call.
+    let info = unsafe { &*info };
+    // SAFETY: the vector that `read_only_segments` passed, which waits for this call to end.
+    let found = unsafe { &mut *data.cast::<Vec<Range<usize>>>() };
+    // SAFETY: so many headers lie there, for as long as the object is loaded; the program always is.
+    let headers = unsafe { slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
+    for header in headers {
+        if header.p_type == PT_LOAD && header.p_flags & PF_W == 0 {
+            found.extend(whole_pages(info.dlpi_addr + header.p_vaddr, header.p_memsz));
+        }
+    }
+    1
+}
+
+/// The pages that lie in the segment as a whole.
+fn whole_pages(start: u64, length: u64) -> Option<Range<usize>> {
+    let end = start.checked_add(length)? / PAGE * PAGE;
+    let start = start.checked_next_multiple_of(PAGE)?;
+    (start < end).then_some(usize::try_from(start).ok()?..usize::try_from(end).ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resident() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find(|line| line.starts_with("RssFile:")).unwrap();
+        line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn code_that_ran_once_is_not_kept_in_memory() {
+        let before = resident();
+        give_back();
+        let after = resident();
+        assert!(after < before, "{before} KiB before, {after} KiB after");
+    }
+
+    #[test]
+    fn only_pages_that_are_all_of_the_segment_are_let_go() {
+        assert_eq!(whole_pages(PAGE + 1, 3 * PAGE), Some(0x20000..0x40000));
+        assert_eq!(whole_pages(PAGE + 1, PAGE), None);
+        assert_eq!(whole_pages(u64::MAX, PAGE), None);
     }
 }

@@ -1,5 +1,6 @@
 //! Sockets.
 
+pub mod cork;
 pub mod deadline;
 pub mod farewell;
 pub mod frames;

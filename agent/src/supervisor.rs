@@ -133,9 +133,9 @@ impl Supervisor {
         settle(&mut keepers, FIRST_VALUES).await;
         // All that an operator can have got wrong comes before the kernel side, which outlives a failed start.
         let socket = Socket::bind(&config.admin_socket)?;
-        let records = Records::open(&config)?;
+        let mut records = Records::open(&config)?;
         records.end_left(policy.digest());
-        let mut capture = Capture::start(&config, store)?;
+        let mut capture = Capture::start(&config, store, &mut records)?;
         let baton = Baton::take(capture.store());
         capture.arm_all(&policy)?;
         capture.store().forget_rest();
@@ -355,6 +355,11 @@ impl Supervisor {
     async fn stop(&mut self) -> Result<(), Error> {
         systemd::stopping();
         tracing::info!("stopping; what is managed stays held until the agent runs again or is released");
+        if !self.capture.guard_perimeter(&mut self.records) {
+            tracing::error!(
+                "stopped like this for good, the agent holds nothing: workloads go out unchecked as soon as its last process has ended, unless it is started before"
+            );
+        }
         if !self.can_leave() || self.leave().await.is_err() {
             self.wait_for_workers().await;
         }

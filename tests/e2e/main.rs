@@ -87,5 +87,7 @@ mod tls;
 mod tunnel;
 /// systemd services that are enabled as workloads, on a booted Debian.
 mod units;
+/// A BPF file system that the host unmounts, and the agent that ends then.
+mod unmounted;
 /// Connections to upstreams: what shares one, resumption, and certificates that prove nothing.
 mod upstream;

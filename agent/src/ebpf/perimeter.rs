@@ -32,18 +32,20 @@ impl Programs {
             .chain(self.pins.are_hidden().then_some("bpffs"))
     }
 
-    /// Attaches and pins again what [`Programs::broken`] names; a BPF file system that was unmounted is mounted.
+    /// Attaches and pins again what [`Programs::broken`] names; a BPF file system that was unmounted is mounted, or the host's
+    /// new one taken.
     ///
     /// # Errors
     /// Says what can't be put back.
     pub fn repair(&mut self) -> Result<(), Error> {
+        // Where the agent may mount nothing, this fails for what may be mended by another.
         let made = self.pins.make_directories();
         if self.pins.are_hidden() {
-            return Err(Error::Unmounted {
-                path: self.pins.dir().to_owned(),
-            });
+            self.pins.follow_host()?;
+            self.pins.make_directories()?;
+        } else {
+            made?;
         }
-        made?;
         self.pins.pin_maps()?;
         self.pins.pin_former()?;
         let (guard, agent) = (self.guard, self.agent);

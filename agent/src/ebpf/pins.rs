@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use callgate_common::names::MAPS;
@@ -66,17 +66,17 @@ pub(super) const AGENT: &[Entry] = &[
 /// The pin directory, and what is pinned there.
 #[derive(Debug)]
 pub(super) struct Pins {
-    dir: PathBuf,
+    pub(super) dir: PathBuf,
     /// The same, as the service manager sees it, if that is who started this process, with mounts of its own.
-    as_host: Option<PathBuf>,
+    pub(super) as_host: Option<PathBuf>,
     links: BTreeMap<(u64, &'static str), OwnedFd>,
     /// On cgroups of agents before this one: sockets that were made there run their programs for as long as they live.
     former: BTreeMap<(u64, &'static str), OwnedFd>,
     maps: Vec<(&'static str, OwnedFd)>,
 }
 
-const LINKS: &str = "links";
-const MAPS_DIR: &str = "maps";
+pub(super) const LINKS: &str = "links";
+pub(super) const MAPS_DIR: &str = "maps";
 
 /// Where distributions mount one for all. Below it nothing can be made before: it lies on sysfs.
 const STANDARD: &str = "/sys/fs/bpf";
@@ -134,23 +134,6 @@ impl Pins {
         prepare(&self.dir)?;
         make_dir(&self.maps())?;
         make_dir(&self.links())
-    }
-
-    /// Whether others find something else there: in a mount namespace of its own an unmounted file system stays, and goes
-    /// with the last process in it, and with it all pins. Not asked where the host's mounts can't be seen.
-    pub(super) fn are_hidden(&self) -> bool {
-        let Some(as_host) = &self.as_host else {
-            return false;
-        };
-        let identity = |found: fs::Metadata| (found.dev(), found.ino());
-        match (
-            fs::metadata(as_host).map(identity),
-            fs::metadata(&self.dir).map(identity),
-        ) {
-            (Ok(hosts), Ok(own)) => hosts != own,
-            (Err(error), _) => error.kind() == io::ErrorKind::NotFound,
-            (Ok(_), Err(_)) => true,
-        }
     }
 
     /// The directory.
@@ -406,7 +389,7 @@ fn is_pinned(object: &OwnedFd, path: &Path) -> bool {
 }
 
 /// Pins the link or map at `path`, in the place of whatever is there.
-fn pin(object: &OwnedFd, path: &Path) -> io::Result<()> {
+pub(super) fn pin(object: &OwnedFd, path: &Path) -> io::Result<()> {
     if is_pinned(object, path) {
         return Ok(());
     }
@@ -417,7 +400,7 @@ fn pin(object: &OwnedFd, path: &Path) -> io::Result<()> {
     sys::obj_pin(object.as_fd(), path)
 }
 
-fn make_dir(path: &Path) -> Result<(), Error> {
+pub(super) fn make_dir(path: &Path) -> Result<(), Error> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -425,7 +408,7 @@ fn make_dir(path: &Path) -> Result<(), Error> {
         .map_err(|source| Error::file("make the directory", path, source))
 }
 
-fn children(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+pub(super) fn children(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -440,7 +423,7 @@ fn children(dir: &Path) -> Result<Vec<PathBuf>, Error> {
         .collect()
 }
 
-fn remove_dir(dir: &Path) -> Result<(), Error> {
+pub(super) fn remove_dir(dir: &Path) -> Result<(), Error> {
     for file in children(dir)? {
         fs::remove_file(&file).map_err(|source| Error::file("remove", &file, source))?;
     }

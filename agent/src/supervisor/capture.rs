@@ -3,6 +3,7 @@
 mod earlier;
 mod enroll;
 mod kept;
+mod pinned;
 mod release;
 mod sockets;
 mod spaces;
@@ -71,7 +72,8 @@ struct Held {
 impl Capture {
     /// Loads the kernel programs, or takes over those of the last run with the workloads that it held. Nothing new is
     /// held yet.
-    pub(super) fn start(config: &Config, store: Store) -> Result<Self, Error> {
+    pub(super) fn start(config: &Config, mut store: Store, records: &mut Records) -> Result<Self, Error> {
+        let moved = pinned::take_up(config, &mut store, records)?;
         let workloads = Workloads::open(Mount::find()?, &config.cgroup_parent, &config.runtime_dir)?;
         let parent = workloads.parent().trim_start_matches('/');
         let mount = workloads.mount().path();
@@ -94,9 +96,10 @@ impl Capture {
             highest: 0,
             summed: Instant::now(),
             intact: true,
-            repairs: 0,
+            repairs: u64::from(moved),
             view: View::new(config),
         };
+        capture.keep_pins();
         capture.take_up()?;
         Ok(capture)
     }
@@ -320,18 +323,19 @@ impl Capture {
     }
 
     /// Puts back what was detached or unpinned. What can't be put back is tried again at each look; nobody enters a
-    /// workload until it is.
-    fn guard_perimeter(&mut self, records: &mut Records) {
+    /// workload until it is. Says whether all is in place.
+    pub(super) fn guard_perimeter(&mut self, records: &mut Records) -> bool {
         let broken: BTreeSet<&str> = self.programs.broken().collect();
         if broken.is_empty() {
             self.set_intact(true);
-            return;
+            return true;
         }
         let what: Vec<&str> = broken.into_iter().collect();
         let what = what.join(", ");
         match self.programs.repair() {
             Ok(()) => {
                 self.repairs += 1;
+                self.keep_pins();
                 tracing::error!(
                     what,
                     "kernel programs or maps were detached or unpinned; they are put back"
@@ -352,6 +356,7 @@ impl Capture {
                 self.set_intact(false);
             }
         }
+        self.intact
     }
 
     /// Units may start only behind a perimeter.

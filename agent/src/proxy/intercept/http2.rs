@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::audit::record::Protocol;
 use crate::audit::{Kind, Opening};
+use crate::net::cork::cork;
 use crate::net::deadline::Timed;
 use crate::net::frames::{Frames, Rejection};
 use crate::policy::DenialReason;
@@ -40,6 +41,7 @@ where
         limits.http2_deadlines(),
         entry.connection.activity.clone(),
     );
+    let (stream, cork) = cork(stream);
     let stream = Frames::new(stream, limits.frames());
     let tally = stream.tally();
     let handed_over = Cell::new(0);
@@ -61,7 +63,7 @@ where
             serving.as_mut().graceful_shutdown();
         }
         streams.poll(cx);
-        let polled = serving.as_mut().poll(cx);
+        let polled = cork.poll(cx, |cx| serving.as_mut().poll(cx));
         for rejection in tally.rejections(handed_over.get()) {
             record(&entry, Some(rejection));
         }
