@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use harness::audit::matching;
 use harness::{Record, World, assert_record, require, wait};
 
-use crate::audit::{agent_status, call, start};
+use crate::audit::{agent_status, call, call_until, start};
 
 /// Detaches the links that are given as pins: BPF_OBJ_GET, BPF_LINK_DETACH (include/uapi/linux/bpf.h).
 const DETACH: &str = r#"
@@ -56,10 +56,10 @@ fn put_back(world: &World, times: u64) -> Result<()> {
     })
 }
 
-/// A managed call goes by the agent.
+/// A managed call goes by the agent, at once or, where a busy machine keeps the worker from its pulse, soon.
 fn is_captured(world: &World) -> Result<()> {
-    assert_eq!(call(world, "/after")?, 200);
-    assert_record!(world, "path" = "/after", "workload" = "billing");
+    let path = call_until(world, "/after", 200)?;
+    assert_record!(world, "path" = path.as_str(), "workload" = "billing");
     Ok(())
 }
 
@@ -116,9 +116,9 @@ fn what_can_not_be_put_back_keeps_everybody_out_until_it_can() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let world = start()?;
     let bpf = world.dir().join("bpf");
-    // The agent may be quick enough to mount it again in between.
+    // The agent may be quick enough to mount it again, or to make the directory again, in between.
     let obstacle = format!(
-        "until umount -l {0}; rmdir {0} && touch {0}; do :; done",
+        "until umount -l {0}; rmdir {0} && true >{0}; do :; done",
         bpf.display()
     );
     world.unmanaged()?.run(["sh", "-c", &obstacle])?.ok()?;

@@ -99,9 +99,9 @@ impl Pins {
             return false;
         };
         match (identity(as_host), identity(&self.dir)) {
-            (Ok(Some(hosts)), Ok(own)) => own != Some(hosts),
+            (Ok(Some(hosts)), own) => !own.is_ok_and(|own| own == Some(hosts)),
             (Ok(None), _) => true,
-            (Err(_), _) | (_, Err(_)) => false,
+            (Err(_), _) => false,
         }
     }
 
