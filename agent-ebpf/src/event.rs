@@ -126,9 +126,10 @@ fn send(mut otherwise: SuppressedKey, reason: Reason, fill: impl FnOnce(*mut Ori
 /// make.
 #[inline(always)]
 fn urgency(reason: Reason) -> u64 {
-    match reason {
-        Reason::NoListener => WAKE,
-        _ => NO_WAKEUP,
+    if matches!(reason, Reason::NoListener) {
+        WAKE
+    } else {
+        NO_WAKEUP
     }
 }
 

@@ -271,8 +271,11 @@ fn sockets_that_are_not_what_they_are_called_are_closed() -> Result<()> {
     world.keeper()?.add("callgate-gone-tcp4", unknown.into());
     world.start_agent()?;
     assert_ne!(world.keeper()?.port(LISTENER)?, port);
-    let parts = ["dns4", "dns6", "tcp4", "tcp6"].map(|part| format!("callgate-billing-{part}"));
-    assert_eq!(world.keeper()?.names(), parts);
+    let mut kept = ["dns4", "dns6", "tcp4", "tcp6"]
+        .map(|part| format!("callgate-billing-{part}"))
+        .to_vec();
+    kept.push("callgate-pins".into());
+    assert_eq!(world.keeper()?.names(), kept);
     drop(TcpListener::bind((Ipv4Addr::LOCALHOST, port))?);
     assert_eq!(call(&world, "/after")?, 200);
     Ok(())

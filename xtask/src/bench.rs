@@ -1,8 +1,9 @@
 //! `cargo xtask bench`: what single steps cost, and the agent beside other proxies in one sandbox.
 
+mod steps;
+
 use std::env;
 use std::fs;
-use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
@@ -18,6 +19,9 @@ pub(crate) struct Arguments {
     what: Option<What>,
     /// Only micro-benchmarks whose name contains this
     filter: Option<String>,
+    /// Put the micro-benchmarks' times into BENCHMARKS.md
+    #[arg(long)]
+    write: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -48,17 +52,8 @@ struct Peers {
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome> {
     match &arguments.what {
         Some(What::Peers(peers)) => beside_peers(peers),
-        None => micro(arguments.filter.as_deref()),
+        None => steps::measure(arguments.filter.as_deref(), arguments.write),
     }
-}
-
-/// Criterion's, which compares with the last run by itself.
-fn micro(filter: Option<&str>) -> Result<Outcome> {
-    setup::all()?;
-    let mut bench = cmd::cargo(["bench", "--package", "callgate", "--benches", "--", "--noplot"]);
-    bench.args(filter);
-    cmd::run(setup::prepare(bench))?;
-    Ok(Outcome::Good)
 }
 
 fn beside_peers(peers: &Peers) -> Result<Outcome> {
@@ -103,28 +98,27 @@ fn beside_peers(peers: &Peers) -> Result<Outcome> {
     }
     println!("{tables}");
     if peers.write {
-        write(&cmd::root().join("BENCHMARKS.md"), &tables)?;
+        write("peers", &tables)?;
     }
     Ok(Outcome::Good)
 }
 
-const BEGIN: &str = "<!-- peers -->\n";
-const END: &str = "<!-- /peers -->\n";
-
-/// Replaces what stands between the two marks.
-fn write(file: &Path, tables: &str) -> Result<()> {
-    let text = fs::read_to_string(file).with_context(|| format!("can't read {}", file.display()))?;
-    let parts = text.split_once(BEGIN).and_then(|(before, rest)| {
-        let (_old, after) = rest.split_once(END)?;
+/// Replaces what stands in BENCHMARKS.md between the two marks of this name.
+fn write(name: &str, tables: &str) -> Result<()> {
+    let file = cmd::root().join("BENCHMARKS.md");
+    let text = fs::read_to_string(&file).with_context(|| format!("can't read {}", file.display()))?;
+    let (begin, end) = (format!("<!-- {name} -->\n"), format!("<!-- /{name} -->\n"));
+    let parts = text.split_once(&begin).and_then(|(before, rest)| {
+        let (_old, after) = rest.split_once(&end)?;
         Some((before, after))
     });
-    let (before, after) = parts.with_context(|| format!("{} lacks {BEGIN}{END}", file.display()))?;
+    let (before, after) = parts.with_context(|| format!("{} lacks {begin}{end}", file.display()))?;
     let new = format!(
-        "{before}{BEGIN}{}\n\n{}\n{END}{after}",
+        "{before}{begin}{}\n\n{}\n{end}{after}",
         machine(),
         tables.trim_end()
     );
-    fs::write(file, new).with_context(|| format!("can't write {}", file.display()))
+    fs::write(&file, new).with_context(|| format!("can't write {}", file.display()))
 }
 
 /// Where and when this was measured.

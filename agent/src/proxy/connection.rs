@@ -50,10 +50,12 @@ pub(super) struct Connection {
     carried: Cell<bool>,
     /// The name that the dialled address is known to be of: asked once, not for each call.
     named: RefCell<Option<HostName>>,
+    /// There until it has what the supervisor alone can give.
+    arriving: RefCell<Option<Arriving>>,
 }
 
 /// Takes one accepted connection through its life. `listener` is the workload whose listener took it; `arriving` goes
-/// when it has what the supervisor alone can give.
+/// when it has what the supervisor alone can give, its first way upstream included.
 pub async fn serve(thread: Rc<DataThread>, listener: WorkloadName, accepted: Accepted, arriving: Arriving) {
     let _counted = Counted::new(&thread);
     let caller = audit::record::Caller {
@@ -64,7 +66,8 @@ pub async fn serve(thread: Rc<DataThread>, listener: WorkloadName, accepted: Acc
     match identify(&thread, &listener, accepted, &mut log).await {
         Ok(None) => {}
         Ok(Some((connection, stream))) => {
-            if let Err(failure) = run(&connection, stream, arriving).await {
+            connection.arriving.replace(Some(arriving));
+            if let Err(failure) = run(&connection, stream).await {
                 record(&thread, &connection.log(), failure);
             }
         }
@@ -166,6 +169,7 @@ async fn identify(
         slot,
         carried: Cell::new(false),
         named: RefCell::default(),
+        arriving: RefCell::default(),
     };
     Ok(Some((Rc::new(connection), stream)))
 }
@@ -220,16 +224,16 @@ fn origin(thread: &DataThread, stream: &TcpStream) -> Result<Origin, Failure> {
 }
 
 /// The phases from the first byte on. Whatever refuses here does so before a byte leaves the host.
-async fn run(connection: &Rc<Connection>, stream: TcpStream, arriving: Arriving) -> Result<(), Failure> {
+async fn run(connection: &Rc<Connection>, stream: TcpStream) -> Result<(), Failure> {
     if connection.original().0.port() == questions::PORT {
-        drop(arriving);
+        connection.arrived();
         return questions::serve(connection, stream).await;
     }
     let (detected, stream) = detect(connection, stream).await?;
     match detected {
-        Detected::Tls(hello) => tls(connection, hello, stream, arriving).await,
+        Detected::Tls(hello) => tls(connection, hello, stream).await,
         Detected::Http1 => {
-            drop(arriving);
+            connection.arrived();
             super::intercept::plain(connection, stream).await;
             Ok(())
         }
@@ -255,14 +259,11 @@ async fn detect(connection: &Connection, stream: TcpStream) -> Result<(Detected,
 }
 
 /// Where a TLS connection goes: its requests are read, or it passes unread. What refuses here answers with an alert.
-async fn tls(
-    connection: &Rc<Connection>,
-    hello: ClientHello,
-    stream: ClientStream,
-    arriving: Arriving,
-) -> Result<(), Failure> {
+async fn tls(connection: &Rc<Connection>, hello: ClientHello, stream: ClientStream) -> Result<(), Failure> {
     let way = way(connection, hello).await;
-    drop(arriving);
+    if connection.is_at_home() {
+        connection.arrived();
+    }
     match way {
         Ok(Way::Intercept(handshake)) => super::intercept::tls(connection, handshake, stream).await,
         Ok(Way::Tunnel(permit)) => {
@@ -343,6 +344,17 @@ impl Connection {
         let mut log = self.log.borrow_mut();
         (log.identify, log.detect, log.handshake) = (None, None, None);
         self.carried.set(true);
+    }
+
+    /// Whether the client is in the agent's own network namespace. For one that is not, the supervisor makes the sockets
+    /// that go upstream.
+    pub(super) fn is_at_home(&self) -> bool {
+        self.origin.netns_cookie() == self.thread.shared.netns
+    }
+
+    /// It has what the supervisor alone can give: a supervisor that leaves need not wait for it.
+    pub(super) fn arrived(&self) {
+        self.arriving.take();
     }
 
     /// Whether a call has begun its record.

@@ -86,6 +86,7 @@ pub(super) async fn forward(
         .registration()
         .unless_ended(thread.pool.lease(&key, address, dial));
     let mut lease = leased.await??;
+    entry.connection.arrived();
     finish.recorder().upstream(lease.peer().0);
     finish.recorder().reached(Phase::Connected);
     let mut request = Request::from_parts(parts, body);

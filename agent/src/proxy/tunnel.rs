@@ -79,6 +79,7 @@ async fn pass(
             return Err(failure);
         }
     };
+    connection.arrived();
     recorder.upstream(address);
     let patience = connection.thread.shared.limits.tunnel_patience();
     let splicing = splice::splice(stream, upstream, patience, counts);

@@ -176,7 +176,7 @@ async fn tcp_from(
     address: UpstreamAddr,
 ) -> Result<TcpStream, Failure> {
     let thread = &connection.thread;
-    if connection.origin.netns_cookie() == thread.shared.netns {
+    if connection.is_at_home() {
         return tcp(thread, address).await;
     }
     let origin = connection.origin.to_bytes();

@@ -33,7 +33,7 @@ use super::{Error, Offer, Session, provider};
 pub type Stream<S> = tokio_rustls::server::TlsStream<S>;
 
 /// Plaintext and ciphertext that rustls may hold for one connection, each way.
-const BUFFER_LIMIT: usize = 64 * 1024;
+const BUFFER_LIMIT: usize = 32 * 1024;
 
 /// Why a TLS connection ends before a handshake that could carry an HTTP answer (RFC 8446 section 6.2,
 /// RFC 6066 section 3).

@@ -29,7 +29,7 @@ use super::{CertificateFault, Error, Offer, Session, provider};
 pub type Stream<S> = tokio_rustls::client::TlsStream<S>;
 
 /// Plaintext and ciphertext that rustls may hold for one connection, each way.
-const BUFFER_LIMIT: usize = 64 * 1024;
+const BUFFER_LIMIT: usize = 32 * 1024;
 /// Servers whose sessions one connector keeps.
 const SESSIONS: usize = 256;
 
