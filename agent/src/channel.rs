@@ -347,9 +347,7 @@ pub struct Figures {
     pub denied: u64,
     /// Calls that failed at the upstream, or inside.
     pub failed: u64,
-    /// Whether records can be written, now.
-    pub audit_ok: bool,
-    /// Why they can't.
+    /// Why records can't be written now, if they can't.
     pub audit_error: Option<String>,
     /// By workload.
     pub workloads: Vec<WorkloadFigures>,

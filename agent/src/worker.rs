@@ -357,7 +357,6 @@ impl Worker {
             calls: self.threads.sum(proxy::Figures::calls),
             denied: self.threads.sum(proxy::Figures::denied),
             failed: self.threads.sum(proxy::Figures::failed),
-            audit_ok: self.shared.audit.failure().is_none(),
             audit_error: self.shared.audit.failure().map(|why| why.to_string()),
             workloads,
         }

@@ -18,6 +18,8 @@ mod capture;
 mod capture_wire;
 /// A secret reaches its upstream and nothing else; bad sources give none.
 mod credential;
+/// A process that says that it runs another program.
+mod disguise;
 /// Names: what a workload may ask, by UDP and TCP.
 mod dns;
 /// What the doctor finds.

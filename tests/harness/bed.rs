@@ -432,13 +432,13 @@ fn start(world: &World, root: &Path, group: &Path, console: &Path) -> Result<Chi
 
 /// On a hybrid layout nspawn mirrors its cgroups in systemd's own hierarchy of version 1.
 fn remove_version_1(group: &Path) {
-    let Ok(mount) = cgroup::mount_point() else {
+    let (Ok(mount), Some(version_1)) = (cgroup::mount_point(), cgroup::version_1_mount()) else {
         return;
     };
-    let (Some(layout), Ok(below)) = (mount.parent(), group.strip_prefix(&mount)) else {
+    let Ok(below) = group.strip_prefix(&mount) else {
         return;
     };
-    let mirrored = layout.join("systemd").join(below);
+    let mirrored = version_1.join(below);
     // Of the world there is nothing else there.
     if let Some(world) = mirrored.parent().filter(|dir| dir.exists()) {
         cgroup::remove(world);

@@ -32,7 +32,10 @@ impl Cgroup {
     /// If there is no cgroup v2 mount or the directory can't be made (that needs root).
     pub fn new() -> Result<Self> {
         let mount = mount_point()?;
-        sweep(&mount);
+        [Some(&mount), version_1_mount().as_ref()]
+            .into_iter()
+            .flatten()
+            .for_each(|tree| sweep(tree));
         let number = MADE.fetch_add(1, Ordering::Relaxed);
         let thread = thread::current();
         let name = short(thread.name().unwrap_or("thread"));
@@ -87,12 +90,32 @@ pub fn mount_point() -> Result<PathBuf> {
     }
 }
 
+/// Where systemd's own tree of version 1 is mounted, on a hybrid layout: nspawn mirrors its cgroups there.
+#[must_use]
+pub fn version_1_mount() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").ok()?;
+    mounts.lines().find_map(systemd_mount)
+}
+
 /// The mount point in a line of mountinfo (proc_pid_mountinfo(5)), if it is the root of a cgroup2.
 fn cgroup2_mount(line: &str) -> Option<PathBuf> {
+    root_mount(line, |kind| kind.starts_with("cgroup2 "))
+}
+
+/// The same, of systemd's own tree of version 1.
+fn systemd_mount(line: &str) -> Option<PathBuf> {
+    let is_named = |options: &str| options.split(',').any(|option| option == "name=systemd");
+    root_mount(line, |kind| {
+        kind.starts_with("cgroup ") && kind.rsplit(' ').next().is_some_and(is_named)
+    })
+}
+
+/// The mount point, if the file system's own root is there and what follows the separator is wanted.
+fn root_mount(line: &str, wanted: impl Fn(&str) -> bool) -> Option<PathBuf> {
     let (before, after) = line.split_once(" - ")?;
     let mut fields = before.split(' ').skip(3);
     let (root, point) = (fields.next()?, fields.next()?);
-    (after.starts_with("cgroup2 ") && root == "/").then(|| PathBuf::from(point))
+    (wanted(after) && root == "/").then(|| PathBuf::from(point))
 }
 
 /// Ends every process in the tree of `dir`. The kernel's own way (Linux 5.14) also catches what forks meanwhile.
@@ -175,6 +198,35 @@ mod tests {
     fn finds_the_mount_of_a_hybrid_layout() {
         let line = "41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw";
         assert_eq!(cgroup2_mount(line), Some("/sys/fs/cgroup/unified".into()));
+    }
+
+    #[test]
+    fn finds_systemds_own_tree_of_version_1() {
+        let line = "36 31 0:33 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,xattr,name=systemd";
+        assert_eq!(systemd_mount(line), Some("/sys/fs/cgroup/systemd".into()));
+        for other in [
+            "32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu",
+            "36 31 0:33 /a /mnt rw - cgroup cgroup rw,name=systemd",
+            "41 31 0:38 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw",
+        ] {
+            assert_eq!(systemd_mount(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn what_a_killed_run_left_is_removed_wherever_it_is() -> Result<()> {
+        crate::require!(Root, CgroupV2);
+        // Beyond the largest process id (include/linux/threads.h).
+        let name = format!("{PREFIX}4194305-{}-gone", process::id());
+        for tree in [Some(mount_point()?), version_1_mount()].into_iter().flatten() {
+            fs::create_dir_all(tree.join(&name).join("below"))?;
+        }
+        let own = Cgroup::new()?;
+        for tree in [Some(mount_point()?), version_1_mount()].into_iter().flatten() {
+            assert!(!tree.join(&name).exists(), "{}", tree.display());
+        }
+        assert!(own.dir().exists());
+        Ok(())
     }
 
     #[test]

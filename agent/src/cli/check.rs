@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use annotate_snippets::renderer::DecorStyle;
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 
+use super::enable;
 use crate::config::{Config, DEFAULT_PATH};
 use crate::policy::{Diagnostic, Policy, Severity, Source, Span, store};
 
@@ -87,7 +88,9 @@ pub fn run(args: &CheckArgs, out: &mut dyn Write, styled: bool) -> io::Result<Ex
         && !args.no_secrets
         && nix::unistd::geteuid().is_root()
     {
-        checked.found.extend(secrets::check(policy, &checked.sources));
+        let service = enable::service_sees_no_homes(&args.config);
+        let found = secrets::check(policy, &checked.sources, service);
+        checked.found.extend(found);
     }
     let errors = count(&checked.found, Severity::Error);
     if args.json {

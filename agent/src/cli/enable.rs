@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 
 use super::{NO, WRONG, complain};
-use crate::config::Config;
+use crate::config::{Config, DEFAULT_PATH};
 use crate::enroll::reach;
 use crate::enroll::unit::{self, Facts, Plan};
 use crate::identity::WorkloadName;
@@ -179,6 +179,14 @@ pub fn disable_all() -> anyhow::Result<Vec<String>> {
         host::reload()?;
     }
     Ok(units)
+}
+
+/// Whether the agent's own service runs with these settings and sees no home directories. Where systemd can't be asked
+/// it starts nothing.
+#[must_use]
+pub fn service_sees_no_homes(config: &Path) -> bool {
+    let path = std::path::absolute(config).unwrap_or_else(|_| config.to_owned());
+    host::shown(unit::AGENT_UNIT).is_ok_and(|facts| facts.hides_homes_from(&path, DEFAULT_PATH))
 }
 
 /// The units that are enabled for a workload, for whoever lets go of it.

@@ -5,6 +5,7 @@
 pub mod drop_in;
 mod facts;
 mod findings;
+mod paths;
 mod reads;
 mod socket;
 
@@ -16,6 +17,7 @@ use crate::identity::WorkloadName;
 
 pub use drop_in::accepts_privileged;
 pub use facts::{DropIn, Facts, PROPERTIES};
+pub use paths::named;
 pub use socket::{is_for, takes_connections};
 
 /// The file name of the drop-in below `UNIT.d`.
@@ -50,6 +52,8 @@ pub struct Setup {
     pub hybrid: bool,
     /// Files and directories of the agent's that systemd shall give to no unit.
     pub own: Vec<PathBuf>,
+    /// Paths, of the unit's and of the agent's, that lead elsewhere by symbolic links, with where that is.
+    pub links: Vec<(PathBuf, PathBuf)>,
     /// Where the agent's own unit has its credentials from, as `LoadCredential=` says it.
     pub credentials: Vec<String>,
     /// The names of other managed units of other workloads, with the user that each runs as.

@@ -246,7 +246,7 @@ impl Crew {
             .count()
     }
 
-    /// What the worker that serves counted last.
+    /// What the worker that serves counted last; nothing, and no fault, before it has said so once.
     pub(super) fn figures(&self) -> &Figures {
         &self.figures
     }
@@ -336,5 +336,19 @@ impl Member {
         };
         self.process
             .kill_at(Instant::now() + patience, "it did not drain in time");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_has_reported_nothing_yet_is_not_said_to_fail() {
+        let drain = Drain {
+            deadline: Duration::ZERO,
+            idle: Duration::ZERO,
+        };
+        assert_eq!(Crew::new(drain).figures().audit_error, None);
     }
 }

@@ -10,12 +10,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{CWD, RenameFlags};
 
 use crate::audit::record::{self, Caller, Record, Timestamp};
-use crate::audit::{Kind, Outcome, RequestId, Sink as _, file, inflight};
+use crate::audit::{AppendError, Kind, Outcome, RequestId, Sink as _, file, inflight};
 use crate::channel::worker::StartDescriptors;
 use crate::config::Config;
 use crate::ebpf::WorkerFds;
@@ -29,7 +29,8 @@ const SLOTS: u32 = 8192;
 const TAIL: u64 = 64 << 20;
 /// Records of the supervisor that wait for room on the disk, in bytes.
 const MAX_WAITING: usize = 1 << 20;
-
+/// For so long somebody who holds the audit file's lock may just not have had a processor.
+const SLOW: Duration = Duration::from_secs(1);
 /// Tables under one process id and number.
 const MAX_TABLES: u32 = 10_000;
 
@@ -74,9 +75,17 @@ pub(super) struct Records {
     waiting: Vec<u8>,
     /// Records that there was no room for even there.
     lost: u64,
-    failure: Option<String>,
+    failure: Option<Failure>,
     floods: kernel::Floods,
     looking: kernel::Looking,
+}
+
+/// Why lines wait.
+struct Failure {
+    since: Instant,
+    why: String,
+    /// Whether it counts: a worker that was interrupted while it held the file's lock has only been slow.
+    counts: bool,
 }
 
 impl Records {
@@ -196,7 +205,8 @@ impl Records {
 
     /// Why the supervisor's own records can't be written at present.
     pub(super) fn failure(&self) -> Option<&str> {
-        self.failure.as_deref()
+        let counts = self.failure.as_ref().filter(|failure| failure.counts);
+        counts.map(|failure| failure.why.as_str())
     }
 
     /// A table of its own for the worker of this number. One that is there already, of an agent that had the same
@@ -341,18 +351,32 @@ impl Records {
         match self.sink.append(&self.waiting) {
             Ok(()) => {
                 self.waiting.clear();
-                if self.failure.take().is_some() {
+                if self.failure.take().is_some_and(|failure| failure.counts) {
                     tracing::info!("the supervisor's records can be written again");
                 }
             }
             Err(error) => {
                 self.waiting.drain(..error.written);
-                if self.failure.is_none() {
-                    tracing::error!(error = %error.source, "records of the supervisor can't be written; they are kept until they can");
-                }
-                self.failure = Some(error.to_string());
+                self.failed(&error);
             }
         }
+    }
+
+    fn failed(&mut self, error: &AppendError) {
+        let told = self.failure().is_some();
+        let since = self
+            .failure
+            .as_ref()
+            .map_or_else(Instant::now, |before| before.since);
+        let counts = told || error.source.kind() != ErrorKind::WouldBlock || since.elapsed() >= SLOW;
+        if counts && !told {
+            tracing::error!(error = %error.source, "records of the supervisor can't be written; they are kept until they can");
+        }
+        self.failure = Some(Failure {
+            since,
+            why: error.to_string(),
+            counts,
+        });
     }
 }
 
@@ -430,5 +454,34 @@ mod tests {
         let (_, path) = new_file(dir.path(), "inflight-1-1").unwrap();
         assert_eq!(path, dir.path().join("inflight-1-1.2"));
         assert_eq!(std::fs::read(dir.path().join("inflight-1-1")).unwrap(), b"calls");
+    }
+
+    #[test]
+    fn a_lock_that_another_holds_for_a_moment_is_no_failure() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.audit.file = dir.path().join("audit.jsonl");
+        config.state_dir = dir.path().to_owned();
+        let mut records = Records::open(&config).unwrap();
+        let other = File::open(&config.audit.file).unwrap();
+        other.lock().unwrap();
+        records.perimeter_broken("a test");
+        assert_eq!(records.failure(), None);
+        assert!(!records.waiting.is_empty());
+        records.failure.as_mut().unwrap().since -= SLOW;
+        records.settle().unwrap();
+        assert!(
+            records
+                .failure()
+                .is_some_and(|why| why.contains("another process"))
+        );
+        other.unlock().unwrap();
+        records.settle().unwrap();
+        assert_eq!(records.failure(), None);
+        assert!(
+            std::fs::read_to_string(&config.audit.file)
+                .unwrap()
+                .contains("a test")
+        );
     }
 }

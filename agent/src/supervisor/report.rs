@@ -14,6 +14,8 @@ impl Supervisor {
                 .find(|one| one.workload.as_str() == name)
                 .map_or(0, |one| one.connections)
         };
+        let audit_error = figures.audit_error.as_deref().or(self.records.failure());
+        let audit_error = audit_error.map(ToOwned::to_owned);
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             uptime_s: self.started.elapsed().unwrap_or_default().as_secs(),
@@ -23,11 +25,8 @@ impl Supervisor {
             worker_pid: self.crew.serving(),
             draining: self.crew.leaving() + self.records.left().len(),
             worker_error: self.worker_error.clone(),
-            audit_ok: figures.audit_ok && self.records.failure().is_none(),
-            audit_error: figures
-                .audit_error
-                .clone()
-                .or_else(|| self.records.failure().map(ToOwned::to_owned)),
+            audit_ok: audit_error.is_none(),
+            audit_error,
             trust_error: self.roots_watch.failure().map(ToOwned::to_owned),
             calls: figures.calls,
             denied: figures.denied,

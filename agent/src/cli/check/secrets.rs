@@ -7,8 +7,8 @@ use crate::credential::spec::{CredentialSource, CredentialSpec};
 use crate::policy::{CredentialName, Diagnostic, Policy, Source, Span};
 
 /// Reads every secret file as the agent will; values are dropped at once. Helpers are not run, and a systemd
-/// credential is there only within the agent's own service.
-pub(super) fn check(policy: &Policy, sources: &[Source]) -> Vec<Diagnostic> {
+/// credential is there only within the agent's own service. `service`: whether it is that service that will read them.
+pub(super) fn check(policy: &Policy, sources: &[Source], service: bool) -> Vec<Diagnostic> {
     let look = |credential: &CredentialSpec| {
         let (path, error) = match &credential.source {
             CredentialSource::File { path } => (path.as_path(), file::read(path).err()),
@@ -21,14 +21,14 @@ pub(super) fn check(policy: &Policy, sources: &[Source]) -> Vec<Diagnostic> {
                 "calls that need it will be refused; --no-secrets leaves these files out",
             ),
             // There for whoever asks here, but not for the service.
-            None if !file::unseen(path).is_empty() => (
+            None if service && !file::unseen(path).is_empty() => (
                 format!(
                     "credential `{}`: {}{}",
                     credential.name,
                     path.display(),
                     file::unseen(path)
                 ),
-                "an agent that runs as that service would have no value, and refuse calls that need it",
+                "calls that need it will be refused; a drop-in of the unit with ProtectHome=read-only shows it all the same",
             ),
             None => return None,
         };
@@ -49,4 +49,20 @@ fn place<'a>(sources: &'a [Source], name: &CredentialName) -> Option<(&'a Source
         let value = named("file").or_else(|| named("exec"))?;
         Some((source, value.span.into()))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_in_a_home_is_wrong_for_the_service_that_sees_none() {
+        let text = "[[workload]]\nname = \"w\"\n[credential.token]\nhosts = [\"a.example\"]\nscheme = \"bearer\"\nsource = { exec = [\"/run/user/1/helper\"] }\n";
+        let source = Source::new("p.toml", text);
+        let policy = Policy::compile(std::slice::from_ref(&source)).unwrap();
+        let sources = [source];
+        let found = check(&policy, &sources, true);
+        assert!(found[0].message.contains("sees no home directories"), "{found:?}");
+        assert_eq!(check(&policy, &sources, false), []);
+    }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::host;
 use crate::config::{Config, DEFAULT_PATH};
-use crate::enroll::unit::{AGENT_UNIT, Facts, Finding, Setup, Weight};
+use crate::enroll::unit::{self, AGENT_UNIT, Facts, Finding, Setup, Weight};
 use crate::enroll::{Layout, Mount, reach, trust};
 use crate::identity::WorkloadName;
 use crate::policy::matcher::Glob;
@@ -21,6 +21,8 @@ const SYSTEMD_FILES: &[&str] = &["/etc/systemd", "/run/systemd/system", "/run/sy
 const PARENT: &str = "callgate.slice";
 /// Bytes of a program that are searched for roots of its own.
 const MOST_SEARCHED: u64 = 64 << 20;
+/// As many links as the kernel follows in one path.
+const MOST_LINKS: u32 = 40;
 /// A crate with roots, as the panic messages of a Rust program name its files.
 const BUNDLED: &[u8] = b"/webpki-roots-";
 
@@ -92,11 +94,16 @@ pub(super) fn setup(
 ) -> anyhow::Result<Setup> {
     let directory = config.runtime_dir.join(TRUST_DIR);
     let view = View::new(config);
+    let hidden = view.hidden(policy);
     let mut fixed = view.fixed(policy);
     fixed.extend(SYSTEMD_FILES.iter().map(PathBuf::from));
     let slice = workload.name().slice();
     let mut neighbours = neighbours(host::services()?, facts, &slice);
     neighbours.push((AGENT_UNIT.to_owned(), config.worker_user.clone()));
+    let own = own(config, &hidden);
+    let agents = own.iter().chain(&fixed).chain([&directory]).cloned();
+    let known = reach::SERVICES.iter().chain(reach::CREDENTIAL_STORES);
+    let links = links(agents.chain(known.map(PathBuf::from)).chain(unit::named(facts)));
     Ok(Setup {
         marker: config.runtime_dir.join("armed").join(workload.name().as_str()),
         over: trust::directories(&directory),
@@ -104,13 +111,14 @@ pub(super) fn setup(
         trust: directory,
         direct: workload.direct().iter().map(|direct| direct.cidr).collect(),
         listen: workload.listen().to_vec(),
-        hidden: view.hidden(policy).iter().map(|path| covered(path)).collect(),
+        hidden: hidden.iter().map(|path| covered(path)).collect(),
         fixed,
         left_open: accepted.left_open,
         allow_privileged: accepted.privileged,
         // Where there is none, the agent says so.
         hybrid: Mount::find().is_ok_and(|mount| mount.layout() == Layout::Hybrid),
-        own: own(config, view.hidden(policy)),
+        own,
+        links,
         credentials: credentials()?,
         neighbours,
         bundled: bundled(facts),
@@ -118,18 +126,44 @@ pub(super) fn setup(
 }
 
 /// The agent's secrets, and its directories.
-fn own(config: &Config, hidden: Vec<PathBuf>) -> Vec<PathBuf> {
+fn own(config: &Config, hidden: &[PathBuf]) -> Vec<PathBuf> {
     let agents = [
         &config.state_dir,
         &config.runtime_dir,
         &config.policy_dir,
         &config.file,
     ];
-    let mut own: Vec<_> = hidden.into_iter().chain(agents.into_iter().cloned()).collect();
+    let mut own: Vec<_> = hidden.iter().chain(agents).cloned().collect();
     if config.file == Path::new(DEFAULT_PATH) {
         own.extend(config.file.parent().map(Path::to_owned));
     }
     own
+}
+
+/// Those that lead elsewhere by symbolic links, as these are now.
+fn links(paths: impl Iterator<Item = PathBuf>) -> Vec<(PathBuf, PathBuf)> {
+    let with_end = paths.map(|path| (real(&path, MOST_LINKS), path));
+    with_end
+        .filter(|(real, path)| real != path)
+        .map(|(real, path)| (path, real))
+        .collect()
+}
+
+/// Where a path leads, also if nothing is there yet.
+fn real(path: &Path, links: u32) -> PathBuf {
+    for above in path.ancestors() {
+        let Ok(rest) = path.strip_prefix(above) else {
+            break;
+        };
+        if let Ok(real) = fs::canonicalize(above) {
+            return real.join(rest);
+        }
+        if let (Ok(target), Some(left)) = (fs::read_link(above), links.checked_sub(1)) {
+            let place = above.parent().unwrap_or(Path::new("/"));
+            return real(&place.join(target).join(rest), left);
+        }
+    }
+    path.to_owned()
 }
 
 /// Where the agent's unit has its credentials from.
@@ -281,5 +315,21 @@ name = "open"
         assert!(has_roots(&file));
         fs::write(&file, b"\x7fELF\0").unwrap();
         assert!(!has_roots(&file) && !has_roots(&place.path().join("none")));
+    }
+
+    #[test]
+    fn links_are_followed_to_what_is_not_there_yet() {
+        let place = tempfile::tempdir().unwrap();
+        let root = place.path().canonicalize().unwrap();
+        std::os::unix::fs::symlink("there", root.join("link")).unwrap();
+        std::os::unix::fs::symlink("loop", root.join("loop")).unwrap();
+        let of = |name: &str| links([root.join(name)].into_iter());
+        let led = |name: &str, end: &str| assert_eq!(of(name), [(root.join(name), root.join(end))]);
+        led("link/a/b", "there/a/b");
+        fs::create_dir(root.join("there")).unwrap();
+        led("link/a/b", "there/a/b");
+        led("link", "there");
+        assert_eq!(of("there/a"), []);
+        assert!(of("loop").iter().all(|(_, real)| real.starts_with(&root)));
     }
 }

@@ -1,6 +1,6 @@
 //! What systemd says of a unit: the output of `systemctl show`, and the drop-ins that come after ours.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{DROP_IN, Setup};
 
@@ -42,6 +42,7 @@ pub const PROPERTIES: &[&str] = &[
     "OpenFile",
     "PAMName",
     "PrivateNetwork",
+    "ProtectHome",
     "ReadWritePaths",
     "RestrictAddressFamilies",
     "RootDirectory",
@@ -79,7 +80,7 @@ impl DropIn {
 
     /// Whether systemd reads it after ours: by file name, whatever directory it is in.
     #[must_use]
-    pub fn is_after_ours(path: &std::path::Path) -> bool {
+    pub fn is_after_ours(path: &Path) -> bool {
         path.file_name().is_some_and(|name| name > DROP_IN)
     }
 
@@ -175,6 +176,23 @@ impl Facts {
         }
     }
 
+    /// Whether this is a service that runs an agent with these settings and sees no home directories; `usual` are those
+    /// of an agent that is told none.
+    #[must_use]
+    pub fn hides_homes_from(&self, config: &Path, usual: &str) -> bool {
+        let settings = |line: &str| {
+            let mut words = line.split_ascii_whitespace();
+            let named = words.find_map(|word| word.strip_prefix("--config"));
+            let named = named.map(|rest| rest.strip_prefix('=').or_else(|| words.next()));
+            named.flatten().unwrap_or(usual).to_owned()
+        };
+        let mut lines = self
+            .all("ExecStartEx")
+            .filter_map(|shown| shown.split_once("argv[]=")?.1.split(" ; ").next());
+        matches!(self.get("ProtectHome"), "yes" | "tmpfs")
+            && lines.any(|line| Path::new(&settings(line)) == config)
+    }
+
     /// What its files set, for a setting that adds to a list: an empty value begins anew.
     pub(super) fn written<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
         let mut list = Vec::new();
@@ -254,5 +272,31 @@ impl<'a> Command<'a> {
             path: field("path="),
             flags: field("flags="),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const USUAL: &str = "/etc/callgate/callgate.toml";
+
+    #[test]
+    fn only_a_service_with_these_settings_and_no_homes_hides_them() {
+        let hides = |homes: &str, options: &str, config: &str| {
+            let shown = format!(
+                "ProtectHome={homes}\nExecStartEx={{ path=/usr/bin/callgate ; argv[]=/usr/bin/callgate run{options} ; flags=no-setuid ; pid=0 }}\n"
+            );
+            Facts::read("callgate.service", &shown).hides_homes_from(Path::new(config), USUAL)
+        };
+        assert!(hides("yes", " --user callgate-agent", USUAL));
+        assert!(hides("tmpfs", " --config /srv/a.toml", "/srv/a.toml"));
+        assert!(hides("yes", " --config=/srv/a.toml", "/srv/a.toml"));
+        assert!(!hides("yes", " --config /srv/a.toml", USUAL));
+        assert!(!hides("yes", "", "/srv/b.toml"));
+        assert!(!hides("no", "", USUAL));
+        assert!(!hides("read-only", "", USUAL));
+        let absent = Facts::read("callgate.service", "ProtectHome=no\nLoadState=not-found\n");
+        assert!(!absent.hides_homes_from(Path::new(USUAL), USUAL));
     }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::drop_in::{HOLDING, environment, is_allow_list};
 use super::facts::Command;
+use super::paths::{BROUGHT, WRITABLE, sources};
 use super::{AGENT_UNIT, Facts, Finding, Setup, Weight, reads, socket};
 use crate::enroll::reach::{CREDENTIAL_STORES, KEPT, SERVICES};
 
@@ -198,13 +199,12 @@ fn rights(found: &mut Found, facts: &Facts, setup: &Setup) {
             );
         }
     }
-    let writable = facts.words("ReadWritePaths");
-    for path in writable.map(|path| Path::new(path.trim_start_matches(['-', '+']))) {
+    for (setting, path) in all(facts, WRITABLE) {
         // Of two settings the one for the longer path counts.
-        let undoes = |fixed: &PathBuf| path != fixed && path.starts_with(fixed);
-        if path.starts_with(KERNELS) || setup.fixed.iter().any(undoes) {
+        let undoes = |fixed: &PathBuf| setup.lies_in(&path, fixed) && !setup.lies_in(fixed, &path);
+        if setup.lies_in(&path, Path::new(KERNELS)) || setup.fixed.iter().any(undoes) {
             let text = format!("{} could undo what holds it", path.display());
-            found.refuse("ReadWritePaths", text);
+            found.refuse(setting, text);
         }
     }
 }
@@ -296,13 +296,9 @@ fn services(found: &mut Found, facts: &Facts, setup: &Setup) {
         );
         found.warn("InaccessiblePaths", text, fix);
     }
-    for setting in ["BindPaths", "BindReadOnlyPaths", "OpenFile"] {
-        let shown = facts.words(setting).map(|bound| bound.trim_start_matches('-'));
-        let sources = shown.filter_map(|bound| bound.split(':').next());
-        for source in sources {
-            if let Some(what) = brought(setup, setting, source) {
-                found.refuse(setting, format!("{source} brings {what}"));
-            }
+    for (setting, source) in all(facts, BROUGHT) {
+        if let Some(what) = brought(setup, setting, &source) {
+            found.refuse(setting, format!("{} brings {what}", source.display()));
         }
     }
     for group in facts
@@ -314,6 +310,19 @@ fn services(found: &mut Found, facts: &Facts, setup: &Setup) {
             format!("group {group} gives it nothing more: the socket is out of its reach"),
         );
     }
+}
+
+/// The paths of several settings.
+fn all<'a>(
+    facts: &'a Facts,
+    settings: &'a [&'static str],
+) -> impl Iterator<Item = (&'static str, PathBuf)> + 'a {
+    let of = |setting: &'static str| {
+        sources(facts, setting)
+            .into_iter()
+            .map(move |path| (setting, path))
+    };
+    settings.iter().copied().flat_map(of)
 }
 
 /// Groups that rule over all of the host through a socket.
@@ -330,10 +339,9 @@ fn unnameable(found: &mut Found, setup: &Setup) {
 }
 
 /// What must not be in its reach and comes along with a path that is mounted elsewhere, or that systemd opens for it.
-fn brought(setup: &Setup, setting: &str, source: &str) -> Option<String> {
-    let source = of_run(Path::new(source));
+fn brought(setup: &Setup, setting: &str, source: &Path) -> Option<String> {
     let services = SERVICES.iter().filter(|path| !Facts::keeps(setup, path));
-    if let Some(service) = services.map(Path::new).find(|path| path.starts_with(&source)) {
+    if let Some(service) = services.map(Path::new).find(|path| setup.lies_in(path, source)) {
         return Some(format!(
             "a service ({}) into its reach that would act for it outside of the workload",
             service.display()
@@ -344,14 +352,8 @@ fn brought(setup: &Setup, setting: &str, source: &str) -> Option<String> {
     let fixed = setup.fixed.iter().map(PathBuf::as_path);
     let fixed = fixed.filter(|_| setting != "BindReadOnlyPaths");
     let mut taken = hidden.chain(stores).chain(fixed).chain([Path::new(KERNELS)]);
-    let found = taken.find(|path| path.starts_with(&source) || source.starts_with(path))?;
+    let found = taken.find(|path| setup.overlap(path, source))?;
     Some(format!("back what is taken from it ({})", found.display()))
-}
-
-/// "/var/run/docker.sock" is "/run/docker.sock".
-pub(super) fn of_run(path: &Path) -> PathBuf {
-    path.strip_prefix("/var/run")
-        .map_or_else(|_| path.to_owned(), |rest| Path::new("/run").join(rest))
 }
 
 fn trust(found: &mut Found, facts: &Facts, setup: &Setup) {

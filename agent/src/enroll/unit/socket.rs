@@ -176,6 +176,28 @@ mod tests {
     }
 
     #[test]
+    fn where_systemd_makes_the_sockets_outside_of_the_slice_it_is_said() {
+        let warned = |hybrid, shown: &str| {
+            let mut facts = Facts::read("billing.service", "User=billing\n");
+            facts.sockets = vec![Facts::read("billing.socket", shown)];
+            let setup = Setup {
+                hybrid,
+                listen: vec![8080],
+                ..Setup::default()
+            };
+            let plan = plan(&facts, &WorkloadName::parse("billing").unwrap(), &setup);
+            let mut warnings = plan.findings.into_iter();
+            warnings.find(|found| found.weight == Weight::Warning)
+        };
+        let network = "Listen=[::]:8080 (Stream)\n";
+        let found = warned(true, network).unwrap();
+        assert!(found.text.contains("outside of the workload"), "{found:?}");
+        assert!(found.fix.contains("unified_cgroup_hierarchy"), "{found:?}");
+        assert_eq!(warned(false, network), None);
+        assert_eq!(warned(true, "Listen=/run/x (Stream)\n"), None);
+    }
+
+    #[test]
     fn a_command_of_its_own_with_full_privileges_is_refused() {
         let mut facts = Facts::read("billing.service", "User=billing\n");
         let mut socket = Facts::read("billing.socket", "Listen=[::]:8080 (Stream)\n");

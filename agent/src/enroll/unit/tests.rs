@@ -431,3 +431,45 @@ fn drop_ins_that_are_read_later_and_undo_ours_are_found() {
     assert!(!DropIn::is_after_ours("/x/10-a.conf".as_ref()));
     assert!(!DropIn::is_after_ours("/x/50-callgate.conf".as_ref()));
 }
+
+#[test]
+fn what_is_the_agents_is_found_behind_links_quotes_and_escapes() {
+    let setup = Setup {
+        hidden: vec!["/etc/call gate/secrets".into(), "/var/lib/callgate".into()],
+        own: vec!["/etc/call gate/secrets".into(), "/var/lib/callgate".into()],
+        fixed: vec!["/etc/call gate".into()],
+        links: vec![
+            ("/srv/state".into(), "/var/lib/callgate".into()),
+            ("/srv/docker".into(), "/run/docker.sock".into()),
+            ("/var/lib/callgate".into(), "/data/callgate".into()),
+        ],
+        ..setup()
+    };
+    let of = |line: &str| {
+        let mut facts = Facts::read("billing.service", PLAIN);
+        let text = format!("[Service]\n{line}\n");
+        facts.files = vec![DropIn::new("/etc/systemd/system/billing.service".into(), &text)];
+        plan(&facts, &WorkloadName::parse("billing").unwrap(), &setup)
+    };
+    for refused in [
+        r#"BindPaths="/etc/call gate/secrets":/x"#,
+        r"BindReadOnlyPaths=/srv/own -/etc/call\ gate/secrets:/x:rbind",
+        r"BindPaths=/etc/call\x20gate:/x",
+        "BindReadOnlyPaths=/srv/state:/x",
+        "BindPaths=/data:/x",
+        "BindPaths=/srv/docker",
+        "ReadWritePaths='/etc/call gate/policy.d'",
+        "StandardInput=file:/srv/state",
+        "LoadCredential=key:/data/callgate/ca.pem",
+    ] {
+        assert!(of(refused).is_refused(), "{refused}");
+    }
+    for harmless in [
+        "BindPaths=/srv/other:/etc/call",
+        "BindPaths=/etc/call gate.d",
+        "StandardInput=file:/srv/input",
+    ] {
+        let plan = of(harmless);
+        assert!(!plan.is_refused(), "{harmless}: {:?}", plan.findings);
+    }
+}

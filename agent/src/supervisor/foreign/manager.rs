@@ -26,8 +26,10 @@ pub(super) fn is_its_child(process: &HeldProcess) -> bool {
         .is_some_and(|(process, manager)| is_copy(&process, &manager))
 }
 
-/// Whether the first is a copy of the second that has executed nothing. Where code and stack lie is drawn by lot at each
-/// execution and shown to root alone, so nobody else can come to lie there.
+/// Whether the first is a copy of the second that has executed nothing. Where the manager's code and stack begin is drawn by
+/// lot at each execution, and shown to nobody who may not trace the manager. Any process can say of itself that it begins
+/// elsewhere than it does (PR_SET_MM_MAP, kernel/sys.c), and fork; but it has to guess both places, and can try as often as
+/// it is looked at.
 fn is_copy(process: &str, original: &str) -> bool {
     let places = |stat| Some((field(stat, CODE)?, field(stat, STACK)?));
     field(process, FLAGS).is_some_and(|flags| flags & FORKED != 0)
