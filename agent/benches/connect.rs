@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use callgate::ebpf::{Direct, Liveness, LoadOptions, Programs, Transport, WorkloadPlan};
 use callgate::enroll::Mount;
 use criterion::Criterion;
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -62,7 +62,16 @@ fn main() {
 struct Place {
     server: SocketAddr,
     _programs: Programs,
-    _pins: tempfile::TempDir,
+    pins: tempfile::TempDir,
+}
+
+impl Drop for Place {
+    /// What something is mounted on can't be removed.
+    fn drop(&mut self) {
+        if let Err(error) = umount2(&self.pins.path().join("bpf"), MntFlags::MNT_DETACH) {
+            eprintln!("connect: the pins can't be unmounted: {error}");
+        }
+    }
 }
 
 impl Place {
@@ -111,7 +120,7 @@ impl Place {
         Self {
             server,
             _programs: programs,
-            _pins: pins,
+            pins,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A place of its own for one test: network and mount namespace, cgroups, pins, an agent's side.
 //!
 //! The test starts itself again in the new namespaces. Pins die with the mount namespace; the outer half
-//! removes the cgroups, so nothing outlives a test that fails half-way.
+//! removes the cgroups and the pins' directory, so nothing outlives a test that fails half-way.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -20,11 +20,12 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
 const INNER: &str = "CALLGATE_TEST_WORLD";
+const PINS: &str = "CALLGATE_TEST_PINS";
 
 /// Runs `body` in a world of its own. Without root it says so and passes.
 pub(super) fn in_world(test: &str, body: fn(&mut World) -> Result<()>) {
-    if let Some(base) = std::env::var_os(INNER) {
-        World::enter(Path::new(&base))
+    if let (Some(base), Some(pins)) = (std::env::var_os(INNER), std::env::var_os(PINS)) {
+        World::enter(Path::new(&base), Path::new(&pins))
             .and_then(|mut world| body(&mut world))
             .unwrap();
         return;
@@ -39,6 +40,8 @@ pub(super) fn in_world(test: &str, body: fn(&mut World) -> Result<()>) {
         .join(format!("callgate-test-{}-{test}", std::process::id()));
     let test = format!("capture::{test}");
     let remove = RemoveTree(base.clone());
+    let pins = tempfile::tempdir().unwrap();
+    let below = pins.path().join("bpf");
     // A thread's namespaces are its children's; the other tests' threads keep theirs.
     let output = std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
@@ -46,12 +49,14 @@ pub(super) fn in_world(test: &str, body: fn(&mut World) -> Result<()>) {
         Command::new(own)
             .args(["--exact", &test, "--nocapture"])
             .env(INNER, &base)
+            .env(PINS, &below)
             .output()
             .unwrap()
     })
     .join()
     .unwrap();
     drop(remove);
+    pins.close().unwrap();
     assert!(
         output.status.success(),
         "{}\n{}",
@@ -95,11 +100,10 @@ pub(super) struct World {
     pub(super) seen: Seen,
     pub(super) events: Events,
     pulse: Arc<AtomicBool>,
-    _pins: tempfile::TempDir,
 }
 
 impl World {
-    fn enter(base: &Path) -> Result<Self> {
+    fn enter(base: &Path, pins: &Path) -> Result<Self> {
         let none: Option<&str> = None;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
         for line in [
@@ -119,10 +123,9 @@ impl World {
             fs::create_dir_all(base.join(dir))?;
         }
         fs::write(base.join("agent/cgroup.procs"), "0")?;
-        let pins = tempfile::tempdir()?;
         let mount = Mount::find()?.path().to_owned();
         let below = base.strip_prefix(&mount)?.to_owned();
-        let mut options = LoadOptions::new(pins.path().join("bpf"), mount, below.join("parent"));
+        let mut options = LoadOptions::new(pins.to_owned(), mount, below.join("parent"));
         options.guard = below;
         let mut programs = Programs::load(&options)?;
         let events = programs.events().context("events were taken")?;
@@ -133,7 +136,6 @@ impl World {
             seen: Seen::default(),
             events,
             pulse: Arc::new(AtomicBool::new(true)),
-            _pins: pins,
         };
         world.beat()?;
         Ok(world)
