@@ -233,7 +233,9 @@ async fn run(connection: &Rc<Connection>, stream: TcpStream) -> Result<(), Failu
     match detected {
         Detected::Tls(hello) => tls(connection, hello, stream).await,
         Detected::Http1 => {
-            connection.arrived();
+            if connection.is_at_home() {
+                connection.arrived();
+            }
             super::intercept::plain(connection, stream).await;
             Ok(())
         }

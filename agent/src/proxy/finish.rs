@@ -202,6 +202,7 @@ impl Finish {
 
     /// It did not go through.
     pub(super) fn fail(mut self, failure: Failure) {
+        self.tail.entry.connection.arrived();
         self.count_upload();
         let outcome = failure.finish(self.recorder);
         self.tail.entry.connection.thread.figures.ended(outcome);

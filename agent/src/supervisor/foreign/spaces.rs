@@ -96,7 +96,8 @@ impl Before {
             }
             return;
         }
-        let Ok((inode, file)) = process.netns() else {
+        // It may have gone home since.
+        let Some((inode, file)) = process.netns().ok().filter(|(inode, _)| *inode != self.home) else {
             return;
         };
         match netns::may_enter(&file) {
@@ -133,11 +134,9 @@ impl Before {
 /// The namespace that this process is in, held, if its workload is to be served there: it is not the agent's own, and
 /// none that anybody can make.
 pub(in crate::supervisor) fn elsewhere(process: &HeldProcess) -> Option<(u64, OwnedFd)> {
-    if process.netns_inode()? == home() {
-        return None;
-    }
     let (inode, file) = process.netns().ok()?;
-    netns::may_enter(&file).unwrap_or(false).then_some((inode, file))
+    let is_served = inode != home() && netns::may_enter(&file).unwrap_or(false);
+    is_served.then_some((inode, file))
 }
 
 /// The inode of the agent's own namespace; 0, which none has, if it can't be told.
