@@ -57,7 +57,7 @@ fn bench(c: &mut Criterion) {
         group.bench_function(name, |bencher| ask(bencher, &large, host, path));
     }
     drop(large);
-    for rules in [1, 10, 100, 1000] {
+    for rules in [1, 10, 100] {
         let policy = policy(rules);
         let path = format!("/v1/r{}/ch_1", rules / 2);
         let name = format!("at {} rules", rules * 100);
