@@ -34,8 +34,9 @@ fn let_go(segment: &Range<usize>) {
     let Some(start) = NonNull::new(segment.start as *mut c_void) else {
         return;
     };
-    // SAFETY: the range is a mapping of the program's file, as the loader says, that is not writable: so no page of it
-    // differs from the file, and dropping one changes nothing that can be read (madvise(2), MADV_DONTNEED).
+    // SAFETY: the range is a mapping of the program's file, as the loader says, that is not writable, and code without
+    // text relocations, as rustc makes it, is not written to while it is loaded either: so no page of it differs from the
+    // file, and dropping one changes nothing that can be read (madvise(2), MADV_DONTNEED). A debugger's breakpoints go.
     let advised = unsafe { madvise(start, segment.len(), MmapAdvise::MADV_DONTNEED) };
     if let Err(error) = advised {
         tracing::debug!(%error, "the program's code can't be unmapped");

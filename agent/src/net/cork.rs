@@ -84,8 +84,9 @@ impl<S> Gathered<S> {
         } else {
             CAPACITY
         };
+        // Not exactly that much: many short writes would each make room anew.
         self.held
-            .reserve_exact(room.saturating_sub(self.held.len()).max(bytes.len()));
+            .reserve(room.saturating_sub(self.held.len()).max(bytes.len()));
         self.held.extend_from_slice(bytes);
     }
 
