@@ -20,6 +20,7 @@ pub mod records;
 mod reload;
 mod report;
 pub mod sandbox;
+mod signals;
 mod succession;
 mod turns;
 pub mod uninstall;
@@ -30,7 +31,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::admin::server::{Request, Server, Socket};
@@ -57,6 +57,7 @@ use headroom::Headroom;
 use kernel_log::KernelLog;
 use records::Records;
 use sandbox::Unprivileged;
+use signals::Signals;
 
 /// How long calls may go on when a worker is replaced. Its idle connections stay for their clients' next requests,
 /// which are answered and then closed: a client that meets a connection closed under its hands may not try again.
@@ -85,15 +86,17 @@ const EVENTS: Duration = Duration::from_millis(50);
 /// # Errors
 /// If it can't be started, says what stands in the way. Workloads that were armed stay held.
 pub async fn run(config: Config) -> Result<(), Error> {
+    // Whoever starts a service may tell it something before it is ready, and must not end it thereby.
+    let signals = Signals::catch()?;
     capture::raise_descriptor_limit();
-    // Before all else: until then these descriptors pass to whatever this process starts, as credential helpers.
+    // Before anything is started: until then these descriptors pass to whatever this process starts, as credential helpers.
     let store = Store::open();
     let _locks = ground::take(&config)?;
     let mut supervisor = Supervisor::start(config, store).await?;
     memory::give_back();
     systemd::ready(&supervisor.summary());
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "{}", supervisor.summary());
-    supervisor.serve().await
+    supervisor.serve(signals).await
 }
 
 struct Supervisor {
@@ -205,11 +208,7 @@ impl Supervisor {
         }
     }
 
-    async fn serve(&mut self) -> Result<(), Error> {
-        let mut terminate = on(SignalKind::terminate())?;
-        let mut interrupt = on(SignalKind::interrupt())?;
-        let mut hangup = on(SignalKind::hangup())?;
-        let mut replace = on(SignalKind::user_defined2())?;
+    async fn serve(&mut self, mut signals: Signals) -> Result<(), Error> {
         let mut tick = tokio::time::interval(TICK);
         let mut events = tokio::time::interval(EVENTS);
         let bell = self.capture.bell();
@@ -223,10 +222,10 @@ impl Supervisor {
                 _ = events.tick() => self.read_events(false),
                 () = bell.rung() => self.read_events(false),
                 () = moved.notified() => self.keep_spaces(),
-                _ = hangup.recv() => { systemd::reloading(); self.reload().await; systemd::ready(&self.summary()); }
-                _ = replace.recv() => self.replace_worker(),
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
+                _ = signals.hangup.recv() => { systemd::reloading(); self.reload().await; systemd::ready(&self.summary()); }
+                _ = signals.replace.recv() => self.replace_worker(),
+                _ = signals.terminate.recv() => break,
+                _ = signals.interrupt.recv() => break,
             }
         }
         self.stop().await
@@ -380,10 +379,6 @@ impl Supervisor {
             tracing::error!("a worker does not end; its open calls are recorded by the next start");
         }
     }
-}
-
-fn on(kind: SignalKind) -> Result<Signal, Error> {
-    signal(kind).map_err(io("catch", Path::new("signals")))
 }
 
 fn unprivileged(name: &str) -> Result<Unprivileged, Error> {

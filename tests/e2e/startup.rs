@@ -7,6 +7,8 @@
 mod commands;
 /// A reload that is refused, and one whose credential is broken.
 mod reload;
+/// What is told the agent before it is ready.
+mod signals;
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
