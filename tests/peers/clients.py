@@ -3,7 +3,7 @@
     clients.py idle N URL CA      N connections, each has had one answer
     clients.py stalled N URL CA   N connections, each has asked and reads nothing
 
-Says "ready" and how many there are, then waits for the end of its standard input, a minute at most."""
+Says "ready" and how many there are, then waits for the end of its standard input, five minutes at most."""
 import selectors, socket, ssl, sys, urllib.parse
 
 kind, count, url, ca = sys.argv[1], int(sys.argv[2]), urllib.parse.urlsplit(sys.argv[3]), sys.argv[4]
@@ -25,4 +25,4 @@ for _ in range(count):
 print("ready", len(kept), flush=True)
 waiting = selectors.DefaultSelector()
 waiting.register(sys.stdin, selectors.EVENT_READ)
-waiting.select(60)
+waiting.select(300)

@@ -17,7 +17,7 @@ mkdir -p "$RUN"
 #  ca:    the local interception CA (mints leaves in squid; signs the static leaf of
 #         nginx, HAProxy, Envoy).
 pki() {
-  [[ -s $PKI/done && -z $(find "$PKI/done" -mtime +20) ]] && return
+  [[ -s $PKI/made && -z $(find "$PKI/made" -mtime +20) ]] && return
   rm -rf "$PKI" "$RUN/squid/ssl_db"; mkdir -p "$PKI"; chmod 755 "$RUN" "$PKI"
   (
     cd "$PKI" || exit 1
@@ -32,7 +32,7 @@ pki() {
       eckey "$1.key"
       openssl req -new -key "$1.key" -subj "/CN=$HOST" -out "$1.csr"
       openssl x509 -req -in "$1.csr" -CA "$2.pem" -CAkey "$2.key" -CAcreateserial -sha256 -days 30 \
-        -extfile <(printf 'subjectAltName=DNS:%s,DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\nbasicConstraints=CA:FALSE\n' "$HOST") \
+        -extfile <(printf 'subjectAltName=DNS:%s,DNS:*.bench.test,DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\nbasicConstraints=CA:FALSE\n' "$HOST") \
         -out "$1.pem" 2>/dev/null
       cat "$1.pem" "$1.key" > "$1.both.pem"
     }
@@ -42,7 +42,7 @@ pki() {
     leaf static ca
     cat ca.pem ca.key > ca.both.pem
     chmod 644 ./*.pem ./*.key
-    echo ok > done
+    echo ok > made
   )
 }
 

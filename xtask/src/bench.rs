@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: what single steps cost, and the agent beside other proxies in one sandbox.
+//! `cargo xtask bench`: what single steps cost, and in a sandbox the agent beside other proxies, with much to do, and for long.
 
 mod steps;
 
@@ -28,6 +28,33 @@ pub(crate) struct Arguments {
 enum What {
     /// Measure the agent beside nginx, HAProxy, Envoy, squid and mitmproxy, in turns, on private loopback (needs root)
     Peers(Peers),
+    /// Measure the agent with many connections, rules, workloads, credentials and hosts (needs root)
+    Scale(Scale),
+    /// Half a load for long, with reloads, new secrets and everything that dies: nothing may grow (needs root)
+    Soak(Soak),
+}
+
+#[derive(Debug, Args)]
+struct Scale {
+    /// How often each figure is measured
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+    /// Seconds for each measurement
+    #[arg(long, default_value_t = 3)]
+    secs: u32,
+    /// Put the tables into BENCHMARKS.md
+    #[arg(long)]
+    write: bool,
+}
+
+#[derive(Debug, Args)]
+struct Soak {
+    /// How long the load lasts
+    #[arg(long, default_value_t = 60)]
+    minutes: u32,
+    /// Put the table into BENCHMARKS.md
+    #[arg(long)]
+    write: bool,
 }
 
 #[derive(Debug, Args)]
@@ -51,14 +78,34 @@ struct Peers {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome> {
     match &arguments.what {
-        Some(What::Peers(peers)) => beside_peers(peers),
+        Some(What::Peers(peers)) => {
+            let mut numbers = vec![
+                ("--rounds", peers.rounds.to_string()),
+                ("--secs", peers.secs.to_string()),
+                ("--settle", peers.settle.to_string()),
+            ];
+            numbers.extend(peers.peers.clone().map(|peers| ("--peers", peers)));
+            sandboxed("peers", "measure.sh", &numbers, peers.write)
+        }
+        Some(What::Scale(scale)) => {
+            let numbers = [
+                ("--rounds", scale.rounds.to_string()),
+                ("--secs", scale.secs.to_string()),
+            ];
+            sandboxed("scale", "scale.sh", &numbers, scale.write)
+        }
+        Some(What::Soak(soak)) => {
+            let numbers = [("--minutes", soak.minutes.to_string())];
+            sandboxed("soak", "soak.sh", &numbers, soak.write)
+        }
         None => steps::measure(arguments.filter.as_deref(), arguments.write),
     }
 }
 
-fn beside_peers(peers: &Peers) -> Result<Outcome> {
+/// Runs a script of `tests/peers` with the optimised agent, and shows the tables that it prints.
+fn sandboxed(what: &str, name: &str, arguments: &[(&str, String)], write_down: bool) -> Result<Outcome> {
     if !cmd::is_root() {
-        eprintln!("bench: needs root, for a sandbox of its own: sudo -E cargo xtask bench peers");
+        eprintln!("bench: needs root, for a sandbox of its own: sudo -E cargo xtask bench {what}");
         return Ok(Outcome::Lacking);
     }
     setup::all()?;
@@ -72,21 +119,15 @@ fn beside_peers(peers: &Peers) -> Result<Outcome> {
         command
             .env("CALLGATE", &agent)
             .env("BENCH_CACHE", own.join("cache"))
-            .env("BENCH_RUN", &run);
+            .env("BENCH_RUN", &run)
+            .env("PYTHONDONTWRITEBYTECODE", "1");
         command
     };
     if let Err(error) = cmd::run(script("install.sh")) {
         eprintln!("bench: {error:#}; measuring what is there");
     }
-    let mut measure = script("measure.sh");
-    for (name, value) in [
-        ("--rounds", peers.rounds),
-        ("--secs", peers.secs),
-        ("--settle", peers.settle),
-    ] {
-        measure.args([name, &value.to_string()]);
-    }
-    measure.args(peers.peers.iter().flat_map(|peers| ["--peers", peers]));
+    let mut measure = script(name);
+    measure.args(arguments.iter().flat_map(|(name, value)| [*name, value]));
     cmd::show(&measure);
     let output = measure
         .stderr(Stdio::inherit())
@@ -97,8 +138,8 @@ fn beside_peers(peers: &Peers) -> Result<Outcome> {
         bail!("the measurement failed: {}; {tables}", output.status);
     }
     println!("{tables}");
-    if peers.write {
-        write("peers", &tables)?;
+    if write_down {
+        write(what, &tables)?;
     }
     Ok(Outcome::Good)
 }
