@@ -46,7 +46,7 @@ pub(crate) fn checks() -> Vec<Check> {
     ];
     let mut doc = cmd::cargo(doc);
     doc.env("RUSTDOCFLAGS", "-D warnings");
-    let deny = cmd::cargo(["deny", "--offline", "check", "bans", "licenses", "sources"]);
+    let deny = cmd::cargo(["deny", "--locked", "check", "bans", "licenses", "sources"]);
     let has = setup::has_component;
     vec![
         Check {
