@@ -3,7 +3,7 @@ import argparse, subprocess as sp, sys, time
 
 import measure
 from agent import Agent, Client, host, policy, upstream
-from measure import costed, cpu, med, row, rss, wrk
+from measure import cpu, med, row, rss, wrk
 
 WORKLOADS, RULES, CREDENTIALS, HOSTS = 500, 10_000, 1_000, 5_000
 IDLE, BUSY = 10_000, 2_000
@@ -14,6 +14,36 @@ def told(*words):
     print(*words, file=sys.stderr, flush=True)
 
 
+def steady(agent, count, secs):
+    """CPU seconds for 10,000 calls over so many busy connections, once all are there: their handshakes don't count"""
+    held = lambda s: sum(w["connections"] for w in s["workloads"])
+    before = agent.status()
+    most = 15 + count // 50
+    load = sp.Popen(Client(agent).tool("wrk") + ["-t1", f"-c{count}", f"-d{most + secs}s", "--timeout", "10s", Client(agent).base + "/private"],
+                    stdout=sp.DEVNULL, stderr=sp.DEVNULL)
+    try:
+        for _ in range(most * 5):
+            if held(agent.status()) >= held(before) + count:
+                break
+            time.sleep(0.2)
+        else:
+            raise RuntimeError(f"{count} connections do not come about: {held(agent.status())}, {held(before)} before")
+        time.sleep(0.5)
+        c0, s0 = cpu(agent.proc.pid), agent.status()
+        time.sleep(secs)
+        c1, s1 = cpu(agent.proc.pid), agent.status()
+    finally:
+        load.kill()
+        load.wait()
+    if s1["failed"] != before["failed"] or s1["denied"] != before["denied"]:
+        raise RuntimeError(f"{count} connections: calls failed: {s1['failed'] - before['failed']}, denied: {s1['denied'] - before['denied']}")
+    for _ in range(100):  # the next measurement begins without them
+        if held(agent.status()) <= held(before):
+            break
+        time.sleep(0.1)
+    return (c1 - c0) / (s1["calls"] - s0["calls"]) * 1e4
+
+
 def by_rules(rounds, secs):
     """CPU for 10,000 calls over 32 connections, by the number of rules of the one workload"""
     sizes, costs = (10, 100, 1_000, RULES), {}
@@ -22,9 +52,8 @@ def by_rules(rounds, secs):
             agent = Agent(policy(1, size, 10, min(HOSTS, size)), SETTINGS)
             try:
                 wrk(Client(agent), 8, 1, "/private")
-                r = costed(Client(agent), wrk, 32, secs, "/private")
-                costs.setdefault(size, []).append(r["cpu10k"])
-                told(f"round {i + 1}: {size} rules: {r['cpu10k']:.3f} s")
+                costs.setdefault(size, []).append(steady(agent, 32, secs))
+                told(f"round {i + 1}: {size} rules: {costs[size][-1]:.3f} s")
             finally:
                 agent.stop()
     return table("rules", costs, sizes)
@@ -33,15 +62,11 @@ def by_rules(rounds, secs):
 def by_connections(agent, rounds, secs):
     """the same by the number of busy connections"""
     counts, costs = (1, 8, 32, 256, BUSY), {}
-    client = Client(agent)
-    wrk(client, 8, 1, "/private")
+    wrk(Client(agent), 8, 1, "/private")
     for i in range(rounds):
         for count in counts[i % len(counts):] + counts[:i % len(counts)]:
-            r = costed(client, wrk, count, secs, "/private")
-            if r.get("bad") or r.get("sock") or not r.get("n"):
-                raise RuntimeError(f"{count} connections: {r}")
-            costs.setdefault(count, []).append(r["cpu10k"])
-            told(f"round {i + 1}: {count} connections: {r['cpu10k']:.3f} s")
+            costs.setdefault(count, []).append(steady(agent, count, secs))
+            told(f"round {i + 1}: {count} connections: {costs[count][-1]:.3f} s")
     return table("busy connections", costs, counts)
 
 
@@ -94,19 +119,19 @@ def large(rounds, secs):
         told(f"hosts: {first:.1f} s, then {second:.1f} s; failed {bad_first}, {bad_second}")
         alone, beside = [], []
         for _ in range(rounds):
-            alone.append(costed(Client(agent), wrk, 32, secs, "/private")["cpu10k"])
+            alone.append(steady(agent, 32, secs))
         holder, before, after = hold(agent, IDLE)
         try:
             told(f"{IDLE} idle: {before} -> {after} MiB")
             for _ in range(rounds):
-                beside.append(costed(Client(agent), wrk, 32, secs, "/private")["cpu10k"])
-            both = costed(Client(agent), wrk, BUSY, secs, "/private")
+                beside.append(steady(agent, 32, secs))
+            both = steady(agent, BUSY, secs)
             peak = rss(agent.proc.pid)[0]
         finally:
             holder.stdin.close()
             holder.wait(60)
-        if bad_first or bad_second or both["bad"] or both["sock"]:
-            raise RuntimeError(f"calls failed: {bad_first}, {bad_second}, {both}")
+        if bad_first or bad_second:
+            raise RuntimeError(f"calls failed: {bad_first}, {bad_second}")
         facts = [("start, until ready", f"{agent.start_s:.1f} s"), ("reload", f"{reload:.1f} s"),
                  ("both processes when started", f"{start:.0f} MiB"),
                  (f"first call to each of {HOSTS:,} hosts: leaf minted, upstream dialled; CPU s for 10,000", f"{first:.1f}"),
@@ -114,6 +139,7 @@ def large(rounds, secs):
                  ("both processes after that", f"{hosts:.0f} MiB"),
                  (f"{IDLE:,} idle connections with TLS: each", f"{(after - before) * 1024 / IDLE:.1f} KiB"),
                  ("CPU for a call over 32 connections beside them, as a ratio to without", f"{med(beside) / med(alone):.2f}"),
+                 (f"the same over {BUSY:,} connections beside them", f"{both / med(alone):.2f}"),
                  (f"both processes with {IDLE:,} idle and {BUSY:,} busy connections", f"{peak:.0f} MiB")]
     finally:
         agent.stop()
