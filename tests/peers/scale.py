@@ -14,8 +14,9 @@ def told(*words):
     print(*words, file=sys.stderr, flush=True)
 
 
-def steady(agent, count, secs):
-    """CPU seconds for 10,000 calls over so many busy connections, once all are there: their handshakes don't count"""
+def steady(agent, count, secs, idle=0):
+    """CPU seconds for 10,000 calls over so many busy connections, beside so many idle ones, once all are there: their handshakes
+    don't count"""
     held = lambda s: sum(w["connections"] for w in s["workloads"])
     before = agent.status()
     most = 15 + count // 50
@@ -23,11 +24,11 @@ def steady(agent, count, secs):
                     stdout=sp.DEVNULL, stderr=sp.DEVNULL)
     try:
         for _ in range(most * 5):
-            if held(agent.status()) >= held(before) + count:
+            if held(agent.status()) >= idle + count:
                 break
             time.sleep(0.2)
         else:
-            raise RuntimeError(f"{count} connections do not come about: {held(agent.status())}, {held(before)} before")
+            raise RuntimeError(f"{count} connections do not come about: {held(agent.status())}, {idle} of them idle")
         time.sleep(0.5)
         c0, s0 = cpu(agent.proc.pid), agent.status()
         time.sleep(secs)
@@ -38,7 +39,7 @@ def steady(agent, count, secs):
     if s1["failed"] != before["failed"] or s1["denied"] != before["denied"]:
         raise RuntimeError(f"{count} connections: calls failed: {s1['failed'] - before['failed']}, denied: {s1['denied'] - before['denied']}")
     for _ in range(100):  # the next measurement begins without them
-        if held(agent.status()) <= held(before):
+        if held(agent.status()) <= idle:
             break
         time.sleep(0.1)
     return (c1 - c0) / (s1["calls"] - s0["calls"]) * 1e4
@@ -124,8 +125,8 @@ def large(rounds, secs):
         try:
             told(f"{IDLE} idle: {before} -> {after} MiB")
             for _ in range(rounds):
-                beside.append(steady(agent, 32, secs))
-            both = steady(agent, BUSY, secs)
+                beside.append(steady(agent, 32, secs, IDLE))
+            both = steady(agent, BUSY, secs, IDLE)
             peak = rss(agent.proc.pid)[0]
         finally:
             holder.stdin.close()
