@@ -125,7 +125,6 @@ impl DataThread {
     /// If names can't be looked up as the settings say.
     pub fn new(shared: Arc<Shared>, figures: Arc<Figures>) -> Result<Rc<Self>, dns::Error> {
         let limits = PoolLimits {
-            idle_per_key: 64,
             idle: Duration::from_secs(50),
             kept_per_workload: (shared.limits.connections() / shared.threads.max(1)).clamp(8, 256),
         };

@@ -4,7 +4,7 @@
 //! turns out to be closed gives the request back unsent, or the call fails.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,11 +54,10 @@ pub(super) enum Versions {
 /// How many idle connections are kept and for how long.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PoolLimits {
-    /// Idle HTTP/1.1 connections per key.
-    pub idle_per_key: usize,
     /// How long a connection may wait for its next request.
     pub idle: Duration,
-    /// Kept connections of one workload: one that calls ever new hosts must not use up the descriptors of all.
+    /// Kept connections of one workload: one that calls ever new hosts must not use up the descriptors of all. A workload
+    /// that has had more calls under way at once keeps as many: it would dial anew for each burst of them.
     pub kept_per_workload: usize,
 }
 
@@ -69,27 +68,61 @@ const STREAMS: usize = 100;
 /// The connections of one data thread.
 #[derive(Debug)]
 pub(super) struct Pool {
-    entries: RefCell<HashMap<Key, Rc<Entry>>>,
-    kept: RefCell<HashMap<WorkloadName, Rc<Cell<usize>>>>,
+    shares: RefCell<HashMap<WorkloadName, Share>>,
     limits: PoolLimits,
+}
+
+/// One workload's connections.
+#[derive(Debug, Default)]
+struct Share {
+    entries: HashMap<Key, Rc<Entry>>,
+    counts: Rc<Counts>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    /// Connections that wait for their next request, or carry several.
+    kept: Rc<Cell<usize>>,
+    /// Connections that carry one request.
+    leased: Rc<Cell<usize>>,
+    /// The most of these of late.
+    peak: Cell<usize>,
+}
+
+impl Counts {
+    fn lease(&self) -> Counted {
+        let counted = Counted::new(&self.leased);
+        self.peak.set(self.peak.get().max(self.leased.get()));
+        counted
+    }
+
+    /// Forgets a quarter of what was more than there is now.
+    fn calm(&self) {
+        let (now, peak) = (self.leased.get(), self.peak.get());
+        self.peak.set(now.max(peak - peak.div_ceil(4)));
+    }
+
+    fn over(&self, least: usize) -> usize {
+        self.kept.get().saturating_sub(least.max(self.peak.get()))
+    }
 }
 
 #[derive(Debug)]
 struct Entry {
     workload: WorkloadName,
-    /// What is kept for the workload, in all its entries.
-    kept: Rc<Cell<usize>>,
-    exclusive: RefCell<Vec<Idle>>,
+    counts: Rc<Counts>,
+    /// The one that has waited the longest is in front.
+    exclusive: RefCell<VecDeque<Idle>>,
     shared: RefCell<Vec<SharedConnection>>,
     /// One dial at a time where the result can be shared.
     dialling: Semaphore,
 }
 
 impl Entry {
-    fn new(workload: WorkloadName, kept: Rc<Cell<usize>>) -> Self {
+    fn new(workload: WorkloadName, counts: &Rc<Counts>) -> Self {
         Self {
             workload,
-            kept,
+            counts: Rc::clone(counts),
             exclusive: RefCell::default(),
             shared: RefCell::default(),
             dialling: Semaphore::new(1),
@@ -128,8 +161,7 @@ pub(super) enum Dialled {
 impl Pool {
     pub(super) fn new(limits: PoolLimits) -> Self {
         Self {
-            entries: RefCell::default(),
-            kept: RefCell::default(),
+            shares: RefCell::default(),
             limits,
         }
     }
@@ -162,18 +194,18 @@ impl Pool {
 
     /// Keeps a connection for another request.
     pub(super) fn give_back(&self, lease: Lease) {
-        let Sender::Http1(sender) = lease.sender else {
+        let Sender::Http1(sender, _) = lease.sender else {
             return;
         };
         let entry = lease.entry;
-        if sender.is_closed() || entry.exclusive.borrow().len() >= self.limits.idle_per_key {
+        if sender.is_closed() {
             return;
         }
-        entry.exclusive.borrow_mut().push(Idle {
+        entry.exclusive.borrow_mut().push_back(Idle {
             sender,
             peer: lease.peer,
             since: Instant::now(),
-            kept: Counted::new(&entry.kept),
+            kept: Counted::new(&entry.counts.kept),
         });
         self.bound(&entry);
     }
@@ -182,27 +214,22 @@ impl Pool {
     pub(super) fn sweep(&self) {
         let now = Instant::now();
         let fresh = |since: Instant| now.duration_since(since) < self.limits.idle;
-        self.entries.borrow_mut().retain(|_, entry| {
-            entry
-                .exclusive
-                .borrow_mut()
-                .retain(|idle| fresh(idle.since) && !idle.sender.is_closed());
-            entry.shared.borrow_mut().retain(|kept| {
-                !kept.sender.is_closed() && (kept.streams.get() > 0 || fresh(kept.used.get()))
-            });
-            Rc::strong_count(entry) > 1
-                || !entry.exclusive.borrow().is_empty()
-                || !entry.shared.borrow().is_empty()
+        self.shares.borrow_mut().retain(|_, share| {
+            share.entries.retain(|_, entry| entry.sweep(fresh));
+            share.counts.calm();
+            share.bound(self.limits.kept_per_workload);
+            !share.entries.is_empty()
         });
-        self.kept
-            .borrow_mut()
-            .retain(|_, count| Rc::strong_count(count) > 1);
     }
 
     /// Keeps nothing of the workload's any more that leaves from this network namespace.
     pub(super) fn forget(&self, workload: &WorkloadName, netns_cookie: u64) {
-        self.entries.borrow_mut().retain(|key, entry| {
-            let stays = key.netns_cookie != netns_cookie || key.workload != *workload;
+        let mut shares = self.shares.borrow_mut();
+        let Some(share) = shares.get_mut(workload) else {
+            return;
+        };
+        share.entries.retain(|key, entry| {
+            let stays = key.netns_cookie != netns_cookie;
             if !stays {
                 entry.exclusive.borrow_mut().clear();
                 entry.shared.borrow_mut().clear();
@@ -217,28 +244,23 @@ impl Pool {
         lease
     }
 
-    /// If the workload keeps too many, the connection that has been idle for the longest goes.
     fn bound(&self, entry: &Entry) {
-        if entry.kept.get() <= self.limits.kept_per_workload {
-            return;
-        }
-        let entries = self.entries.borrow();
-        let own = entries.values().filter(|other| other.workload == entry.workload);
-        let oldest = own.filter_map(|other| Some((other.idle_since()?, other)));
-        if let Some((_, oldest)) = oldest.min_by_key(|(since, _)| *since) {
-            oldest.drop_oldest();
+        let most = self.limits.kept_per_workload;
+        if entry.counts.over(most) > 0
+            && let Some(share) = self.shares.borrow().get(&entry.workload)
+        {
+            share.bound(most);
         }
     }
 
     fn entry(&self, key: &Key) -> Rc<Entry> {
-        let mut entries = self.entries.borrow_mut();
-        if let Some(entry) = entries.get(key) {
+        let mut shares = self.shares.borrow_mut();
+        if let Some(entry) = shares.get(&key.workload).and_then(|share| share.entries.get(key)) {
             return Rc::clone(entry);
         }
-        let mut kept = self.kept.borrow_mut();
-        let kept = Rc::clone(kept.entry(key.workload.clone()).or_default());
-        let entry = Rc::new(Entry::new(key.workload.clone(), kept));
-        entries.insert(key.clone(), Rc::clone(&entry));
+        let share = shares.entry(key.workload.clone()).or_default();
+        let entry = Rc::new(Entry::new(key.workload.clone(), &share.counts));
+        share.entries.insert(key.clone(), Rc::clone(&entry));
         entry
     }
 
@@ -247,13 +269,13 @@ impl Pool {
             return Some(lease);
         }
         loop {
-            let mut idle = entry.exclusive.borrow_mut().pop()?;
+            let mut idle = entry.exclusive.borrow_mut().pop_back()?;
             let fresh = idle.since.elapsed() < self.limits.idle;
             // The connection's own task may still have to note that the last answer is complete.
             if fresh && !idle.sender.is_closed() && idle.sender.ready().await.is_ok() {
                 return Some(Lease {
                     entry: Rc::clone(entry),
-                    sender: Sender::Http1(idle.sender),
+                    sender: Sender::Http1(idle.sender, entry.counts.lease()),
                     peer: idle.peer,
                     reused: true,
                 });
@@ -262,7 +284,32 @@ impl Pool {
     }
 }
 
+impl Share {
+    /// If it keeps too many, the connections that have been idle for the longest go.
+    fn bound(&self, most: usize) {
+        for _ in 0..self.counts.over(most) {
+            let entries = self.entries.values();
+            let idle = entries.filter_map(|entry| Some((entry.idle_since()?, entry)));
+            let Some((_, oldest)) = idle.min_by_key(|(since, _)| *since) else {
+                return;
+            };
+            oldest.drop_oldest();
+        }
+    }
+}
+
 impl Entry {
+    /// Lets go of what has waited too long; says whether there is anything left, or somebody who uses it.
+    fn sweep(self: &Rc<Self>, fresh: impl Fn(Instant) -> bool) -> bool {
+        self.exclusive
+            .borrow_mut()
+            .retain(|idle| fresh(idle.since) && !idle.sender.is_closed());
+        self.shared
+            .borrow_mut()
+            .retain(|kept| !kept.sender.is_closed() && (kept.streams.get() > 0 || fresh(kept.used.get())));
+        Rc::strong_count(self) > 1 || !self.exclusive.borrow().is_empty() || !self.shared.borrow().is_empty()
+    }
+
     fn shared_lease(self: &Rc<Self>) -> Option<Lease> {
         let mut shared = self.shared.borrow_mut();
         shared.retain(|kept| !kept.sender.is_closed());
@@ -278,7 +325,7 @@ impl Entry {
 
     /// Since when the connection without a request that was used the longest ago has had none.
     fn idle_since(&self) -> Option<Instant> {
-        let exclusive = self.exclusive.borrow().first().map(|idle| idle.since);
+        let exclusive = self.exclusive.borrow().front().map(|idle| idle.since);
         let shared = self.shared.borrow();
         let shared = shared
             .iter()
@@ -290,10 +337,16 @@ impl Entry {
     /// Lets go of that connection.
     fn drop_oldest(&self) {
         let Some(oldest) = self.idle_since() else { return };
-        self.exclusive.borrow_mut().retain(|idle| idle.since != oldest);
-        self.shared
-            .borrow_mut()
-            .retain(|kept| kept.streams.get() > 0 || kept.used.get() != oldest);
+        let mut exclusive = self.exclusive.borrow_mut();
+        if exclusive.front().is_some_and(|idle| idle.since == oldest) {
+            exclusive.pop_front();
+            return;
+        }
+        let mut shared = self.shared.borrow_mut();
+        let is_oldest = |kept: &SharedConnection| kept.streams.get() == 0 && kept.used.get() == oldest;
+        if let Some(at) = shared.iter().position(is_oldest) {
+            shared.remove(at);
+        }
     }
 }
 
@@ -309,11 +362,14 @@ pub(super) struct Lease {
 
 #[derive(Debug)]
 enum Sender {
-    Http1(http1::SendRequest<UploadBody>),
+    Http1(
+        http1::SendRequest<UploadBody>,
+        #[expect(dead_code, reason = "counts the connection until it is dropped")] Counted,
+    ),
     Http2(http2::SendRequest<UploadBody>, Counted),
 }
 
-/// One stream under way on a shared connection, or one connection kept for a workload; counted until this is dropped.
+/// One stream under way on a shared connection, or one connection of a workload; counted until this is dropped.
 #[derive(Debug)]
 struct Counted(Rc<Cell<usize>>);
 
@@ -342,7 +398,7 @@ pub(super) enum SendError {
 impl Lease {
     fn fresh(entry: &Rc<Entry>, peer: UpstreamAddr, dialled: Dialled) -> Self {
         let sender = match dialled {
-            Dialled::Http1(sender) => Sender::Http1(sender),
+            Dialled::Http1(sender) => Sender::Http1(sender, entry.counts.lease()),
             Dialled::Http2(sender) => {
                 let streams = Rc::new(Cell::new(0));
                 let stream = Counted::new(&streams);
@@ -351,7 +407,7 @@ impl Lease {
                     peer,
                     streams,
                     used: Cell::new(Instant::now()),
-                    kept: Counted::new(&entry.kept),
+                    kept: Counted::new(&entry.counts.kept),
                 });
                 Sender::Http2(sender, stream)
             }
@@ -397,7 +453,7 @@ impl Lease {
         request: Request<UploadBody>,
     ) -> Result<Response<Incoming>, SendError> {
         let outcome = match &mut self.sender {
-            Sender::Http1(sender) => sender.try_send_request(request).await,
+            Sender::Http1(sender, _) => sender.try_send_request(request).await,
             Sender::Http2(sender, _) => sender.try_send_request(request).await,
         };
         outcome.map_err(|mut error| match error.take_message() {

@@ -44,7 +44,6 @@ async fn call(pool: &Pool, key: &Key, to: UpstreamAddr) -> (Lease, Option<Duplex
 
 fn pool(kept_per_workload: usize) -> Pool {
     Pool::new(PoolLimits {
-        idle_per_key: 64,
         idle: Duration::from_secs(50),
         kept_per_workload,
     })
@@ -65,11 +64,9 @@ async fn a_workload_that_calls_ever_new_hosts_keeps_the_latest_connections_only(
         }
         let idle = |entry: &Rc<Entry>| entry.exclusive.borrow().len();
         let of = |workload: &str| {
-            let entries = pool.entries.borrow();
-            let own = entries
-                .iter()
-                .filter(|(key, _)| key.workload.as_str() == workload);
-            own.map(|(_, entry)| idle(entry)).sum::<usize>()
+            let shares = pool.shares.borrow();
+            let share = &shares[&WorkloadName::parse(workload).unwrap()];
+            share.entries.values().map(idle).sum::<usize>()
         };
         assert_eq!((of("busy"), of("other")), (3, 1));
         for (n, kept) in [(6, false), (7, true), (9, true)] {
@@ -100,6 +97,39 @@ async fn a_kept_connection_says_where_it_leads() {
         let (again, _none) = call(&pool, &key, peer(3)).await;
         assert!(again.reused());
         assert_eq!(again.peer(), peer(1));
+    };
+    LocalSet::new().run_until(checked).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn as_many_are_kept_as_calls_were_under_way_at_once_and_fewer_after_a_while() {
+    let checked = async {
+        let (pool, key) = (pool(3), key("api.example", "busy"));
+        let (mut leases, mut ends) = (Vec::new(), Vec::new());
+        for _ in 0..16 {
+            let (lease, end) = call(&pool, &key, peer(1)).await;
+            leases.push(lease);
+            ends.push(end);
+        }
+        for lease in leases {
+            pool.give_back(lease);
+        }
+        let mut again = Vec::new();
+        for _ in 0..16 {
+            let (lease, _none) = call(&pool, &key, peer(1)).await;
+            assert!(lease.reused());
+            again.push(lease);
+        }
+        for lease in again {
+            pool.give_back(lease);
+        }
+        let kept = || pool.shares.borrow()[&key.workload].counts.kept.get();
+        let mut after_each = vec![kept()];
+        for _ in 0..6 {
+            pool.sweep();
+            after_each.push(kept());
+        }
+        assert_eq!(after_each, [16, 12, 9, 6, 4, 3, 3]);
     };
     LocalSet::new().run_until(checked).await;
 }
