@@ -25,6 +25,7 @@ mod perimeter;
 mod pins;
 mod suppressed;
 mod sys;
+mod unchanged;
 mod verified;
 pub mod workload;
 

@@ -18,6 +18,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::Error;
 use super::sys::{self, Hook};
+use super::unchanged::{Stamp, Unchanged};
 
 /// One program and where it hooks in.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +74,7 @@ pub(super) struct Pins {
     /// On cgroups of agents before this one: sockets that were made there run their programs for as long as they live.
     former: BTreeMap<(u64, &'static str), OwnedFd>,
     maps: Vec<(&'static str, OwnedFd)>,
+    unchanged: Unchanged,
 }
 
 pub(super) const LINKS: &str = "links";
@@ -124,6 +126,7 @@ impl Pins {
             links: BTreeMap::new(),
             former: BTreeMap::new(),
             maps: Vec::new(),
+            unchanged: Unchanged::default(),
         };
         pins.make_directories()?;
         Ok(pins)
@@ -315,22 +318,27 @@ impl Pins {
     }
 
     /// Which of the entries are not attached to the cgroup any more, or not pinned.
-    pub(super) fn broken(
-        &self,
-        cgroup: u64,
-        entries: &'static [Entry],
-    ) -> impl Iterator<Item = &'static str> {
+    pub(super) fn broken(&self, cgroup: u64, entries: &'static [Entry]) -> Vec<&'static str> {
         let dir = self.links_of(cgroup);
-        entries.iter().map(|entry| entry.program).filter(move |program| {
-            let held = self.links.get(&(cgroup, program));
-            !held.is_some_and(|link| is_attached(link, cgroup) && is_pinned(link, &dir.join(program)))
-        })
+        let stamp = Stamp::of(&dir);
+        let all_pinned = self.unchanged.has(cgroup, stamp);
+        let intact = |program: &&'static str| {
+            let held = self.links.get(&(cgroup, *program));
+            held.is_some_and(|link| {
+                is_attached(link, cgroup) && (all_pinned || is_pinned(link, &dir.join(program)))
+            })
+        };
+        let programs = entries.iter().map(|entry| entry.program);
+        let broken: Vec<_> = programs.filter(|program| !intact(program)).collect();
+        self.unchanged.note(cgroup, stamp, broken.is_empty());
+        broken
     }
 
     /// Lets go of one cgroup.
     pub(super) fn detach(&mut self, cgroup: u64) -> Result<(), Error> {
         remove_dir(&self.links_of(cgroup))?;
         self.links.retain(|(held, _), _| *held != cgroup);
+        self.unchanged.forget(cgroup);
         Ok(())
     }
 }
