@@ -215,3 +215,35 @@ fn a_file_system_that_is_mounted_again_is_pinned_on_by_the_running_agent() -> Re
     tried.is_served("/again")?;
     tried.nothing_got_through()
 }
+
+/// Unmounts while the agent does nothing, mounts anew, and has a directory where one pin belongs: all others can be moved.
+const OBSTACLE: &str = r#"set -e
+main=$(systemctl show --property=MainPID --value callgate)
+kill -STOP "$main"
+pin=$(ls /sys/fs/bpf/callgate/links/*/ag_egress)
+rm "$pin"
+umount --lazy /sys/fs/bpf
+callgate prepare
+mkdir -p "$pin/in_the_way"
+kill -CONT "$main"
+"#;
+/// Takes that away, unmounts again and kills the agent before it can do anything.
+const AGAIN: &str = r#"set -e
+kill -STOP "$(systemctl show --property=MainPID --value callgate)"
+rmdir /sys/fs/bpf/callgate/links/*/ag_egress/in_the_way /sys/fs/bpf/callgate/links/*/ag_egress
+umount --lazy /sys/fs/bpf
+systemctl kill --signal=KILL callgate
+"#;
+
+#[test]
+fn pins_that_were_moved_are_kept_where_they_are_also_if_not_all_could_be_put_back() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let tried = Tried::start()?;
+    tried.bed.sh(OBSTACLE)?.ok()?;
+    tried.recorded("can't be put back")?;
+    let moved = "test $(ls /sys/fs/bpf/callgate/links/*/cg_connect4 | wc -l) = 1";
+    tried.bed.sh(moved)?.ok()?;
+    tried.bed.sh(AGAIN)?.ok()?;
+    tried.is_served("/after")?;
+    tried.nothing_got_through()
+}

@@ -121,13 +121,17 @@ impl Pins {
 }
 
 impl Programs {
-    /// The pin directory: all that is pinned below it stays for as long as somebody has this, mounted or not.
+    /// The pin directory: all that is pinned below it stays for as long as somebody has this, mounted or not. With the
+    /// numbers of its device and inode, which tell it from others.
     ///
     /// # Errors
     /// If it can't be opened.
-    pub fn pin_directory(&self) -> Result<OwnedFd, Error> {
+    pub fn pin_directory(&self) -> Result<(OwnedFd, (u64, u64)), Error> {
         let dir = self.pins.dir();
         let opened = File::open(dir).map_err(|source| Error::file("open", dir, source))?;
-        Ok(opened.into())
+        let found = opened
+            .metadata()
+            .map_err(|source| Error::file("inspect", dir, source))?;
+        Ok((opened.into(), (found.dev(), found.ino())))
     }
 }
