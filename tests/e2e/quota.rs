@@ -208,6 +208,23 @@ fn calls_over_the_buffers_of_a_workload_get_429_each_with_its_record() -> Result
 }
 
 #[test]
+fn what_an_http2_connection_gathers_counts_once_beside_its_calls() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    // 32 connections and calls.
+    let world = start("buffers_mib = 1\n")?;
+    let urls = format!("https://{API}/slow?[1-40]");
+    let fixed = "curl -sS --http2 -Z --parallel-max 40 -m 3 -o /dev/null -w %{http_code}/%{http_version}\\n";
+    let told = world
+        .workload("greedy")?
+        .run(fixed.split(' ').chain([urls.as_str()]))?;
+    let count = |answer: &str| told.stdout.lines().filter(|line| *line == answer).count();
+    // Beside the connection and what it gathers.
+    assert_eq!((count("200/2"), count("429/2")), (30, 10), "{told:?}");
+    modest_is_served(&world)?;
+    greedy_is_served_again(&world)
+}
+
+#[test]
 fn a_flood_of_connects_that_the_kernel_refuses_makes_few_records_that_count_them() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let world = start("")?;
