@@ -250,7 +250,7 @@ impl Capture {
     }
 
     /// The file by which a process enters a cgroup of its own in this workload.
-    pub(super) fn cage(&self, workload: &WorkloadName) -> Result<std::fs::File, String> {
+    pub(super) fn cage(&mut self, workload: &WorkloadName) -> Result<std::fs::File, String> {
         self.workloads
             .room(workload, "canary")
             .map_err(|error| error.to_string())
