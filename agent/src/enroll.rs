@@ -4,13 +4,15 @@
 //! slices that it makes itself when a unit asks for them; made here first, systemd takes them as they are and
 //! they keep their id. The supervisor owns this; nothing here knows what is attached to the directories.
 
+mod commands;
 mod leave;
 pub mod mount;
 pub mod reach;
 pub mod trust;
 pub mod unit;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,8 +22,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 
 use crate::identity::WorkloadName;
-use crate::identity::process::{HeldProcess, ProcessError};
-use crate::identity::unit::EXEC_PREFIX;
+use crate::identity::process::ProcessError;
 use crate::rights;
 
 pub use leave::{occupied, remove_all};
@@ -102,6 +103,9 @@ pub struct Workload {
     path: String,
     id: u64,
     directory: OwnedFd,
+    /// Names of exec cgroups that are to be removed when they are empty; `None` until those of earlier runs were looked for.
+    /// Not looked for at each sweep: others may have made any number of cgroups beside them.
+    commands: Option<BTreeSet<OsString>>,
 }
 
 impl Workload {
@@ -288,76 +292,6 @@ impl Workloads {
         remove_if_empty(&self.mount.file(&self.parent))
     }
 
-    /// Moves a process, with all its threads, into a new cgroup `exec-ID` of the workload.
-    ///
-    /// The caller took hold of the process when it knew that it was the right one (its peer, waiting for the
-    /// answer). A hold can't be written to cgroup.procs, only a number: so it is checked on both sides of
-    /// the write that the number is the held process's, and that it arrived.
-    ///
-    /// # Errors
-    /// If the process is gone, or the system refuses; the cgroup is removed again.
-    pub fn place(&self, process: &HeldProcess, name: &WorkloadName, id: &str) -> Result<String, Error> {
-        let plain = |id: &str| id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-        if id.is_empty() || id.len() > 64 || !plain(id) {
-            return Err(Error::ExecId { id: id.to_owned() });
-        }
-        let path = format!("{}/{EXEC_PREFIX}{id}", self.get(name)?.path());
-        let directory = self.mount.file(&path);
-        rights::as_root(|| make_readable(&directory)).map_err(io_error("make", &directory))?;
-        match enter(process, &directory, &path) {
-            Ok(()) => Ok(path),
-            Err(error) => {
-                // If it can't be removed now, the next sweep does it; the first error is the one to tell.
-                remove_if_empty(&directory).ok();
-                Err(error)
-            }
-        }
-    }
-
-    /// The file by which a process that holds it enters a cgroup of its own in the workload, for as long as the cgroup
-    /// is not swept away.
-    ///
-    /// # Errors
-    /// If the cgroup can't be made.
-    pub fn room(&self, name: &WorkloadName, id: &str) -> Result<fs::File, Error> {
-        let directory = self
-            .mount
-            .file(&format!("{}/{EXEC_PREFIX}{id}", self.get(name)?.path()));
-        match rights::as_root(|| make_readable(&directory)) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(io_error("make", &directory)(error));
-            }
-            _ => {}
-        }
-        let procs = directory.join("cgroup.procs");
-        fs::File::options()
-            .write(true)
-            .open(&procs)
-            .map_err(io_error("open", &procs))
-    }
-
-    /// Removes the exec cgroups of a workload that no process is left in.
-    ///
-    /// # Errors
-    /// If there is no such workload, or the system refuses.
-    pub fn sweep(&self, name: &WorkloadName) -> Result<(), Error> {
-        let directory = self.mount.file(self.get(name)?.path());
-        let entries = match fs::read_dir(&directory) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            entries => entries.map_err(io_error("list", &directory))?,
-        };
-        for entry in entries.flatten() {
-            let ours = entry
-                .file_name()
-                .to_str()
-                .is_some_and(|name| name.starts_with(EXEC_PREFIX));
-            if ours && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                remove_if_empty(&entry.path())?;
-            }
-        }
-        Ok(())
-    }
-
     fn make(&mut self, name: &WorkloadName) -> Result<Workload, Error> {
         let path = format!("{}/{}", self.parent, name.slice());
         let file = self.mount.file(&path);
@@ -376,6 +310,7 @@ impl Workloads {
             path,
             id,
             directory,
+            commands: None,
         })
     }
 }
@@ -406,29 +341,6 @@ fn refuse_inside(own: String, parent: &str) -> Result<(), Error> {
         });
     }
     Ok(())
-}
-
-fn enter(process: &HeldProcess, directory: &Path, path: &str) -> Result<(), Error> {
-    let expected = fs::metadata(directory)
-        .map_err(io_error("examine", directory))?
-        .ino();
-    process.start_ticks()?;
-    let procs = directory.join("cgroup.procs");
-    fs::write(&procs, process.pid().to_string()).map_err(io_error("write", &procs))?;
-    // The directory is new and its name ours, so its last part is proof enough, whatever root of the
-    // hierarchy /proc shows paths from.
-    let arrived = process
-        .cgroup()?
-        .is_some_and(|shown| Path::new(&shown).file_name() == directory.file_name());
-    let same = fs::metadata(directory).is_ok_and(|found| found.ino() == expected);
-    if arrived && same {
-        Ok(())
-    } else {
-        Err(Error::NotEntered {
-            pid: process.pid(),
-            path: path.to_owned(),
-        })
-    }
 }
 
 /// Makes a directory and those above it, for everybody to read; fine if it is there already.

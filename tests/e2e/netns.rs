@@ -7,6 +7,8 @@ mod container;
 mod kept;
 /// How soon.
 mod noticed;
+/// Without TLS.
+mod plain;
 
 use std::path::Path;
 use std::process::{Child, Stdio};
@@ -49,6 +51,37 @@ while [ $n -lt 70 ]; do
     n=$((n+1))
 done
 wait
+"#;
+
+/// Goes away and home again without a pause, for two seconds, each time with a call that is refused: where it goes belongs to a
+/// user namespace that anybody can make. Prints the cookie of the home (SO_NETNS_COOKIE), and how often it was refused.
+const FLAPS: &str = r#"
+import ctypes, os, socket, struct, time
+NEWUSER, NEWNET = 0x10000000, 0x40000000
+libc = ctypes.CDLL(None, use_errno=True)
+mine, its = os.pipe()
+child = os.fork()
+if child == 0:
+    assert libc.unshare(NEWUSER | NEWNET) == 0
+    os.write(its, b"x")
+    time.sleep(60)
+    os._exit(0)
+assert os.read(mine, 1) == b"x"
+home, away = (os.open(f"/proc/{process}/ns/net", os.O_RDONLY) for process in ("self", child))
+with socket.socket() as there:
+    cookie = struct.unpack("Q", there.getsockopt(socket.SOL_SOCKET, 71, 8))[0]
+refused, end = 0, time.monotonic() + 2
+while time.monotonic() < end:
+    assert libc.setns(away, NEWNET) == 0
+    with socket.socket() as client:
+        refused += client.connect_ex(("203.0.113.10", 443)) != 0
+    for _ in range(20):
+        assert libc.setns(home, NEWNET) == 0
+        assert libc.setns(away, NEWNET) == 0
+    assert libc.setns(home, NEWNET) == 0
+os.kill(child, 9)
+os.waitpid(child, 0)
+print(cookie, refused)
 "#;
 
 /// The upstream at API that tells its clients on `/who` from where they came.
@@ -264,5 +297,20 @@ fn a_workload_in_too_many_namespaces_is_served_in_those_it_was_in_first_and_othe
     );
     many.kill()?;
     many.wait()?;
+    Ok(())
+}
+
+#[test]
+fn a_process_that_goes_away_and_home_again_has_the_host_taken_for_no_other_namespace() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start()?;
+    let place = Place::in_cgroup(world.cgroup().join("workloads/callgate-billing.slice"));
+    let told = place.run(["python3", "-c", FLAPS])?.ok()?;
+    let (cookie, refused) = told.trim().split_once(' ').context("two numbers")?;
+    assert!(refused.parse::<u32>()? > 100, "{told}");
+    let log = world.agent()?.log();
+    assert!(!log.contains(&format!("netns={cookie}")), "{log}");
+    let home = ["curl", "-sS", "-4", &format!("https://{API}/who")];
+    assert_eq!(world.workload("billing")?.run(home)?.stdout, "from=203.0.113.1\n");
     Ok(())
 }

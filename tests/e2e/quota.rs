@@ -4,16 +4,23 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use harness::launch::wait_for;
 use harness::{Record, Upstream, World, require, wait};
 
+use crate::audit::agent_status;
 use crate::identity::{API, workload};
 
 const FLOOD: &str = include_str!("quota/flood.py");
 /// In seconds; the machine may be busy, so this only tells waiting for others' limits from not waiting.
 const NORMAL: f64 = 5.0;
+
+/// Cgroups below one workload's.
+const CGROUPS: usize = 20_000;
+/// What they may add to an answer of the agent's.
+const HARDLY: Duration = Duration::from_millis(100);
 
 /// A world with the API, and an agent that lets `greedy` and `modest` call it within these limits.
 fn start(limits: &str) -> Result<World> {
@@ -208,6 +215,23 @@ fn calls_over_the_buffers_of_a_workload_get_429_each_with_its_record() -> Result
 }
 
 #[test]
+fn what_an_http2_connection_gathers_counts_once_beside_its_calls() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    // 32 connections and calls.
+    let world = start("buffers_mib = 1\n")?;
+    let urls = format!("https://{API}/slow?[1-40]");
+    let fixed = "curl -sS --http2 -Z --parallel-max 40 -m 3 -o /dev/null -w %{http_code}/%{http_version}\\n";
+    let told = world
+        .workload("greedy")?
+        .run(fixed.split(' ').chain([urls.as_str()]))?;
+    let count = |answer: &str| told.stdout.lines().filter(|line| *line == answer).count();
+    // Beside the connection and what it gathers.
+    assert_eq!((count("200/2"), count("429/2")), (30, 10), "{told:?}");
+    modest_is_served(&world)?;
+    greedy_is_served_again(&world)
+}
+
+#[test]
 fn a_flood_of_connects_that_the_kernel_refuses_makes_few_records_that_count_them() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let world = start("")?;
@@ -231,4 +255,33 @@ fn a_flood_of_connects_that_the_kernel_refuses_makes_few_records_that_count_them
         refused.len()
     );
     Ok(())
+}
+
+/// The shortest of ten times that the agent takes to read its policy again and to say how it is.
+fn answers(world: &World) -> Result<Duration> {
+    let mut shortest = Duration::MAX;
+    for _ in 0..10 {
+        let start = Instant::now();
+        world.reload()?;
+        agent_status(world)?;
+        shortest = shortest.min(start.elapsed());
+    }
+    Ok(shortest)
+}
+
+#[test]
+fn a_workload_with_ever_so_many_cgroups_keeps_nobody_waiting_for_the_agent() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start("")?;
+    let slice = world.cgroup().join("workloads/callgate-greedy.slice");
+    let before = answers(&world)?;
+    for number in 0..CGROUPS {
+        fs::create_dir(slice.join(format!("delegated-{number}")))?;
+    }
+    let after = answers(&world)?;
+    if std::env::var_os("CALLGATE_MEASURE").is_some() {
+        anyhow::bail!("{before:?} before, {after:?} after");
+    }
+    ensure!(after < before + HARDLY, "{before:?} before, {after:?} after");
+    modest_is_served(&world)
 }

@@ -181,6 +181,43 @@ fn an_agent_that_is_killed_before_it_noticed_has_its_successor_say_so_and_let_go
 }
 
 #[test]
+fn a_file_system_that_is_bound_elsewhere_too_was_unmounted_all_the_same() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let tried = Tried::start()?;
+    let script = "mkdir /mnt/bound; mount --bind /sys/fs/bpf /mnt/bound; umount --lazy /sys/fs/bpf; systemctl kill --signal=KILL callgate";
+    tried.bed.sh(script)?.ok()?;
+    tried.is_served("/after")?;
+    tried.recorded("the BPF file system of the pins was unmounted")?;
+    tried.nothing_got_through()
+}
+
+#[test]
+fn pins_that_another_setting_leads_away_from_are_moved_without_an_alarm() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let tried = Tried::start()?;
+    let script =
+        "mkdir /sys/fs/bpf/other && echo 'bpffs_dir = \"/sys/fs/bpf/other\"' >/etc/callgate/callgate.toml";
+    tried.bed.sh(script)?.ok()?;
+    let more = "[Service]\nReadWritePaths=/sys/fs/bpf/other\n";
+    tried.bed.unit("callgate.service.d/pins.conf", more)?;
+    tried.bed.systemctl(&["restart", "callgate"])?.ok()?;
+    tried.is_served("/after")?;
+    assert!(tried.bed.exists("/sys/fs/bpf/other/links")? && !tried.bed.exists("/sys/fs/bpf/callgate/links")?);
+    let records = tried.bed.records()?;
+    assert!(
+        records.iter().all(|one| one.text("error.kind") != "perimeter"),
+        "{records:?}"
+    );
+    assert!(
+        tried
+            .bed
+            .journal("callgate")?
+            .contains("pinned elsewhere is moved")
+    );
+    tried.nothing_got_through()
+}
+
+#[test]
 fn an_agent_that_is_stopped_for_good_first_pins_where_the_host_looks() -> Result<()> {
     require!(Root, CgroupV2, Btf, Bed);
     let tried = Tried::start()?;
@@ -213,5 +250,37 @@ fn a_file_system_that_is_mounted_again_is_pinned_on_by_the_running_agent() -> Re
     tried.unmount()?;
     tried.kill()?;
     tried.is_served("/again")?;
+    tried.nothing_got_through()
+}
+
+/// Unmounts while the agent does nothing, mounts anew, and has a directory where one pin belongs: all others can be moved.
+const OBSTACLE: &str = r#"set -e
+main=$(systemctl show --property=MainPID --value callgate)
+kill -STOP "$main"
+pin=$(ls /sys/fs/bpf/callgate/links/*/ag_egress)
+rm "$pin"
+umount --lazy /sys/fs/bpf
+callgate prepare
+mkdir -p "$pin/in_the_way"
+kill -CONT "$main"
+"#;
+/// Takes that away, unmounts again and kills the agent before it can do anything.
+const AGAIN: &str = r#"set -e
+kill -STOP "$(systemctl show --property=MainPID --value callgate)"
+rmdir /sys/fs/bpf/callgate/links/*/ag_egress/in_the_way /sys/fs/bpf/callgate/links/*/ag_egress
+umount --lazy /sys/fs/bpf
+systemctl kill --signal=KILL callgate
+"#;
+
+#[test]
+fn pins_that_were_moved_are_kept_where_they_are_also_if_not_all_could_be_put_back() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let tried = Tried::start()?;
+    tried.bed.sh(OBSTACLE)?.ok()?;
+    tried.recorded("can't be put back")?;
+    let moved = "test $(ls /sys/fs/bpf/callgate/links/*/cg_connect4 | wc -l) = 1";
+    tried.bed.sh(moved)?.ok()?;
+    tried.bed.sh(AGAIN)?.ok()?;
+    tried.is_served("/after")?;
     tried.nothing_got_through()
 }

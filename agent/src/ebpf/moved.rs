@@ -1,15 +1,15 @@
-//! Pins whose file system the host has no more: told by what process 1 sees, kept by one descriptor of their directory, and
+//! Pins whose file system the host has no more: told by what process 1 sees where they were, kept by one descriptor of their directory, and
 //! moved to where `bpffs_dir` leads now.
 
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::pins::{LINKS, MAPS_DIR, Pins, children, make_dir, pin, prepare, remove_dir};
+use super::pins::{LINKS, MAPS_DIR, Pins, as_host, children, make_dir, pin, prepare, remove_dir};
 use super::{Error, Programs, sys};
 
 /// What became of the pins of the last run.
@@ -34,27 +34,30 @@ pub fn move_pins(left: BorrowedFd<'_>, dir: &Path) -> Result<Moved, Error> {
     let (Some(was), Some(is)) = (identity(&old)?, identity(dir)?) else {
         return Ok(Moved::Nothing);
     };
+    // Versions that said nothing of it are taken to have had the same setting.
+    let place = place_of(&old)?.unwrap_or_else(|| dir.to_owned());
     if was == is || !transfer(&old, dir)? {
         return Ok(Moved::Nothing);
     }
-    let by_setting = is_mounted(was.0).map_err(|source| Error::file("read", MOUNTS, source))?;
-    Ok(if by_setting {
+    // That the file system is mounted somewhere says nothing: others may have bound it to places of theirs.
+    let seen = identity(&as_host(&place).unwrap_or(place));
+    Ok(if seen.is_ok_and(|seen| seen == Some(was)) {
         Moved::BySetting
     } else {
         Moved::Unmounted
     })
 }
 
-/// As process 1 has them.
-const MOUNTS: &str = "/proc/1/mountinfo";
+/// The link in a directory of pins that says where it was to be found: a descriptor of it does not, once it is mounted nowhere.
+const PLACE: &str = "place";
 
-/// Whether the host has a file system of this device number mounted, wherever (proc_pid_mountinfo(5)).
-fn is_mounted(device: u64) -> io::Result<bool> {
-    let number = format!("{}:{}", libc::major(device), libc::minor(device));
-    let mounts = fs::read_to_string(MOUNTS)?;
-    Ok(mounts
-        .lines()
-        .any(|line| line.split(' ').nth(2) == Some(number.as_str())))
+fn place_of(pins: &Path) -> Result<Option<PathBuf>, Error> {
+    let link = pins.join(PLACE);
+    match fs::read_link(&link) {
+        Ok(place) => Ok(Some(place)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::file("read the link", link, source)),
+    }
 }
 
 /// What tells a directory from others; `None` if it is not there.
@@ -88,10 +91,29 @@ fn transfer(old: &Path, new: &Path) -> Result<bool, Error> {
     for part in parts.iter().map(PathBuf::as_path).chain([Path::new(LINKS)]) {
         remove_dir(&old.join(part))?;
     }
+    remove_place(old)?;
     Ok(any)
 }
 
+fn remove_place(pins: &Path) -> Result<(), Error> {
+    let link = pins.join(PLACE);
+    match fs::remove_file(&link) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::file("remove", link, source)),
+        _ => Ok(()),
+    }
+}
+
 impl Pins {
+    /// Writes down where the directory is, for [`move_pins`].
+    pub(super) fn note_place(&self) -> Result<(), Error> {
+        if place_of(&self.dir)?.as_deref() == Some(&self.place) {
+            return Ok(());
+        }
+        remove_place(&self.dir)?;
+        let link = self.dir.join(PLACE);
+        symlink(&self.place, &link).map_err(|source| Error::file("make the link", link, source))
+    }
+
     /// Whether others find something else there: in a mount namespace of its own an unmounted file system stays, and goes
     /// with the last process in it, and with it all pins that nobody keeps. Not asked where the host's mounts can't be seen.
     pub(super) fn are_hidden(&self) -> bool {
@@ -121,13 +143,17 @@ impl Pins {
 }
 
 impl Programs {
-    /// The pin directory: all that is pinned below it stays for as long as somebody has this, mounted or not.
+    /// The pin directory: all that is pinned below it stays for as long as somebody has this, mounted or not. With the
+    /// numbers of its device and inode, which tell it from others.
     ///
     /// # Errors
     /// If it can't be opened.
-    pub fn pin_directory(&self) -> Result<OwnedFd, Error> {
+    pub fn pin_directory(&self) -> Result<(OwnedFd, (u64, u64)), Error> {
         let dir = self.pins.dir();
         let opened = File::open(dir).map_err(|source| Error::file("open", dir, source))?;
-        Ok(opened.into())
+        let found = opened
+            .metadata()
+            .map_err(|source| Error::file("inspect", dir, source))?;
+        Ok((opened.into(), (found.dev(), found.ino())))
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! The agent also holds a descriptor of each link: while it runs, a pin that somebody removes detaches nothing.
 //!
-//! `DIR/maps/NAME` and `DIR/links/cgroup-ID/PROGRAM`; directories 0700, since who can remove a pin can open
+//! `DIR/maps/NAME`, `DIR/links/cgroup-ID/PROGRAM` and `DIR/place`, which leads to DIR; directories 0700, since who can remove a pin can open
 //! the perimeter.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -70,6 +70,8 @@ pub(super) struct Pins {
     pub(super) dir: PathBuf,
     /// The same, as the service manager sees it, if that is who started this process, with mounts of its own.
     pub(super) as_host: Option<PathBuf>,
+    /// What it is called, wherever `dir` is by now.
+    pub(super) place: PathBuf,
     links: BTreeMap<(u64, &'static str), OwnedFd>,
     /// On cgroups of agents before this one: sockets that were made there run their programs for as long as they live.
     former: BTreeMap<(u64, &'static str), OwnedFd>,
@@ -96,7 +98,8 @@ pub fn prepare(dir: &Path) -> Result<(), Error> {
     mount_if_none(dir)
 }
 
-fn as_host(dir: &Path) -> Option<PathBuf> {
+/// The same as the service manager sees it; `None` if that is not who started this process.
+pub(super) fn as_host(dir: &Path) -> Option<PathBuf> {
     let manager = nix::unistd::getppid().as_raw() == 1;
     let below = dir.strip_prefix("/").ok().filter(|_| manager)?;
     Some(Path::new("/proc/1/root").join(below))
@@ -123,6 +126,7 @@ impl Pins {
         let pins = Self {
             dir: dir.to_owned(),
             as_host: as_host(dir),
+            place: dir.to_owned(),
             links: BTreeMap::new(),
             former: BTreeMap::new(),
             maps: Vec::new(),
@@ -136,7 +140,8 @@ impl Pins {
     pub(super) fn make_directories(&self) -> Result<(), Error> {
         prepare(&self.dir)?;
         make_dir(&self.maps())?;
-        make_dir(&self.links())
+        make_dir(&self.links())?;
+        self.note_place()
     }
 
     /// The directory.

@@ -3,6 +3,7 @@
 use std::process::{Child, Command};
 
 use super::*;
+use crate::identity::process::HeldProcess;
 
 /// A set of workloads below a parent that is named after the test; removed with the processes in it.
 struct Bed {
@@ -91,6 +92,24 @@ fn a_placed_process_is_in_a_cgroup_of_its_own_which_goes_when_it_ends() {
     bed.end_processes();
     bed.workloads.sweep(&workload).unwrap();
     assert!(!bed.workloads.mount().file(&path).exists());
+}
+
+#[test]
+fn what_commands_of_an_earlier_run_left_is_removed_and_nothing_of_others() {
+    let Some(mut bed) = Bed::make("left") else { return };
+    let workload = name("w");
+    let slice = bed.workloads.add(&workload).unwrap().path().to_owned();
+    let slice = bed.workloads.mount().file(&slice);
+    let [left, other] = ["exec-1", "other"].map(|name| slice.join(name));
+    fs::create_dir(&left).unwrap();
+    fs::create_dir(&other).unwrap();
+    bed.workloads.sweep(&workload).unwrap();
+    assert!(!left.exists() && other.exists());
+    drop(bed.workloads.room(&workload, "2").unwrap());
+    assert!(slice.join("exec-2").exists());
+    bed.workloads.sweep(&workload).unwrap();
+    assert!(!slice.join("exec-2").exists());
+    fs::remove_dir(other).unwrap();
 }
 
 #[test]

@@ -16,7 +16,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Bytes that are held back at most: as many as the TLS side takes at once.
-const CAPACITY: usize = 32 * 1024;
+pub(super) const CAPACITY: usize = 32 * 1024;
 /// What is shorter is probably all that comes.
 const SHORT: usize = 1024;
 

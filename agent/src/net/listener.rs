@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 
+use super::cork;
 use crate::addr::ClientAddr;
 
 /// A connection as it comes from a listener.
@@ -23,8 +24,10 @@ pub struct Accepted {
 }
 
 /// What buffers of a connection, or of a call under way, come to; taken for each when it begins. An idle TLS
-/// connection was measured at 34 KiB; a call adds the upstream's side.
+/// connection was measured at 34 KiB; a call adds the upstream's side. It is also what an HTTP/2 connection gathers while it
+/// has calls ([`cork`]).
 pub const BUFFERS: usize = 32 * 1024;
+const _: () = assert!(cork::CAPACITY <= BUFFERS, "what is gathered is not all counted");
 
 /// Connections over a workload's limit that wait to be refused one by one.
 const MAX_TOO_MANY: usize = 64;
@@ -97,7 +100,7 @@ impl Drop for Buffers {
 pub struct Slot(Buffers);
 
 impl Slot {
-    /// Buffers for a call on this connection; `None`: the workload holds too many.
+    /// Buffers for a call on this connection, or for what it gathers; `None`: the workload holds too many.
     #[must_use]
     pub fn buffers(&self) -> Option<Buffers> {
         self.0.0.buffers()

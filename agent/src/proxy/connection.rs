@@ -4,7 +4,7 @@
 //! `tunnel`; port 53 goes from identify to `questions`. A connection that ends before it carries a call leaves a record of its own.
 
 use std::cell::{Cell, Ref, RefCell};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use crate::ebpf::Origin;
 use crate::identity::{Identity, WorkloadName};
 use crate::net::deadline::Activity;
 use crate::net::farewell;
-use crate::net::listener::{Accepted, Slot};
+use crate::net::listener::{Accepted, Buffers, Slot};
 use crate::net::peek::{self, Detected, Replay};
 use crate::policy::{self, DenialReason, Flow, Permit, Route, Scheme};
 use crate::tls::client_hello::ClientHello;
@@ -46,6 +46,8 @@ pub(super) struct Connection {
     identity: RefCell<Rc<Identity>>,
     log: RefCell<audit::Connection>,
     pub(super) slot: Slot,
+    /// Held by the calls under way.
+    gathering: RefCell<Weak<Buffers>>,
     /// A call has begun its record.
     carried: Cell<bool>,
     /// The name that the dialled address is known to be of: asked once, not for each call.
@@ -167,6 +169,7 @@ async fn identify(
             blank(thread, audit::record::Caller::default()),
         )),
         slot,
+        gathering: RefCell::default(),
         carried: Cell::new(false),
         named: RefCell::default(),
         arriving: RefCell::default(),
@@ -346,6 +349,18 @@ impl Connection {
         let mut log = self.log.borrow_mut();
         (log.identify, log.detect, log.handshake) = (None, None, None);
         self.carried.set(true);
+    }
+
+    /// Buffers for what HTTP/2 gathers before it is sent, which the calls under way share; `None`: the workload holds too
+    /// many.
+    pub(super) fn gathering(&self) -> Option<Rc<Buffers>> {
+        let mut shared = self.gathering.borrow_mut();
+        if let Some(held) = shared.upgrade() {
+            return Some(held);
+        }
+        let held = Rc::new(self.slot.buffers()?);
+        *shared = Rc::downgrade(&held);
+        Some(held)
     }
 
     /// Whether the client is in the agent's own network namespace. For one that is not, the supervisor makes the sockets

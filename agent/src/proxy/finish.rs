@@ -12,6 +12,7 @@ use crate::net::listener::Buffers;
 use crate::policy::DenialReason;
 
 use super::body::{Upload, UploadBody};
+use super::connection::Connection;
 use super::failure::{self, Failure};
 use super::limits::Limits;
 use super::pool::Lease;
@@ -35,8 +36,28 @@ struct Tail {
     taking: Option<Rc<Taking>>,
     upload: Option<Rc<Upload>>,
     lease: Option<Lease>,
-    buffers: Option<Buffers>,
+    room: Option<Room>,
     _busy: Busy,
+}
+
+/// Buffers of the call's own, and those that it shares with the others on its connection.
+#[derive(Debug)]
+struct Room {
+    _own: Buffers,
+    _shared: Option<Rc<Buffers>>,
+}
+
+impl Room {
+    fn take(connection: &Connection, http2: bool) -> Option<Self> {
+        Some(Self {
+            _own: connection.slot.buffers()?,
+            _shared: if http2 {
+                Some(connection.gathering()?)
+            } else {
+                None
+            },
+        })
+    }
 }
 
 impl Finish {
@@ -47,13 +68,14 @@ impl Finish {
         if let Some(taking) = &taking {
             taking.follow(registration.watch());
         }
+        let room = Room::take(connection, taking.is_some());
         let tail = Tail {
             entry: Rc::clone(entry),
             registration,
             taking,
             upload: None,
             lease: None,
-            buffers: connection.slot.buffers(),
+            room,
             _busy: connection.activity.begin(),
         };
         Self { recorder, tail }
@@ -74,7 +96,7 @@ impl Finish {
     /// # Errors
     /// If it holds too many.
     pub(super) fn has_room(&self) -> Result<(), Failure> {
-        match self.tail.buffers {
+        match self.tail.room {
             Some(_) => Ok(()),
             None => Err(Failure::denied(DenialReason::Limit)),
         }

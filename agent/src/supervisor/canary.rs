@@ -249,7 +249,7 @@ impl Supervisor {
             let cages = cages.collect();
             self.canaries.begin(cages);
         }
-        let capture = &self.capture;
+        let capture = &mut self.capture;
         let mut failed = false;
         for sung in self.canaries.look(|workload| capture.cage(workload)) {
             match sung {

@@ -46,6 +46,8 @@ const REPORTS: usize = 4096;
 pub(super) struct Capture {
     programs: Programs,
     store: Store,
+    /// Device and inode of the pins' directory that the service manager keeps.
+    kept_pins: Option<(u64, u64)>,
     events: Option<Events>,
     workloads: Workloads,
     held: BTreeMap<WorkloadName, Held>,
@@ -89,6 +91,7 @@ impl Capture {
             home,
             programs,
             store,
+            kept_pins: None,
             events,
             workloads,
             held: BTreeMap::new(),
@@ -247,7 +250,7 @@ impl Capture {
     }
 
     /// The file by which a process enters a cgroup of its own in this workload.
-    pub(super) fn cage(&self, workload: &WorkloadName) -> Result<std::fs::File, String> {
+    pub(super) fn cage(&mut self, workload: &WorkloadName) -> Result<std::fs::File, String> {
         self.workloads
             .room(workload, "canary")
             .map_err(|error| error.to_string())
@@ -332,10 +335,12 @@ impl Capture {
         }
         let what: Vec<&str> = broken.into_iter().collect();
         let what = what.join(", ");
-        match self.programs.repair() {
+        let repaired = self.programs.repair();
+        // Also if something else could not be done: they may have been moved.
+        self.keep_pins();
+        match repaired {
             Ok(()) => {
                 self.repairs += 1;
-                self.keep_pins();
                 tracing::error!(
                     what,
                     "kernel programs or maps were detached or unpinned; they are put back"

@@ -34,15 +34,21 @@ pub(super) fn take_up(config: &Config, store: &mut Store, records: &mut Records)
 }
 
 impl Capture {
-    /// Has the service manager keep the directory as it is now.
+    /// Has the service manager keep the directory as it is now, if that is another than it keeps.
     pub(super) fn keep_pins(&mut self) {
         match self.programs.pin_directory() {
-            Ok(dir) => {
+            // No other has its numbers while it is kept.
+            Ok((_, identity)) if self.kept_pins == Some(identity) => {}
+            Ok((dir, identity)) => {
                 self.store.forget(PINS);
                 self.store.keep(PINS, dir.as_fd());
+                self.kept_pins = Some(identity);
             }
             Err(error) => {
-                tracing::error!(%error, "the service manager can't be given the pins to keep: if their file system is unmounted and the agent killed, workloads are held no more");
+                // Said once: it is tried at each look for as long as the perimeter is not intact.
+                if self.kept_pins.take().is_some() || self.intact {
+                    tracing::error!(%error, "the service manager can't be given the pins to keep: if their file system is unmounted and the agent killed, workloads are held no more");
+                }
             }
         }
     }

@@ -58,6 +58,8 @@ pub(super) struct Spaces {
     /// By workload number and inode.
     served: BTreeMap<(u32, u64), Served>,
     wanted: Wanted,
+    /// Workloads of which was said that they are in too many.
+    told: BTreeSet<u32>,
     doors: Doors,
     /// What changed outside of [`Capture::keep_spaces`].
     changed: Vec<Change>,
@@ -87,6 +89,7 @@ impl Spaces {
         Self {
             served: BTreeMap::new(),
             wanted: Wanted::new(),
+            told: BTreeSet::new(),
             doors: Doors::default(),
             changed: Vec::new(),
         }
@@ -100,9 +103,14 @@ impl Spaces {
     }
 
     fn of(&self, number: u32) -> impl Iterator<Item = (u64, &Served)> {
-        let all = self.served.range((number, 0)..=(number, u64::MAX));
-        all.map(|((_, inode), served)| (*inode, served))
+        of(&self.served, number)
     }
+}
+
+/// Those of one workload, by inode.
+fn of(served: &BTreeMap<(u32, u64), Served>, number: u32) -> impl Iterator<Item = (u64, &Served)> {
+    let all = served.range((number, 0)..=(number, u64::MAX));
+    all.map(|((_, inode), served)| (*inode, served))
 }
 
 /// How many namespaces each of so many workloads is served in: their listeners together fit the kernel's table, so that
@@ -138,14 +146,36 @@ impl Capture {
         for seen in self.foreign.seen() {
             // It was let go of after the look.
             if self.name_of(seen.number).is_some() {
+                if seen.is_crowded {
+                    self.tell_crowded(seen.number);
+                }
                 self.leave(&seen);
                 self.want(seen);
             }
         }
-        for (number, inode) in self.spaces.wanted.due() {
-            self.try_enter(number, inode);
+        let share = share(self.held.len());
+        let Spaces { served, wanted, .. } = &mut self.spaces;
+        let room = |number| share.saturating_sub(of(served, number).count());
+        let crowded = wanted.crowded(room);
+        for ((number, inode), entrance) in wanted.take_due(room) {
+            self.try_enter(number, inode, entrance);
+        }
+        for number in crowded {
+            self.tell_crowded(number);
         }
         std::mem::take(&mut self.spaces.changed)
+    }
+
+    /// Says once of each workload that it has no room in some namespace.
+    fn tell_crowded(&mut self, number: u32) {
+        if self.spaces.told.insert(number) {
+            let most = share(self.held.len());
+            tracing::warn!(
+                workload = number,
+                most,
+                "a workload is in more network namespaces than it is served in; the others get no listener"
+            );
+        }
     }
 
     fn want(&mut self, seen: Seen) {
@@ -174,8 +204,11 @@ impl Capture {
         let Some(number) = self.held.get(workload).map(|held| held.number) else {
             return;
         };
-        if let Some(inode) = self.meet(number, process) {
-            self.try_enter(number, inode);
+        if let Some(inode) = self.meet(number, process)
+            && self.room(number) > 0
+            && let Some(entrance) = self.spaces.wanted.take(number, inode)
+        {
+            self.try_enter(number, inode, entrance);
         }
         self.foreign.hurry(number);
     }
@@ -190,13 +223,14 @@ impl Capture {
         if self.spaces.served.contains_key(&(number, inode)) {
             return None;
         }
-        let room = share(self.held.len()).saturating_sub(self.spaces.of(number).count());
-        let is_new = self.spaces.wanted.meet(number, inode, file, room);
-        if is_new {
-            // The next look is to say so, or else that nobody is there any more.
-            self.foreign.know(number, inode);
+        let room = self.room(number);
+        if !self.spaces.wanted.meet(number, inode, file, room) {
+            self.tell_crowded(number);
+            return None;
         }
-        is_new.then_some(inode)
+        // The next look is to say so, or else that nobody is there any more.
+        self.foreign.know(number, inode);
+        Some(inode)
     }
 
     /// Told when there is something for [`Capture::keep_spaces`] that does not wait.
@@ -204,13 +238,13 @@ impl Capture {
         self.foreign.moved()
     }
 
-    fn try_enter(&mut self, number: u32, inode: u64) {
-        let Some(Entrance { file, patience }) = self.spaces.wanted.take(number, inode) else {
-            return;
-        };
-        if self.spaces.of(number).count() >= share(self.held.len()) {
-            return;
-        }
+    /// How many more namespaces a workload may be served in.
+    fn room(&self, number: u32) -> usize {
+        share(self.held.len()).saturating_sub(self.spaces.of(number).count())
+    }
+
+    /// There is room for it.
+    fn try_enter(&mut self, number: u32, inode: u64, Entrance { file, patience }: Entrance) {
         let (file, error) = match self.enter(number, inode, file) {
             Ok(()) => return,
             Err(failed) => failed,
@@ -261,10 +295,12 @@ impl Capture {
             number,
             began: Instant::now(),
             is_news: false,
+            is_crowded: false,
             present: BTreeMap::new(),
         };
         self.leave(&nowhere);
         self.want(nowhere);
+        self.spaces.told.remove(&number);
     }
 
     fn close(&mut self, number: u32, inode: u64) {

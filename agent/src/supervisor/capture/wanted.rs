@@ -1,6 +1,6 @@
 //! Network namespaces that workloads are in and not served in yet: when to try to enter which.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -14,12 +14,13 @@ const TRIES: Rate = Rate {
     burst: 64,
     per_second: 20,
 };
-/// Before the next try of a workload that has caused too many.
-const SPENT_PAUSE: Duration = Duration::from_millis(100);
 /// After the first failure: a container's loopback device is up a moment later.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 /// After many.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Between two tries of the same, however often it is met: so one alone spends no more than comes back, and what the
+/// workload can spend at once is there for its others.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 
 /// All of them.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub(super) struct Wanted {
     /// By workload number and inode.
     by: BTreeMap<(u32, u64), Entrance>,
     tries: Budgets<u32>,
+    /// The workload whose turn was last.
+    last: u32,
 }
 
 /// A namespace to enter.
@@ -42,6 +45,8 @@ pub(super) struct Entrance {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Patience {
     since: Instant,
+    /// Not before, whatever happens.
+    earliest: Instant,
     due: Instant,
     pause: Duration,
 }
@@ -50,9 +55,14 @@ impl Patience {
     fn new(now: Instant) -> Self {
         Self {
             since: now,
+            earliest: now,
             due: now,
             pause: FIRST_PAUSE,
         }
+    }
+
+    fn hurry(&mut self, now: Instant) {
+        self.due = self.due.min(self.earliest.max(now));
     }
 
     /// Whether no try has failed yet.
@@ -62,6 +72,7 @@ impl Patience {
 
     fn after_failure(self, now: Instant) -> Self {
         Self {
+            earliest: now + SHORTEST_PAUSE.min(self.pause),
             due: now + self.pause,
             pause: (self.pause * 2).min(LONGEST_PAUSE),
             ..self
@@ -75,6 +86,7 @@ impl Wanted {
         Self {
             by: BTreeMap::new(),
             tries: Budgets::new(TRIES),
+            last: 0,
         }
     }
 
@@ -98,7 +110,7 @@ impl Wanted {
     pub(super) fn meet(&mut self, number: u32, inode: u64, file: OwnedFd, room: usize) -> bool {
         let now = Instant::now();
         if let Some(one) = self.by.get_mut(&(number, inode)) {
-            one.patience.due = one.patience.due.min(now);
+            one.patience.hurry(now);
             return true;
         }
         let has_room = self.by.range((number, 0)..=(number, u64::MAX)).count() < room;
@@ -109,22 +121,76 @@ impl Wanted {
         has_room
     }
 
-    /// What to enter now: a few at a time, who has waited longest first.
-    pub(super) fn due(&self) -> Vec<(u32, u64)> {
-        let now = Instant::now();
-        let due = self.by.iter().map(|(key, one)| (one.patience.due, *key));
-        let mut due: Vec<_> = due.filter(|(due, _)| *due <= now).collect();
-        due.sort_unstable();
-        due.into_iter().take(AT_ONCE).map(|(_, key)| key).collect()
+    /// Takes out what to enter now: a few of all workloads in turn, of each who has waited longest first, as many as it has
+    /// `room` for and may try.
+    pub(super) fn take_due(&mut self, room: impl Fn(u32) -> usize) -> Vec<((u32, u64), Entrance)> {
+        let mut due = self.due(Instant::now());
+        for (number, waiting) in &mut due {
+            waiting.truncate(room(*number));
+            // The last is taken first.
+            waiting.reverse();
+        }
+        let mut taken = Vec::new();
+        let mut turns: VecDeque<u32> = due.keys().copied().collect();
+        // Who comes after the last: one that is always first would be the only one.
+        turns.rotate_left(turns.iter().take_while(|number| **number <= self.last).count());
+        while taken.len() < AT_ONCE
+            && let Some(number) = turns.pop_front()
+        {
+            let Some(inode) = due.get_mut(&number).and_then(Vec::pop) else {
+                continue;
+            };
+            if let Some(one) = self.spend(number, inode) {
+                taken.push(((number, inode), one));
+                self.last = number;
+                turns.push_back(number);
+            }
+        }
+        taken
     }
 
-    /// Takes one out, to enter it; `None` if the workload has caused too many tries.
+    /// The inodes by workload, who has waited longest first.
+    fn due(&self, now: Instant) -> BTreeMap<u32, Vec<u64>> {
+        let mut due: Vec<_> = self
+            .by
+            .iter()
+            .filter(|(_, one)| one.patience.due <= now)
+            .map(|((number, inode), one)| (one.patience.due, *number, *inode))
+            .collect();
+        due.sort_unstable();
+        let mut by = BTreeMap::<u32, Vec<u64>>::new();
+        for (_, number, inode) in due {
+            by.entry(number).or_default().push(inode);
+        }
+        by
+    }
+
+    /// Workloads that want more than they have `room` for.
+    pub(super) fn crowded(&self, room: impl Fn(u32) -> usize) -> Vec<u32> {
+        let mut wanted = BTreeMap::<u32, usize>::new();
+        for (number, _) in self.by.keys() {
+            *wanted.entry(*number).or_default() += 1;
+        }
+        let crowded = wanted
+            .into_iter()
+            .filter(|(number, count)| *count > room(*number));
+        crowded.map(|(number, _)| number).collect()
+    }
+
+    /// Takes one out that shall not wait for its turn; `None` if it has just been tried, or the workload has caused too many
+    /// tries.
     pub(super) fn take(&mut self, number: u32, inode: u64) -> Option<Entrance> {
-        let one = self.by.get_mut(&(number, inode))?;
+        let one = self.by.get(&(number, inode))?;
+        if one.patience.due > Instant::now() {
+            return None;
+        }
+        self.spend(number, inode)
+    }
+
+    fn spend(&mut self, number: u32, inode: u64) -> Option<Entrance> {
         if self.tries.spend(&number, 1) {
             return self.by.remove(&(number, inode));
         }
-        one.patience.due = Instant::now() + SPENT_PAUSE;
         None
     }
 
@@ -150,6 +216,7 @@ mod tests {
             number: 1,
             began,
             is_news: false,
+            is_crowded: false,
             present,
         }
     }
@@ -169,17 +236,46 @@ mod tests {
         assert!(!patience.is_fresh());
     }
 
+    fn keys(taken: Vec<((u32, u64), Entrance)>) -> Vec<(u32, u64)> {
+        taken.into_iter().map(|(key, _)| key).collect()
+    }
+
     #[test]
-    fn a_failure_waits_and_a_call_that_is_refused_brings_the_next_try_forward() {
+    fn a_failure_waits_and_a_call_that_is_refused_brings_the_next_try_forward_but_not_without_end() {
         let mut wanted = Wanted::new();
         assert!(wanted.meet(1, 10, file(), ROOM));
-        assert_eq!(wanted.due(), [(1, 10)]);
-        let mut one = wanted.take(1, 10).unwrap();
+        let (_, mut one) = wanted.take_due(|_| ROOM).pop().unwrap();
         one.patience.pause = LONGEST_PAUSE;
+        let failed = Instant::now();
         wanted.again(1, 10, one.file, one.patience);
-        assert!(wanted.due().is_empty());
+        // As often as calls are refused.
+        let mut met = 0;
+        while failed.elapsed() < SHORTEST_PAUSE {
+            met += 1;
+            assert!(wanted.meet(1, 10, file(), ROOM));
+            assert!(
+                wanted.take(1, 10).is_none() && wanted.take_due(|_| ROOM).is_empty()
+                    || failed.elapsed() >= SHORTEST_PAUSE
+            );
+        }
+        assert!(met > 1);
         assert!(wanted.meet(1, 10, file(), ROOM));
-        assert_eq!(wanted.due(), [(1, 10)]);
+        std::thread::sleep(SHORTEST_PAUSE);
+        assert_eq!(keys(wanted.take_due(|_| ROOM)), [(1, 10)]);
+    }
+
+    #[test]
+    fn one_that_is_met_at_every_moment_leaves_the_burst_to_its_workloads_others() {
+        let (mut wanted, start) = (Wanted::new(), Instant::now());
+        let mut tries = 0;
+        while start.elapsed() < Duration::from_secs(1) {
+            assert!(wanted.meet(1, 10, file(), ROOM));
+            if let Some(one) = wanted.take(1, 10) {
+                tries += 1;
+                wanted.again(1, 10, one.file, one.patience);
+            }
+        }
+        assert!((2..=TRIES.per_second + 3).contains(&tries), "{tries}");
     }
 
     #[test]
@@ -187,15 +283,53 @@ mod tests {
         let mut wanted = Wanted::new();
         let kept = (0..1000).filter(|inode| wanted.meet(1, *inode, file(), ROOM));
         assert_eq!(kept.count(), ROOM);
-        assert!(wanted.due().len() <= AT_ONCE);
         let burst = usize::try_from(TRIES.burst).unwrap();
-        let tries = (0..10 * burst).filter(|_| {
-            let one = wanted.take(1, 0);
-            one.map(|one| wanted.again(1, 0, one.file, one.patience))
-                .is_some()
-        });
-        assert!((burst..2 * burst).contains(&tries.count()));
-        assert!(wanted.meet(2, 7, file(), ROOM) && wanted.take(2, 7).is_some());
+        let mut tries = 0;
+        for _ in 0..10 * burst {
+            for ((number, inode), mut one) in wanted.take_due(|_| ROOM) {
+                tries += 1;
+                one.patience.due = Instant::now();
+                wanted.by.insert((number, inode), one);
+            }
+        }
+        assert!((burst..2 * burst).contains(&tries), "{tries}");
+        // All its places are due, and were before.
+        assert!(wanted.meet(2, 7, file(), ROOM));
+        assert_eq!(keys(wanted.take_due(|_| ROOM)), [(2, 7)]);
+    }
+
+    #[test]
+    fn workloads_have_their_turns_also_if_there_are_more_than_are_served_at_once() {
+        let mut wanted = Wanted::new();
+        for inode in 0..ROOM as u64 {
+            assert!(wanted.meet(1, inode, file(), ROOM));
+        }
+        let others = 2..=40;
+        for number in others.clone() {
+            assert!(wanted.meet(number, 7, file(), ROOM));
+        }
+        let mut served = Vec::new();
+        for _ in 0..3 {
+            let taken = keys(wanted.take_due(|_| ROOM));
+            assert!(taken.len() <= AT_ONCE);
+            served.extend(taken);
+        }
+        let missed: Vec<u32> = others.filter(|number| !served.contains(&(*number, 7))).collect();
+        assert_eq!(missed, [0; 0]);
+        assert!(served.contains(&(1, 0)));
+    }
+
+    #[test]
+    fn what_has_no_room_is_not_taken_and_waits_for_it() {
+        let mut wanted = Wanted::new();
+        for inode in 0..3 {
+            assert!(wanted.meet(1, inode, file(), ROOM));
+        }
+        assert_eq!(wanted.crowded(|_| 3), [0; 0]);
+        assert_eq!(wanted.crowded(|_| 2), [1]);
+        assert_eq!(keys(wanted.take_due(|_| 0)), []);
+        assert_eq!(keys(wanted.take_due(|_| 2)), [(1, 0), (1, 1)]);
+        assert_eq!(keys(wanted.take_due(|_| 1)), [(1, 2)]);
     }
 
     #[test]

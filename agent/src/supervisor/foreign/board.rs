@@ -86,6 +86,7 @@ mod tests {
                 number: 7,
                 began: Instant::now(),
                 is_news: true,
+                is_crowded: false,
                 present: BTreeMap::from([(inode, file.into())]),
             });
             let report = Report {

@@ -19,6 +19,8 @@ pub(in crate::supervisor) struct Seen {
     pub(in crate::supervisor) began: Instant,
     /// Whether it is somewhere where it was not before.
     pub(in crate::supervisor) is_news: bool,
+    /// Whether it is in more than it is served in; the others are not among these.
+    pub(in crate::supervisor) is_crowded: bool,
     /// The namespaces by inode, held: while one is held, its number is not given to another.
     pub(in crate::supervisor) present: BTreeMap<u64, OwnedFd>,
 }
@@ -31,6 +33,7 @@ pub(super) struct Spaces {
     /// Looked at already, and not to be served.
     refused: BTreeSet<u64>,
     fresh: usize,
+    crowded: bool,
 }
 
 impl Spaces {
@@ -41,6 +44,7 @@ impl Spaces {
             present: BTreeMap::new(),
             refused: BTreeSet::new(),
             fresh: 0,
+            crowded: false,
         }
     }
 }
@@ -50,8 +54,6 @@ impl Spaces {
 pub(super) struct Before {
     home: u64,
     by: HashMap<u32, BTreeSet<u64>>,
-    /// Workloads of which was said that they are in too many.
-    told: BTreeSet<u32>,
 }
 
 impl Before {
@@ -64,7 +66,6 @@ impl Before {
 
     pub(super) fn forget(&mut self, is_held: impl Fn(u32) -> bool) {
         self.by.retain(|number, _| is_held(*number));
-        self.told.retain(|number| is_held(*number));
     }
 
     /// The workload is served there, which the next look is to confirm.
@@ -75,31 +76,37 @@ impl Before {
     /// Notes where a process of the workload is. Its threads are taken to be where it is: a connection from elsewhere
     /// finds no listener.
     pub(super) fn see(&mut self, now: &mut Spaces, place: &Place, process: &HeldProcess) {
-        let number = place.number;
-        let Some(inode) = process.netns_inode() else {
-            return;
-        };
-        if inode == self.home || now.present.contains_key(&inode) || now.refused.contains(&inode) {
+        if let Some(inode) = process.netns_inode() {
+            self.see_at(now, place, inode, || process.netns().ok());
+        }
+    }
+
+    /// The same of one that was met there a moment ago; `hold` tells where it is now.
+    fn see_at(
+        &mut self,
+        now: &mut Spaces,
+        place: &Place,
+        met: u64,
+        hold: impl FnOnce() -> Option<(u64, OwnedFd)>,
+    ) {
+        if self.is_settled(now, met) {
             return;
         }
-        let known = self.by.get(&number);
+        let Some((inode, file)) = hold() else {
+            return;
+        };
+        // It may have gone elsewhere since, or home.
+        if self.is_settled(now, inode) {
+            return;
+        }
+        let known = self.by.get(&place.number);
         let is_known = known.is_some_and(|known| known.contains(&inode));
         let served = known.map_or(0, BTreeSet::len) + now.fresh;
         if !is_known && served >= place.spaces {
             now.refused.insert(inode);
-            if self.told.insert(number) {
-                tracing::warn!(
-                    workload = number,
-                    most = place.spaces,
-                    "a workload is in more network namespaces than it is served in; the others get no listener"
-                );
-            }
+            now.crowded = true;
             return;
         }
-        // It may have gone home since.
-        let Some((inode, file)) = process.netns().ok().filter(|(inode, _)| *inode != self.home) else {
-            return;
-        };
         match netns::may_enter(&file) {
             Ok(true) => {
                 now.fresh += usize::from(!is_known);
@@ -109,10 +116,15 @@ impl Before {
                 now.refused.insert(inode);
             }
             Err(error) => {
-                tracing::warn!(%error, pid = process.pid(), "can't tell whose network namespace a process is in");
+                tracing::warn!(%error, workload = place.number, "can't tell whose network namespace a process is in");
                 now.refused.insert(inode);
             }
         }
+    }
+
+    /// Whether nothing is to be done about this one, or not any more.
+    fn is_settled(&self, now: &Spaces, inode: u64) -> bool {
+        inode == self.home || now.present.contains_key(&inode) || now.refused.contains(&inode)
     }
 
     /// What there is to say after a look.
@@ -126,6 +138,7 @@ impl Before {
             number,
             began: now.began,
             is_news: now.fresh > 0,
+            is_crowded: now.crowded,
             present: now.present,
         })
     }
@@ -142,4 +155,63 @@ pub(in crate::supervisor) fn elsewhere(process: &HeldProcess) -> Option<(u64, Ow
 /// The inode of the agent's own namespace; 0, which none has, if it can't be told.
 fn home() -> u64 {
     fs::metadata("/proc/self/ns/net").map_or(0, |found| found.ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::path::PathBuf;
+
+    use super::*;
+
+    const NUMBER: u32 = 7;
+
+    fn place(spaces: usize) -> Place {
+        Place {
+            number: NUMBER,
+            id: 0,
+            directory: PathBuf::new(),
+            listen: Vec::new(),
+            spaces,
+        }
+    }
+
+    /// What a process holds of the namespace that this one is in, as if its number were that.
+    fn held(inode: u64) -> Option<(u64, OwnedFd)> {
+        Some((inode, File::open("/proc/self/ns/net").unwrap().into()))
+    }
+
+    #[test]
+    fn who_was_met_elsewhere_and_has_gone_home_is_nowhere_else() {
+        let mut before = Before::new();
+        let home = before.home;
+        let mut now = Spaces::new();
+        before.see_at(&mut now, &place(64), 1, || held(home));
+        assert!(now.present.is_empty() && now.fresh == 0);
+        assert!(before.seen(NUMBER, now).is_none());
+        assert!(elsewhere(&HeldProcess::open(std::process::id()).unwrap()).is_none());
+    }
+
+    #[test]
+    fn who_was_met_elsewhere_and_has_moved_on_is_where_it_is_now() {
+        let mut before = Before::new();
+        // As far as the kernel says so, this process's namespace is one that may be entered.
+        assert!(netns::may_enter(&held(0).unwrap().1).unwrap());
+        before.know(NUMBER, 2);
+        let mut now = Spaces::new();
+        before.see_at(&mut now, &place(64), 1, || held(2));
+        before.see_at(&mut now, &place(64), 1, || held(2));
+        assert!(now.present.keys().eq(&[2]) && now.fresh == 0);
+    }
+
+    #[test]
+    fn more_than_are_served_are_told_of_and_not_held() {
+        let mut before = Before::new();
+        let mut now = Spaces::new();
+        for inode in 1..=3 {
+            before.see_at(&mut now, &place(2), inode, || held(inode));
+        }
+        let seen = before.seen(NUMBER, now).unwrap();
+        assert!(seen.present.keys().eq(&[1, 2]) && seen.is_crowded && seen.is_news);
+    }
 }
