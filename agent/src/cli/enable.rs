@@ -324,22 +324,29 @@ fn wrong(why: &str) -> ExitCode {
 }
 
 /// The drop-ins of a unit that systemd reads after ours.
-fn later(facts: &Facts) -> Vec<unit::DropIn> {
-    let paths = facts.words("DropInPaths").map(Path::new);
+fn later(facts: &Facts) -> anyhow::Result<Vec<unit::DropIn>> {
+    let paths = facts.entries("DropInPaths").map(PathBuf::from);
     let after = paths.filter(|path| unit::DropIn::is_after_ours(path));
-    after.map(read).collect()
+    after.map(|path| read(&path)).collect()
 }
 
 /// All files that make a unit.
-fn files(facts: &Facts) -> Vec<unit::DropIn> {
-    let fragment = [facts.get("FragmentPath")]
+fn files(facts: &Facts) -> anyhow::Result<Vec<unit::DropIn>> {
+    let fragment = [facts.get("FragmentPath").to_owned()]
         .into_iter()
         .filter(|path| !path.is_empty());
-    let all = fragment.chain(facts.words("DropInPaths"));
-    all.map(Path::new).map(read).collect()
+    let all = fragment.chain(facts.entries("DropInPaths"));
+    all.map(|path| read(Path::new(&path))).collect()
 }
 
-fn read(path: &Path) -> unit::DropIn {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    unit::DropIn::new(path.to_owned(), &text)
+/// One that is gone says nothing. Comments may be in any encoding.
+fn read(path: &Path) -> anyhow::Result<unit::DropIn> {
+    let bytes = match std::fs::read(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        read => read.with_context(|| format!("can't read {}", path.display()))?,
+    };
+    Ok(unit::DropIn::new(
+        path.to_owned(),
+        &String::from_utf8_lossy(&bytes),
+    ))
 }
