@@ -1,6 +1,7 @@
 //! `callgate enable` and `disable`: makes systemd services workloads, and undoes it.
 
 mod host;
+pub mod own;
 mod settings;
 mod sockets;
 pub mod state;

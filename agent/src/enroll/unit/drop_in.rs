@@ -278,7 +278,7 @@ pub(super) fn plain(path: &Path) -> String {
     path.to_string_lossy().replace('%', "%%")
 }
 
-fn optional(path: &Path) -> String {
+pub(super) fn optional(path: &Path) -> String {
     quoted_raw(&format!("-{}", plain(path)))
 }
 

@@ -42,7 +42,11 @@ pub const PROPERTIES: &[&str] = &[
     "OpenFile",
     "PAMName",
     "PrivateNetwork",
+    "PrivateTmp",
     "ProtectHome",
+    "ProtectKernelTunables",
+    "ProtectSystem",
+    "ReadOnlyPaths",
     "ReadWritePaths",
     "RestrictAddressFamilies",
     "RootDirectory",
@@ -217,6 +221,12 @@ impl Facts {
     /// of an agent that is told none.
     #[must_use]
     pub fn hides_homes_from(&self, config: &Path, usual: &str) -> bool {
+        matches!(self.get("ProtectHome"), "yes" | "tmpfs") && self.runs_with(config, usual)
+    }
+
+    /// Whether this is a service that runs an agent with these settings.
+    #[must_use]
+    pub fn runs_with(&self, config: &Path, usual: &str) -> bool {
         let settings = |line: &str| {
             let mut words = line.split_ascii_whitespace();
             let named = words.find_map(|word| word.strip_prefix("--config"));
@@ -226,8 +236,7 @@ impl Facts {
         let mut lines = self
             .all("ExecStartEx")
             .filter_map(|shown| shown.split_once("argv[]=")?.1.split(" ; ").next());
-        matches!(self.get("ProtectHome"), "yes" | "tmpfs")
-            && lines.any(|line| Path::new(&settings(line)) == config)
+        lines.any(|line| Path::new(&settings(line)) == config)
     }
 
     /// What its files set, for a setting that adds to a list: an empty value begins anew.

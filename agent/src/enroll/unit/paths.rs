@@ -35,6 +35,18 @@ pub(super) struct Entry<'a> {
     pub(super) paths: Vec<PathBuf>,
 }
 
+/// The directories that systemd makes and lets the unit write, whatever else is read-only.
+pub(super) fn made(facts: &Facts) -> impl Iterator<Item = PathBuf> {
+    let is_made = |entry: &Entry<'_>| {
+        let kinds = DIRECTORIES.iter().map(|(setting, _)| *setting);
+        entry.setting != "ConfigurationDirectory" && kinds.into_iter().any(|kind| kind == entry.setting)
+    };
+    opened(facts)
+        .into_iter()
+        .filter(is_made)
+        .flat_map(|entry| entry.paths)
+}
+
 /// What systemd opens, copies or makes for the unit by itself.
 pub(super) fn opened<'a>(facts: &'a Facts) -> Vec<Entry<'a>> {
     let mut all = Vec::new();
