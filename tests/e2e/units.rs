@@ -4,6 +4,7 @@ mod activated;
 mod boot;
 mod brought;
 mod confined;
+mod hybrid;
 mod kinds;
 mod letting_go;
 mod privileged;
