@@ -7,6 +7,8 @@ mod container;
 mod kept;
 /// How soon.
 mod noticed;
+/// In containers of users.
+mod rootless;
 
 use std::path::Path;
 use std::process::{Child, Stdio};
