@@ -7,6 +7,7 @@
 //! [`remove_pins`] let go.
 
 mod addresses;
+mod bpffs;
 mod btf;
 pub mod cgroup;
 mod earlier;
@@ -32,6 +33,7 @@ pub mod workload;
 use std::io;
 use std::path::PathBuf;
 
+pub use bpffs::prepare as prepare_pins;
 pub use callgate_common::{Origin, Reason};
 pub use events::{Bell, Events, Report};
 pub use features::Feature;
@@ -41,7 +43,7 @@ pub use maps::{Liveness, Origins};
 pub use moved::{Moved, move_pins};
 pub use netns::Netns;
 pub use others::{Other, others};
-pub use pins::{prepare as prepare_pins, remove_pins};
+pub use pins::remove_pins;
 pub use workload::{Direct, Transport, WorkloadPlan};
 
 /// What can go wrong between the agent and the kernel.

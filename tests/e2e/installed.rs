@@ -164,6 +164,53 @@ fn a_removed_package_keeps_what_the_operator_wrote_and_a_new_one_takes_it_up() -
     Ok(())
 }
 
+/// Where systemd does not let the service write.
+const ELSEWHERE: &str = "/srv/callgate-pins";
+
+#[test]
+fn pins_elsewhere_take_a_drop_in_which_is_told_and_go_with_the_package() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let bed = installed()?;
+    let pins = |dir: &str| bed.sh(&format!("find {dir} -path '*/cgroup-*/cg_connect4'"));
+    assert_ne!(pins("/sys/fs/bpf/callgate")?.stdout, "");
+    let before = bed.sh("findmnt --noheadings --output TARGET,FSTYPE")?.ok()?;
+    bed.write(
+        "/etc/callgate/callgate.toml",
+        &format!("bpffs_dir = {ELSEWHERE:?}\n"),
+    )?;
+    let line = format!("ReadWritePaths=-{ELSEWHERE}");
+    let checked = bed.run(["callgate", "check"])?;
+    assert_eq!(checked.code(), Some(2), "{checked:?}");
+    let doctor = bed.run(["callgate", "doctor"])?;
+    assert_eq!(doctor.code(), Some(3), "{doctor:?}");
+    let failed = bed.systemctl(&["restart", "callgate.service"])?;
+    assert!(!failed.status.success(), "{failed:?}");
+    for said in [checked.stdout, doctor.stdout, bed.journal("callgate.service")?] {
+        assert!(said.contains(&line) && said.contains("bpffs_dir"), "{said}");
+    }
+    assert!(!bed.exists(ELSEWHERE)?, "what can't be used was made");
+
+    bed.unit("callgate.service.d/paths.conf", &format!("[Service]\n{line}\n"))?;
+    bed.systemctl(&["restart", "callgate.service"])?.ok()?;
+    bed.run(["callgate", "check"])?.ok()?;
+    assert!(bed.run(CALL)?.ok()?.contains("acme"));
+    assert_ne!(pins(ELSEWHERE)?.stdout, "");
+    assert_eq!(
+        pins("/sys/fs/bpf/callgate")?.stdout,
+        "",
+        "what was held is held twice"
+    );
+    bed.systemctl(&["restart", "callgate.service"])?.ok()?;
+    assert!(bed.run(CALL)?.ok()?.contains("acme"));
+    bed.run(["dpkg", "--purge", "callgate"])?.ok()?;
+    for dir in [ELSEWHERE, "/sys/fs/bpf/callgate"] {
+        assert!(!bed.exists(dir)?, "{dir} stays");
+    }
+    let after = bed.sh("findmnt --noheadings --output TARGET,FSTYPE")?.ok()?;
+    assert_eq!(difference(&before, &after), Vec::<String>::new());
+    Ok(())
+}
+
 /// The lines that only one of them has.
 fn difference(before: &str, after: &str) -> Vec<String> {
     let lines = |text: &str| {

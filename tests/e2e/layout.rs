@@ -1,9 +1,13 @@
 //! Hosts that mount cgroup v2 in other ways than most, on which the agent works all the same, and kernels that lack
 //! something, on which it says what.
 
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::path::Path;
+
 use anyhow::{Context as _, Result};
 use harness::cgroup::mount_point;
-use harness::{Upstream, World, assert_record, require};
+use harness::{Upstream, World, assert_record, require, wait};
 
 use crate::audit::call;
 use crate::identity::{API, workload};
@@ -150,4 +154,59 @@ fn a_kernel_without_a_hook_is_refused_with_the_remedy() -> Result<()> {
     world.start_agent()?;
     assert_eq!(call(&world, "/with-it")?, 200);
     Ok(())
+}
+
+/// A program under strace(1), to whose first tries of a socket option the kernel answers as where a module is missing.
+fn without_policies(binary: &Path, verb: &str, config: &Path) -> Vec<OsString> {
+    let fault = [
+        "strace",
+        "-qq",
+        "-o",
+        "/dev/null",
+        "-e",
+        "trace=setsockopt",
+        "-e",
+        "inject=setsockopt:error=EINVAL:when=1..2",
+    ];
+    let rest = [
+        binary.as_os_str(),
+        verb.as_ref(),
+        "--config".as_ref(),
+        config.as_os_str(),
+    ];
+    let all = fault.iter().map(AsRef::as_ref).chain(rest);
+    all.map(OsStr::to_owned).collect()
+}
+
+#[test]
+fn a_module_that_is_not_loaded_is_named_by_doctor_and_agent_which_goes_on() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent, Strace);
+    let world = start()?;
+    world.write_config()?;
+    let (config, binary) = (world.config(), harness::agent::binary()?);
+    let has = world.callgate("doctor", &[])?.stdout;
+    assert!(has.contains("IPsec policies"), "{has}");
+    // Where modprobe(8) is not: it would find the module on most machines.
+    let place = world.agent_place()?.with_env("PATH", "/usr/bin:/bin");
+    let doctor = place.run(without_policies(&binary, "doctor", &config))?;
+    for word in ["the kernel has no module xfrm_user", "CONFIG_XFRM_USER"] {
+        assert!(doctor.stdout.contains(word), "{doctor:?}");
+    }
+    let log = world.dir().join("without-module.log");
+    let mut agent = world
+        .agent_place()?
+        .command(without_policies(&binary, "run", &config))
+        .stderr(File::create(&log)?)
+        .spawn()
+        .context("can't start strace")?;
+    let said = wait::until("the agent says what is missing", wait::PATIENCE, || {
+        let said = fs::read_to_string(&log).ok()?;
+        said.contains("modprobe xfrm_user").then_some(said)
+    });
+    let served = wait::until("the agent serves", wait::PATIENCE, || {
+        (world.callgate("status", &[]).ok()?.code() == Some(0)).then_some(())
+    });
+    agent.kill().and_then(|()| agent.wait())?;
+    served.with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
+    said.map(drop)
 }

@@ -9,6 +9,8 @@ mod kept;
 mod noticed;
 /// Without TLS.
 mod plain;
+/// In containers of users.
+mod rootless;
 
 use std::path::Path;
 use std::process::{Child, Stdio};

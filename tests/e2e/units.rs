@@ -4,13 +4,14 @@ mod activated;
 mod boot;
 mod brought;
 mod confined;
+mod hybrid;
 mod kinds;
 mod letting_go;
 mod privileged;
 mod trust;
 
 use anyhow::{Context, Result};
-use harness::{Bed, Upstream, World, assert_record, require, wait};
+use harness::{Bed, Upstream, World, assert_record, bed, require, wait};
 
 const API: &str = "api.example.test";
 
@@ -73,6 +74,13 @@ fn came_to(bed: &Bed) -> Result<String> {
         let said = bed.journal("billing.service").ok()?;
         said.contains("came to").then_some(said)
     })
+}
+
+/// The slices of workloads that systemd keeps.
+fn slices(bed: &Bed) -> Result<String> {
+    let all = ["list-units", "--plain", "--no-legend", "--all", "--type=slice"];
+    let ours = ["callgate.slice", "callgate-*.slice"];
+    bed.systemctl(&[&all[..], &ours].concat())?.ok()
 }
 
 /// Starts a unit and gives what its programs printed.

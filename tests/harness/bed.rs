@@ -2,7 +2,7 @@
 //! installed as an operator would.
 //!
 //! Its root is an overlay over a Debian that `cargo xtask test` made once, mounted in the world's own mount namespace,
-//! so nothing of it stays. It sees cgroup v2 only, and its own part of it alone.
+//! so nothing of it stays. It sees cgroup v2 only, unless a test wants it otherwise, and its own part of it alone.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -44,6 +44,15 @@ const ENVIRONMENT: &[(&str, &str)] = &[
     ("DEBIAN_FRONTEND", "noninteractive"),
 ];
 
+/// Which cgroups the container sees.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Layout {
+    /// Of version 2 alone.
+    Unified,
+    /// What the machine has.
+    Hybrid,
+}
+
 /// A running container. Dropping it ends all in it; its world goes after it.
 #[derive(Debug)]
 pub struct Bed {
@@ -62,16 +71,16 @@ impl Bed {
     /// # Errors
     /// If it does not come up, with what its console says.
     pub fn boot(world: World) -> Result<Self> {
-        Self::boot_from(ROOT_VARIABLE, world)
+        Self::boot_from(ROOT_VARIABLE, world, Layout::Unified)
     }
 
-    fn boot_from(variable: &str, world: World) -> Result<Self> {
+    fn boot_from(variable: &str, world: World, layout: Layout) -> Result<Self> {
         let root = overlay(&world, &named(variable)?)?;
         prepare(&world, &root)?;
         let console = world.dir().join("console.log");
         let group = world.cgroup().join("bed");
         fs::create_dir(&group).context("can't make the bed's cgroup")?;
-        let container = start(&world, &root, &group, &console)?;
+        let container = start(&world, &root, &group, &console, layout)?;
         let mut bed = Self {
             console,
             root,
@@ -95,12 +104,22 @@ impl Bed {
         Ok(bed)
     }
 
+    /// As [`Bed::installed`], one that has cgroups of version 1 beside those of version 2, as its machine has.
+    ///
+    /// # Errors
+    /// If either fails, or the machine has none of version 1.
+    pub fn hybrid(world: World) -> Result<Self> {
+        let bed = Self::boot_from(ROOT_VARIABLE, world, Layout::Hybrid)?;
+        bed.install(&package()?)?;
+        Ok(bed)
+    }
+
     /// As [`Bed::installed`], one that has many runtimes.
     ///
     /// # Errors
     /// If either fails.
     pub fn with_runtimes(world: World) -> Result<Self> {
-        let bed = Self::boot_from(RUNTIMES_VARIABLE, world)?;
+        let bed = Self::boot_from(RUNTIMES_VARIABLE, world, Layout::Unified)?;
         bed.install(&package()?)?;
         Ok(bed)
     }
@@ -395,11 +414,16 @@ fn prepare(world: &World, root: &Path) -> Result<()> {
     write("etc/machine-id", b"")
 }
 
-fn start(world: &World, root: &Path, group: &Path, console: &Path) -> Result<Child> {
+fn start(world: &World, root: &Path, group: &Path, console: &Path, layout: Layout) -> Result<Child> {
     let log = fs::File::create(console).context("can't make the console's file")?;
     let errors = log.try_clone().context("can't share the console's file")?;
     let pins = world.dir().join("bpf");
-    let place = launch::Place::in_cgroup(group).with_env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1");
+    let place = launch::Place::in_cgroup(group);
+    let place = match layout {
+        Layout::Unified => place.with_env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1"),
+        // What it does if it is told nothing.
+        Layout::Hybrid => place,
+    };
     let dir = |option: &str, path: &Path| format!("--{option}={}", path.display());
     let mut command = place.command([
         "systemd-nspawn".to_owned(),

@@ -18,6 +18,8 @@ pub enum Feature {
     Root,
     /// A cgroup v2 mount.
     CgroupV2,
+    /// Cgroups of version 1 beside it, with systemd's own tree among them.
+    HybridCgroups,
     /// A kernel with its own type information, which the agent's programs need.
     Btf,
     /// The agent's binary, named by `CALLGATE_BIN`.
@@ -47,6 +49,9 @@ impl Feature {
                 (uid != 0).then(|| "needs root".to_owned())
             }
             Self::CgroupV2 => cgroup::mount_point().err().map(|error| error.to_string()),
+            Self::HybridCgroups => cgroup::version_1_mount()
+                .is_none()
+                .then(|| "needs a hybrid layout (boot with systemd.unified_cgroup_hierarchy=0)".to_owned()),
             Self::Btf => {
                 let file = "/sys/kernel/btf/vmlinux";
                 (!Path::new(file).exists()).then(|| format!("the kernel has no {file}"))

@@ -55,6 +55,7 @@ const RUN_PACKAGES: &[&str] = &[
     "python3-grpcio",
     "python3-h2",
     "runc",
+    "slirp4netns",
     "strace",
     "systemd-container",
     "tmux",

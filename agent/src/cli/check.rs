@@ -1,5 +1,6 @@
 //! `callgate check`: every error in config and policy; touches nothing.
 
+mod places;
 mod secrets;
 
 use std::io::{self, Write};
@@ -88,8 +89,13 @@ pub fn run(args: &CheckArgs, out: &mut dyn Write, styled: bool) -> io::Result<Ex
         && !args.no_secrets
         && nix::unistd::geteuid().is_root()
     {
-        let service = enable::service_sees_no_homes(&args.config);
+        let service = enable::own::sees_no_homes(&args.config);
         let found = secrets::check(policy, &checked.sources, service);
+        checked.found.extend(found);
+    }
+    if let (Some(config), Some(source)) = (&checked.config, checked.sources.first()) {
+        let unwritable = enable::own::unwritable(config).into_iter();
+        let found = unwritable.map(|one| places::diagnose(source, one));
         checked.found.extend(found);
     }
     let errors = count(&checked.found, Severity::Error);

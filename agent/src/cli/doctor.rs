@@ -9,15 +9,14 @@ mod units;
 
 use std::io::{self, Write};
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::Context;
 use serde::Serialize;
 
 use crate::admin::{self, client};
 use crate::config::Config;
-use crate::ebpf::Feature;
-use crate::ebpf::features;
+use crate::ebpf::{Feature, features, foreign};
 use crate::supervisor::ground;
 
 pub use probes::host_checks;
@@ -171,7 +170,39 @@ pub fn kernel_checks() -> Vec<Check> {
         // The host's checks have looked at the file that this feature is.
         .filter(|(feature, _)| *feature != Feature::TypeInfo)
         .map(|(feature, present)| of_feature(feature, present))
+        .chain([policies(foreign::can_cut_off(), || is_loadable(foreign::MODULE))])
         .collect()
+}
+
+/// What a module is for. callgate.service has it loaded before the agent starts, which may load none; an agent that is
+/// started by hand has the kernel do it.
+fn policies(can_cut_off: io::Result<bool>, can_be_loaded: impl Fn() -> bool) -> Check {
+    const NAME: &str = "IPsec policies";
+    const FIX: &str = "install that module of this kernel (linux-modules-extra on some distributions), or use one with CONFIG_XFRM_USER, then restart the agent";
+    let module = foreign::MODULE;
+    match can_cut_off {
+        Ok(true) => Check::pass(NAME, "the kernel reads them"),
+        Ok(false) if can_be_loaded() => Check::pass(
+            NAME,
+            format!("the module {module} is not loaded yet, and is when the agent starts"),
+        ),
+        Ok(false) => {
+            let found = format!(
+                "the kernel has no module {module}: a datagram socket of IPv4 that is handed to a managed process can't be cut off"
+            );
+            Check::warn(NAME, found, FIX)
+        }
+        Err(error) => Check::warn(NAME, format!("can't be tried: {error}"), FIX),
+    }
+}
+
+/// Whether modprobe(8) would find a module; it loads nothing for that.
+fn is_loadable(module: &str) -> bool {
+    let mut tried = Command::new("modprobe");
+    tried
+        .args(["--dry-run", "--quiet", "--use-blacklist", module])
+        .stdin(Stdio::null());
+    tried.output().is_ok_and(|output| output.status.success())
 }
 
 fn of_feature(feature: Feature, present: bool) -> Check {
@@ -254,6 +285,14 @@ mod tests {
             }
             assert!(check.fix.contains(feature.fix()), "{check:?}");
         }
+    }
+
+    #[test]
+    fn a_module_that_is_to_be_had_is_no_trouble_and_one_that_is_not_is_named() {
+        let of = |there, loadable| policies(Ok(there), move || loadable).status;
+        assert_eq!(of(true, false), Status::Pass);
+        assert_eq!(of(false, true), Status::Pass);
+        assert_eq!(of(false, false), Status::Warn);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! `callgate enable` and `disable`: makes systemd services workloads, and undoes it.
 
+pub mod freed;
 mod host;
+pub mod own;
 mod settings;
 mod sockets;
 pub mod state;
@@ -12,7 +14,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 
 use super::{NO, WRONG, complain};
-use crate::config::{Config, DEFAULT_PATH};
+use crate::config::Config;
 use crate::enroll::reach;
 use crate::enroll::unit::{self, Facts, Plan};
 use crate::identity::WorkloadName;
@@ -149,7 +151,8 @@ pub fn disable(args: &DisableArgs, out: &mut dyn Write) -> anyhow::Result<ExitCo
         complain(&format!("{unit} is not enabled: there is no {}", file.display()));
         return Ok(ExitCode::from(NO));
     }
-    let of_sockets = sockets::written_for(&unit)?;
+    let names = sockets::written_for(&unit)?;
+    let of_sockets: Vec<_> = names.iter().map(|name| host::file(name)).collect();
     for file in &of_sockets {
         host::remove(file)?;
     }
@@ -157,10 +160,11 @@ pub fn disable(args: &DisableArgs, out: &mut dyn Write) -> anyhow::Result<ExitCo
     for file in [&file].into_iter().chain(&of_sockets) {
         writeln!(out, "{} is removed", file.display())?;
     }
-    writeln!(
-        out,
-        "{unit}, if it runs, stays held until it is restarted: systemctl try-restart {unit}"
-    )?;
+    let freed = freed::Freed::look(unit.clone(), names)?;
+    let back = freed.back().unwrap_or_else(|| {
+        format!("{unit}, if it runs, stays held until it is restarted: systemctl try-restart {unit}")
+    });
+    writeln!(out, "{back}")?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -168,25 +172,25 @@ pub fn disable(args: &DisableArgs, out: &mut dyn Write) -> anyhow::Result<ExitCo
 ///
 /// # Errors
 /// As [`disable`].
-pub fn disable_all() -> anyhow::Result<Vec<String>> {
-    let units: Vec<_> = host::enabled()?.into_iter().map(|(unit, _)| unit).collect();
+pub fn disable_all() -> anyhow::Result<Vec<freed::Freed>> {
+    let mut units = Vec::new();
+    for (unit, _slice) in host::enabled()? {
+        let sockets = sockets::written_for(&unit)?;
+        units.push((unit, sockets));
+    }
     let sockets = host::drop_ins(".socket")?.into_iter().map(|(socket, _)| socket);
-    let all: Vec<_> = units.iter().cloned().chain(sockets).collect();
+    let services = units.iter().map(|(unit, _)| unit.clone());
+    let all: Vec<_> = services.chain(sockets).collect();
     for unit in &all {
         host::remove(&host::file(unit))?;
     }
     if !all.is_empty() {
         host::reload()?;
     }
-    Ok(units)
-}
-
-/// Whether the agent's own service runs with these settings and sees no home directories. Where systemd can't be asked
-/// it starts nothing.
-#[must_use]
-pub fn service_sees_no_homes(config: &Path) -> bool {
-    let path = std::path::absolute(config).unwrap_or_else(|_| config.to_owned());
-    host::shown(unit::AGENT_UNIT).is_ok_and(|facts| facts.hides_homes_from(&path, DEFAULT_PATH))
+    let looked = units.into_iter();
+    looked
+        .map(|(unit, sockets)| freed::Freed::look(unit, sockets))
+        .collect()
 }
 
 /// The units that are enabled for a workload, for whoever lets go of it.
@@ -324,22 +328,29 @@ fn wrong(why: &str) -> ExitCode {
 }
 
 /// The drop-ins of a unit that systemd reads after ours.
-fn later(facts: &Facts) -> Vec<unit::DropIn> {
-    let paths = facts.words("DropInPaths").map(Path::new);
+fn later(facts: &Facts) -> anyhow::Result<Vec<unit::DropIn>> {
+    let paths = facts.entries("DropInPaths").map(PathBuf::from);
     let after = paths.filter(|path| unit::DropIn::is_after_ours(path));
-    after.map(read).collect()
+    after.map(|path| read(&path)).collect()
 }
 
 /// All files that make a unit.
-fn files(facts: &Facts) -> Vec<unit::DropIn> {
-    let fragment = [facts.get("FragmentPath")]
+fn files(facts: &Facts) -> anyhow::Result<Vec<unit::DropIn>> {
+    let fragment = [facts.get("FragmentPath").to_owned()]
         .into_iter()
         .filter(|path| !path.is_empty());
-    let all = fragment.chain(facts.words("DropInPaths"));
-    all.map(Path::new).map(read).collect()
+    let all = fragment.chain(facts.entries("DropInPaths"));
+    all.map(|path| read(Path::new(&path))).collect()
 }
 
-fn read(path: &Path) -> unit::DropIn {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    unit::DropIn::new(path.to_owned(), &text)
+/// One that is gone says nothing. Comments may be in any encoding.
+fn read(path: &Path) -> anyhow::Result<unit::DropIn> {
+    let bytes = match std::fs::read(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        read => read.with_context(|| format!("can't read {}", path.display()))?,
+    };
+    Ok(unit::DropIn::new(
+        path.to_owned(),
+        &String::from_utf8_lossy(&bytes),
+    ))
 }

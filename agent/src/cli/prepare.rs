@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use nix::sched::{CloneFlags, setns};
 
+use super::enable::own;
 use super::{LACKING, WRONG, complain};
 use crate::ebpf;
 
@@ -20,6 +21,18 @@ pub fn run(settings: &Path) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(WRONG));
     };
     if nix::unistd::getppid().as_raw() == 1 {
+        // Not asked of systemd where all is as packaged: each start and stop waits for it.
+        let unwritable = if own::is_usual(&config) {
+            Vec::new()
+        } else {
+            own::unwritable(&config)
+        };
+        for one in &unwritable {
+            complain(&format!("{}; {}", one.what, one.fix));
+        }
+        if !unwritable.is_empty() {
+            return Ok(ExitCode::from(LACKING));
+        }
         join_host().context("can't enter the service manager's mount namespace")?;
     }
     if let Err(error) = ebpf::prepare_pins(&config.bpffs_dir) {

@@ -72,14 +72,18 @@ fn all(running: bool, config: &Config, out: &mut dyn Write) -> anyhow::Result<Ex
         }
         Err(error) => return Err(error.into()),
     };
-    for unit in enable::disable_all()? {
-        writeln!(out, "{unit} is managed no more")?;
+    let freed = enable::disable_all()?;
+    for one in &freed {
+        writeln!(out, "{} is managed no more", one.unit)?;
     }
-    for workload in left {
+    for workload in &left {
         writeln!(
             out,
             "{workload}: its processes run on, and nothing holds them any more; restart them"
         )?;
+    }
+    for line in freed.iter().filter_map(enable::freed::Freed::back) {
+        writeln!(out, "{line}")?;
     }
     writeln!(out, "no workload is held any more")?;
     Ok(ExitCode::SUCCESS)

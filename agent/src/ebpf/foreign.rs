@@ -149,6 +149,37 @@ fn has_our_filter(socket: &impl AsFd) -> bool {
     sys::filter::<{ NO_DIALLING.len() }>(socket.as_fd()).is_ok_and(|found| found == NO_DIALLING)
 }
 
+/// The module by which the kernel reads IPsec policies.
+pub const MODULE: &str = "xfrm_user";
+
+/// Whether a datagram socket of IPv4 that was handed in could be cut off: the kernel needs a module for that.
+///
+/// # Errors
+/// If it can't be tried.
+pub fn can_cut_off() -> io::Result<bool> {
+    match sys::block_output4(datagrams()?.as_fd()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The same, for who will cut off: has the module loaded, if the kernel lets this process ask for it.
+///
+/// # Errors
+/// If it can't be tried.
+pub fn prepare_to_cut_off() -> io::Result<bool> {
+    match block_output4(datagrams()?.as_fd()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn datagrams() -> io::Result<socket2::Socket> {
+    socket2::Socket::new(Domain::IPV4, Type::DGRAM, None)
+}
+
 /// The module that reads the policy is not loaded on a host without IPsec, and only asking for its netlink socket makes the
 /// kernel load it.
 fn block_output4(socket: BorrowedFd<'_>) -> io::Result<()> {

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::pins::{LINKS, MAPS_DIR, Pins, as_host, children, make_dir, pin, prepare, remove_dir};
+use super::bpffs::prepare;
+use super::pins::{LINKS, MAPS_DIR, Pins, as_host, children, make_dir, pin, remove_dir};
 use super::{Error, Programs, sys};
 
 /// What became of the pins of the last run.

@@ -13,10 +13,9 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use callgate_common::names::MAPS;
-use nix::mount::{MsFlags, mount};
-use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::Error;
+use super::bpffs::{self, prepare};
 use super::sys::{self, Hook};
 use super::unchanged::{Stamp, Unchanged};
 
@@ -82,42 +81,11 @@ pub(super) struct Pins {
 pub(super) const LINKS: &str = "links";
 pub(super) const MAPS_DIR: &str = "maps";
 
-/// Where distributions mount one for all. Below it nothing can be made before: it lies on sysfs.
-const STANDARD: &str = "/sys/fs/bpf";
-
-/// Makes the directory for pins, with a BPF file system below it, where a service manager's other limits would not let the
-/// agent do so.
-///
-/// # Errors
-/// If it can't be mounted or made.
-pub fn prepare(dir: &Path) -> Result<(), Error> {
-    if dir.starts_with(STANDARD) {
-        mount_if_none(Path::new(STANDARD))?;
-    }
-    make_dir(dir)?;
-    mount_if_none(dir)
-}
-
 /// The same as the service manager sees it; `None` if that is not who started this process.
 pub(super) fn as_host(dir: &Path) -> Option<PathBuf> {
     let manager = nix::unistd::getppid().as_raw() == 1;
     let below = dir.strip_prefix("/").ok().filter(|_| manager)?;
     Some(Path::new("/proc/1/root").join(below))
-}
-
-fn mount_if_none(dir: &Path) -> Result<(), Error> {
-    let system = statfs(dir).map_err(|errno| Error::file("inspect", dir, errno.into()))?;
-    if system.filesystem_type() == BPF_FS_MAGIC {
-        return Ok(());
-    }
-    mount(
-        Some("bpf"),
-        dir,
-        Some("bpf"),
-        MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
-        Some("mode=0700"),
-    )
-    .map_err(|errno| Error::file("mount a BPF file system on", dir, errno.into()))
 }
 
 impl Pins {
@@ -348,8 +316,8 @@ impl Pins {
     }
 }
 
-/// Removes all pins below `dir`, and it: links first, so that nothing runs on maps that are gone. Nothing is captured any
-/// more. Fine if there is nothing.
+/// Removes all pins below `dir`, and it, unless it is where the operator mounted a file system: links first, so that
+/// nothing runs on maps that are gone. Nothing is captured any more. Fine if there is nothing.
 ///
 /// # Errors
 /// If a pin can't be removed.
@@ -358,8 +326,11 @@ pub fn remove_pins(dir: &Path) -> Result<(), Error> {
     for cgroup in children(&links)? {
         remove_dir(&cgroup)?;
     }
-    for part in [&links, &dir.join(MAPS_DIR), dir] {
+    for part in [&links, &dir.join(MAPS_DIR)] {
         remove_dir(part)?;
+    }
+    if bpffs::give_back(dir)? {
+        remove_dir(dir)?;
     }
     Ok(())
 }

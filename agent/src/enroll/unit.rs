@@ -8,6 +8,7 @@ mod findings;
 mod paths;
 mod reads;
 mod socket;
+mod writable;
 
 use std::path::PathBuf;
 
@@ -19,6 +20,7 @@ pub use drop_in::accepts_privileged;
 pub use facts::{DropIn, Facts, PROPERTIES};
 pub use paths::named;
 pub use socket::{is_for, takes_connections};
+pub use writable::{Closed, closed, line as writable_line};
 
 /// The file name of the drop-in below `UNIT.d`.
 pub const DROP_IN: &str = "50-callgate.conf";

@@ -171,6 +171,9 @@ impl Crew {
             News::Said(said) => said,
             News::Ended { well, why } => {
                 let member = self.members.swap_remove(place);
+                if member.role == Role::Serving {
+                    self.figures = Figures::default();
+                }
                 return Some(Happened::Ended {
                     number,
                     role: member.role,
@@ -205,11 +208,15 @@ impl Crew {
         }
     }
 
+    /// What the one before said of itself counts no more; the new one is asked at once.
     fn promote(&mut self, number: u64) {
+        self.figures = Figures::default();
         for member in &mut self.members {
             if member.number == number {
                 member.role = Role::Serving;
                 member.process.pardon();
+                // One that is gone has no figures.
+                member.process.sender().send(ToWorker::Status { request: 0 }).ok();
             } else if member.role == Role::Serving {
                 member.retire(self.drain);
             }
@@ -350,5 +357,64 @@ mod tests {
             idle: Duration::ZERO,
         };
         assert_eq!(Crew::new(drain).figures().audit_error, None);
+    }
+
+    struct NoAnswers;
+
+    impl Answering for NoAnswers {
+        fn take(&self, said: ToSupervisor, _sender: &Sender) -> Option<ToSupervisor> {
+            Some(said)
+        }
+    }
+
+    fn crew(roles: &[Role]) -> Crew {
+        let mut crew = Crew::new(Drain {
+            deadline: Duration::ZERO,
+            idle: Duration::ZERO,
+        });
+        let user = Unprivileged {
+            uid: 65534,
+            gid: 65534,
+        };
+        for (number, role) in roles.iter().enumerate() {
+            let (number, tell) = (number as u64, crew.tell.clone());
+            let program = Path::new("/bin/true");
+            let process = WorkerProcess::start(program, user, number, Arc::new(NoAnswers), tell).unwrap();
+            crew.members.push(Member {
+                number,
+                role: *role,
+                process,
+                heard: Instant::now(),
+                settled: false,
+            });
+        }
+        crew
+    }
+
+    fn full_disk() -> News {
+        let figures = Figures {
+            audit_error: Some("no space".into()),
+            ..Figures::default()
+        };
+        News::Said(ToSupervisor::Status { request: 0, figures })
+    }
+
+    #[tokio::test]
+    async fn a_fault_of_a_worker_that_serves_no_more_is_not_the_agents() {
+        let mut crew = crew(&[Role::Serving, Role::Coming]);
+        assert!(crew.take(0, full_disk()).is_none());
+        assert_eq!(crew.figures().audit_error.as_deref(), Some("no space"));
+        crew.take(1, News::Said(ToSupervisor::Ready)).unwrap();
+        assert_eq!(crew.figures().audit_error, None);
+        // It drains, and says so again.
+        assert!(crew.take(0, full_disk()).is_none());
+        assert_eq!(crew.figures().audit_error, None);
+        assert!(crew.take(1, full_disk()).is_none());
+        let ended = News::Ended {
+            well: false,
+            why: String::new(),
+        };
+        crew.take(1, ended).unwrap();
+        assert_eq!(crew.figures().audit_error, None, "it is gone");
     }
 }

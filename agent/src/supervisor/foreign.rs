@@ -105,6 +105,14 @@ impl Watch {
     /// # Errors
     /// If there is no room for a thread.
     pub(super) fn start(marks: Marks) -> std::io::Result<Self> {
+        match foreign::prepare_to_cut_off() {
+            Ok(true) => {}
+            Ok(false) => tracing::warn!(
+                module = foreign::MODULE,
+                "the kernel reads no IPsec policies: a datagram socket of IPv4 that is handed to a managed process can't be cut off; load the module (modprobe xfrm_user)"
+            ),
+            Err(error) => tracing::warn!(%error, "it can't be told whether sockets can be cut off"),
+        }
         let (orders, board) = (Orders::default(), Board::default());
         let (taken, found) = (orders.clone(), board.clone());
         let thread = std::thread::Builder::new()

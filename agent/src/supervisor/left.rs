@@ -1,7 +1,8 @@
 //! Workers that a supervisor before this one left to end their calls alone.
 //!
-//! Each holds the lock of its in-flight table, the name of which says under which policy it was left. Nobody can put
-//! another policy to its calls: one that differs from the policy in force is ended.
+//! Each holds the lock of its in-flight table, the name of which says when and under which policy it was left. Nobody can
+//! put another policy to its calls: one that differs from the policy in force is ended. Its time runs from when it was left,
+//! however often the agent is started meanwhile.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, poll};
+use nix::time::{ClockId, clock_gettime};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::identity::Sha256;
@@ -20,11 +22,29 @@ pub(super) const LONGEST: Duration = Duration::from_secs(27);
 /// How long a killed worker may take to be gone, in milliseconds.
 const PATIENCE: u16 = 5000;
 
-/// What the table of a worker is called that is left under this policy.
-pub(super) fn named(table: &Path, policy: Sha256) -> PathBuf {
+/// What stands before the time.
+const AT: &str = "left";
+
+/// What the table of a worker is called that is left at this time, by the clock that its own deadline goes by, under this
+/// policy.
+pub(super) fn named(table: &Path, at: Duration, policy: Sha256) -> PathBuf {
     let mut name = table.as_os_str().to_owned();
-    name.push(format!("-{policy}"));
+    name.push(format!("-{AT}{}-{policy}", at.as_millis()));
     PathBuf::from(name)
+}
+
+/// Whether the time is over of the worker of this table, or began after `now`. `None` if its name tells no time.
+pub(super) fn is_overdue(table: &Path, now: Duration) -> Option<bool> {
+    let mut parts = table.file_name()?.to_str()?.rsplit('-');
+    let at = parts.nth(1)?.strip_prefix(AT)?.parse().ok()?;
+    let age = now.checked_sub(Duration::from_millis(at));
+    Some(age.is_none_or(|age| age > LONGEST))
+}
+
+/// Now, by that clock.
+pub(super) fn now() -> Duration {
+    // The call fails for an unknown clock only; every kernel has this one.
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::MAX, Duration::from)
 }
 
 /// Whether the table is of a worker that was left under this policy.
@@ -147,8 +167,23 @@ mod tests {
     fn the_name_of_a_table_says_under_which_policy_its_worker_was_left() {
         let [one, other] = [[1; 32], [2; 32]].map(Sha256);
         let table = Path::new("/state/inflight-1-1");
-        assert!(is_under(&named(table, one), one));
-        assert!(!is_under(&named(table, one), other));
+        let at = Duration::from_secs(1000);
+        let named = named(table, at, one);
+        assert!(is_under(&named, one));
+        assert!(!is_under(&named, other));
         assert!(!is_under(table, one));
+    }
+
+    #[test]
+    fn the_time_of_a_worker_runs_from_when_it_was_left() {
+        let at = Duration::from_secs(1000);
+        let table = named(Path::new("/state/inflight-1-1"), at, Sha256([1; 32]));
+        assert_eq!(is_overdue(&table, at), Some(false));
+        assert_eq!(is_overdue(&table, at + LONGEST), Some(false));
+        assert_eq!(is_overdue(&table, at + LONGEST * 2), Some(true));
+        assert_eq!(is_overdue(&table, Duration::ZERO), Some(true));
+        for without in ["/state/inflight-1-1", "/state/inflight-1-1-abc"] {
+            assert_eq!(is_overdue(Path::new(without), at), None, "{without}");
+        }
     }
 }

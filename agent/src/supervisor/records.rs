@@ -165,8 +165,9 @@ impl Records {
 
     /// Names the tables of workers that go on alone after the policy in force: see [`left`].
     pub(super) fn leave(&mut self, policy: Sha256) {
+        let now = left::now();
         for path in self.tables.values() {
-            let named = left::named(path, policy);
+            let named = left::named(path, now, policy);
             // Without the name the worker is ended by the next supervisor: never too late.
             if let Err(error) = rustix::fs::renameat_with(CWD, path, CWD, &named, RenameFlags::NOREPLACE) {
                 tracing::warn!(%error, path = %path.display(), "an in-flight table can't be renamed");
@@ -194,12 +195,15 @@ impl Records {
         }
     }
 
-    /// Ends those that should have ended by themselves.
+    /// Ends those that should have ended by themselves. Where the name tells no time, an agent before this one's version
+    /// left it, and it counts from this one's start.
     pub(super) fn end_overdue(&self) {
-        if self.opened.elapsed() > left::LONGEST {
-            for table in self.left() {
-                end_left(table, "its time is over");
-            }
+        let now = left::now();
+        let in_all = self.opened.elapsed() > left::LONGEST;
+        let overdue = |table: &&PathBuf| left::is_overdue(table, now).unwrap_or(in_all);
+        let tables = self.owed.iter().filter(overdue);
+        for table in tables.filter(|table| left::is_held(table)) {
+            end_left(table, "its time is over");
         }
     }
 

@@ -1,6 +1,6 @@
 //! Letting go of every workload, while no agent runs: what an uninstalled agent must not leave behind.
 
-use std::fs::{File, remove_dir_all};
+use std::fs::{File, remove_dir, remove_dir_all};
 use std::io::ErrorKind;
 
 use nix::fcntl::Flock;
@@ -50,6 +50,14 @@ pub fn release_all(config: &Config, running: Running) -> Result<Vec<WorkloadName
         _ => {}
     }
     ebpf::remove_pins(&config.bpffs_dir)?;
+    // Where they were before `bpffs_dir` was set; one that holds anything is another agent's.
+    let usual = Config::default().bpffs_dir;
+    match remove_dir(&usual) {
+        Err(source) if !matches!(source.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => {
+            return Err(io("remove", &usual)(source));
+        }
+        Ok(()) | Err(_) => {}
+    }
     Ok(enroll::remove_all(&mount, parent)?)
 }
 

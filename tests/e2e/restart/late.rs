@@ -1,6 +1,7 @@
 //! What does not end in the time that a restart gives it: streams are cut off, a worker is killed.
 
 use std::process::{Child, Stdio};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -18,6 +19,8 @@ use crate::load::{allowing, prepared};
 const DRAIN: Duration = Duration::from_secs(20);
 /// How long a worker is let be that should have ended by itself.
 const LONGEST: Duration = Duration::from_secs(27);
+/// How long the agent runs before it is started again.
+const BETWEEN: Duration = Duration::from_secs(9);
 /// What a busy machine may add.
 const SPARE: Duration = Duration::from_secs(5);
 const TUNNELLED: &str = "tunnelled.example.test";
@@ -109,6 +112,12 @@ fn a_worker_that_was_left_and_does_not_end_is_killed_and_its_calls_are_recorded_
     let since = Instant::now();
     world.start_agent()?;
     assert_eq!(call(&world, "/beside")?, 200);
+    // Its time does not begin anew with the agent.
+    for _ in 0..2 {
+        sleep(BETWEEN);
+        restart(&mut world)?;
+    }
+    assert_eq!(agent_status(&world)?.1["draining"], 1);
     let ended = wait_for(&mut client, LONGEST + wait::PATIENCE)?;
     let took = since.elapsed();
     assert!(!ended.success(), "{ended}");

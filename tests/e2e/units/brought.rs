@@ -50,7 +50,33 @@ const WAYS: &[(&str, &str, &str)] = &[
     ),
     ("StateDirectory", "StateDirectory=callgate\n", "/var/lib/callgate"),
     ("RuntimeDirectory", "RuntimeDirectory=callgate\n", "/run/callgate"),
+    // Names with blanks are in quotes and escapes in files, and again where systemd shows them.
+    (
+        "StateDirectory",
+        "StateDirectory=x \"call gate\"\n",
+        SECRETS_OF_STATE,
+    ),
+    ("StateDirectory", "StateDirectory='call gate'\n", SECRETS_OF_STATE),
+    (
+        "StateDirectory",
+        "StateDirectory=call\\x20gate\n",
+        SECRETS_OF_STATE,
+    ),
+    (
+        "StateDirectory",
+        "StateDirectory=x \\\n# y\n \"call gate\"\n",
+        SECRETS_OF_STATE,
+    ),
 ];
+
+/// A secret that lies where a unit's directory of its own may be.
+const SECRETS_OF_STATE: &str = "/var/lib/call gate";
+const ODD: &str = r#"
+[credential.odd]
+hosts  = ["odd.example.test:443"]
+scheme = "bearer"
+source = { file = "/var/lib/call gate/odd" }
+"#;
 
 #[test]
 fn settings_that_bring_back_what_is_taken_away_are_refused() -> Result<()> {
@@ -61,6 +87,11 @@ fn settings_that_bring_back_what_is_taken_away_are_refused() -> Result<()> {
         "callgate.service.d/key.conf",
         "[Service]\nLoadCredential=stripe\n",
     )?;
+    bed.sh(&format!(
+        "umask 077; mkdir '{SECRETS_OF_STATE}'; printf x > '{SECRETS_OF_STATE}/odd'"
+    ))?
+    .ok()?;
+    bed.policy(&format!("{POLICY}{ODD}"))?;
     for (number, (_, text, _)) in WAYS.iter().enumerate() {
         let unit = format!("/etc/systemd/system/billing-{number}.service");
         bed.write(&unit, &format!("[Service]\nExecStart=/bin/true\n{text}"))?;
@@ -73,6 +104,32 @@ fn settings_that_bring_back_what_is_taken_away_are_refused() -> Result<()> {
         let line = done.stdout.lines().find(|line| line.starts_with(&refused));
         assert!(line.is_some_and(|line| line.contains(reason)), "{text}: {done:?}");
     }
+    Ok(())
+}
+
+#[test]
+fn a_drop_in_with_a_blank_in_its_name_or_a_comment_in_another_encoding_is_looked_at() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let bed = host()?;
+    service(&bed, "billing.service", "User=nobody\nStateDirectory=\"my %n\"\n")?;
+    let directory = "/etc/systemd/system/billing.service.d";
+    let drop_in = &format!("{directory}/60 over.conf");
+    // "Müller" in Latin-1.
+    let text = r"# M\374ller\n[Service]\nSlice=web.slice\n";
+    bed.sh(&format!("mkdir -p '{directory}'; printf '{text}' > '{drop_in}'"))?
+        .ok()?;
+    bed.systemctl(&["daemon-reload"])?.ok()?;
+    let refused = bed.run(["callgate", "enable", "billing"])?;
+    assert_eq!(refused.code(), Some(1), "{refused:?}");
+    assert!(
+        refused.stdout.contains("60 over.conf is read after"),
+        "{refused:?}"
+    );
+    bed.run(["rm", drop_in])?.ok()?;
+    bed.systemctl(&["daemon-reload"])?.ok()?;
+    enable(&bed, "billing")?;
+    bed.systemctl(&["start", "billing.service"])?.ok()?;
+    assert!(bed.exists("/var/lib/my billing.service")?);
     Ok(())
 }
 

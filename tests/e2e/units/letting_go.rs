@@ -124,7 +124,7 @@ fn the_package_goes_although_its_settings_are_broken() -> Result<()> {
 fn a_package_that_never_ran_can_be_removed_where_nothing_could_run() -> Result<()> {
     require!(Root, CgroupV2, Btf, Bed);
     let bed = Bed::boot(World::new()?)?;
-    let package = harness::bed::package()?;
+    let package = bed::package()?;
     std::fs::copy(&package, bed.path("/var/cache/callgate.deb"))?;
     // Neither the kernel's file systems nor systemd, as where an image is built.
     let apart = r#"unshare --mount sh -ec 'umount -l /run; umount -l /sys
@@ -133,5 +133,34 @@ fn a_package_that_never_ran_can_be_removed_where_nothing_could_run() -> Result<(
     let done = bed.sh(apart)?;
     assert_eq!(done.code(), Some(0), "{done:?}");
     assert!(!bed.exists("/usr/bin/callgate")?);
+    Ok(())
+}
+
+#[test]
+fn no_slice_stays_of_units_that_have_ended_and_one_in_use_is_named_when_the_package_goes() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let bed = host()?;
+    idle(&bed)?;
+    bed.systemctl(&["stop", "billing.service"])?.ok()?;
+    bed.run(["dpkg", "--remove", "callgate"])?.ok()?;
+    assert_eq!(slices(&bed)?, "");
+
+    bed.install(&bed::package()?)?;
+    idle(&bed)?;
+    let removed = bed.run(["dpkg", "--remove", "callgate"])?.ok()?;
+    let fix = "systemctl try-restart billing.service";
+    let rest = "systemctl stop callgate-billing.slice";
+    for told in [fix, rest] {
+        assert!(removed.contains(told), "{removed}");
+    }
+    assert_eq!(bed.property("billing.service", "ActiveState")?, "active");
+    bed.sh(&format!("{fix}; {rest} callgate.slice"))?.ok()?;
+    assert_eq!(bed.property("billing.service", "ActiveState")?, "active");
+    assert_eq!(slices(&bed)?, "");
+    assert_eq!(
+        bed.sh("find /sys/fs/cgroup -name '*callgate*'")?.stdout,
+        "",
+        "a cgroup stays"
+    );
     Ok(())
 }

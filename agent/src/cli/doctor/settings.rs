@@ -10,6 +10,7 @@ use hickory_proto::rr::{Name, RecordType};
 use nix::sys::statvfs::statvfs;
 
 use super::Check;
+use crate::cli::enable::own;
 use crate::config::Config;
 use crate::dns::resolver;
 use crate::ebpf::{self, Other};
@@ -30,7 +31,17 @@ pub(super) fn checks(config: &Config) -> Vec<Check> {
         resolvers(&config.resolvers),
         room(&config.audit.file),
         programs(config),
+        places(own::unwritable(config)),
     ]
+}
+
+fn places(unwritable: Vec<own::Unwritable>) -> Check {
+    const NAME: &str = "places to write";
+    if unwritable.is_empty() {
+        return Check::pass(NAME, "the agent's service may write where the settings say");
+    }
+    let (what, fixes): (Vec<_>, Vec<_>) = unwritable.into_iter().map(|one| (one.what, one.fix)).unzip();
+    Check::fail(NAME, what.join("; "), &fixes.join("; "))
 }
 
 fn policy(dir: &Path) -> Check {

@@ -61,8 +61,8 @@ pub(super) fn facts(unit: &str) -> anyhow::Result<Facts> {
 pub(super) fn shown(unit: &str) -> anyhow::Result<Facts> {
     let shown = systemctl(["show", "--property", &PROPERTIES.join(","), "--", &of_all(unit)])?;
     let mut facts = Facts::read(unit, &shown);
-    facts.later = super::later(&facts);
-    facts.files = super::files(&facts);
+    facts.later = super::later(&facts)?;
+    facts.files = super::files(&facts)?;
     Ok(facts)
 }
 

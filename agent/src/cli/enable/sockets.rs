@@ -1,7 +1,6 @@
 //! The socket units of a service: which there are, and their drop-ins on this host.
 
 use std::fs;
-use std::path::PathBuf;
 
 use anyhow::Context as _;
 
@@ -38,13 +37,13 @@ pub(super) fn of(unit: &str, facts: &Facts) -> anyhow::Result<Vec<Facts>> {
     Ok(found)
 }
 
-/// The drop-ins that were written for a service.
-pub(super) fn written_for(service: &str) -> anyhow::Result<Vec<PathBuf>> {
+/// The socket units with drop-ins that were written for a service.
+pub(super) fn written_for(service: &str) -> anyhow::Result<Vec<String>> {
     let named = host::drop_ins(".socket")?;
     let of_it = named
         .into_iter()
         .filter(|(socket, text)| unit::is_for(text, socket, service));
-    Ok(of_it.map(|(socket, _)| host::file(&socket)).collect())
+    Ok(of_it.map(|(socket, _)| socket).collect())
 }
 
 /// Writes those of a plan, and removes what it has no more.
@@ -52,9 +51,9 @@ pub(super) fn write(service: &str, planned: &[(String, String)]) -> anyhow::Resu
     for (socket, text) in planned {
         host::write(&host::file(socket), text)?;
     }
-    for file in written_for(service)? {
-        if !planned.iter().any(|(socket, _)| host::file(socket) == file) {
-            host::remove(&file)?;
+    for written in written_for(service)? {
+        if !planned.iter().any(|(socket, _)| *socket == written) {
+            host::remove(&host::file(&written))?;
         }
     }
     Ok(())

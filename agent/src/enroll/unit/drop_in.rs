@@ -132,8 +132,8 @@ fn trust(facts: &Facts, setup: &Setup) -> String {
 
 /// What the unit sets itself, without ours from an earlier time: of two options that say the same, Java takes the last.
 fn java_options(facts: &Facts) -> Option<String> {
-    let set = environment(facts.get("Environment"));
-    let own = set.into_iter().find_map(|entry| {
+    let mut set = facts.entries("Environment");
+    let own = set.find_map(|entry| {
         let value = entry.strip_prefix(JAVA_OPTIONS)?.strip_prefix('=')?;
         Some(value.to_owned())
     })?;
@@ -258,27 +258,6 @@ pub(super) fn is_allow_list(shown: &str) -> bool {
     !shown.is_empty() && !shown.starts_with('~')
 }
 
-/// The entries of `Environment=` as `systemctl show` prints them: blanks between, quotes around those that hold some.
-pub(super) fn environment(shown: &str) -> Vec<String> {
-    let (mut entries, mut entry, mut quote, mut escaped) = (Vec::new(), String::new(), None, false);
-    for letter in shown.chars() {
-        match letter {
-            _ if escaped => {
-                entry.push(letter);
-                escaped = false;
-            }
-            '\\' => escaped = true,
-            '"' | '\'' if quote == Some(letter) => quote = None,
-            '"' | '\'' if quote.is_none() => quote = Some(letter),
-            ' ' if quote.is_none() => entries.extend(Some(std::mem::take(&mut entry))),
-            _ => entry.push(letter),
-        }
-    }
-    entries.push(entry);
-    entries.retain(|entry| !entry.is_empty());
-    entries
-}
-
 fn reset(text: &mut String, setting: &str, value: &str) {
     line(text, setting, "");
     if !value.is_empty() {
@@ -299,7 +278,7 @@ pub(super) fn plain(path: &Path) -> String {
     path.to_string_lossy().replace('%', "%%")
 }
 
-fn optional(path: &Path) -> String {
+pub(super) fn optional(path: &Path) -> String {
     quoted_raw(&format!("-{}", plain(path)))
 }
 

@@ -42,7 +42,11 @@ pub const PROPERTIES: &[&str] = &[
     "OpenFile",
     "PAMName",
     "PrivateNetwork",
+    "PrivateTmp",
     "ProtectHome",
+    "ProtectKernelTunables",
+    "ProtectSystem",
+    "ReadOnlyPaths",
     "ReadWritePaths",
     "RestrictAddressFamilies",
     "RootDirectory",
@@ -61,6 +65,9 @@ pub const PROPERTIES: &[&str] = &[
     "User",
 ];
 
+/// What some versions of systemctl print in the place of an entry with a blank.
+const UNPRINTABLE: &str = "[unprintable]";
+
 /// A configuration file of a unit.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct DropIn {
@@ -74,7 +81,7 @@ impl DropIn {
     /// With lines that go on in the next one joined.
     #[must_use]
     pub fn new(path: PathBuf, text: &str) -> Self {
-        let text = text.replace("\\\n", " ");
+        let text = joined(text);
         Self { path, text }
     }
 
@@ -84,14 +91,37 @@ impl DropIn {
         path.file_name().is_some_and(|name| name > DROP_IN)
     }
 
-    /// The settings that it makes, as key and value.
+    /// The settings that it makes, as key and value. What stands in sections of no meaning to systemd makes none.
     pub fn settings(&self) -> impl Iterator<Item = (&str, &str)> {
+        let mut counts = true;
         let lines = self.text.lines().map(str::trim);
-        let settings = lines.filter(|line| !line.starts_with(['#', ';', '[']));
-        settings
-            .filter_map(|line| line.split_once('='))
-            .map(|(key, value)| (key.trim(), value.trim()))
+        lines.filter_map(move |line| {
+            if let Some(section) = line.strip_prefix('[') {
+                counts = SECTIONS.contains(&section.trim_end_matches(']'));
+            }
+            let is_setting = counts && !line.starts_with(['#', ';', '[']);
+            let (key, value) = line.split_once('=').filter(|_| is_setting)?;
+            Some((key.trim(), value.trim()))
+        })
     }
+}
+
+/// Those of services and of their sockets.
+const SECTIONS: &[&str] = &["Unit", "Service", "Socket"];
+
+/// systemd.syntax(7): a line that ends with a backslash goes on in the next that is no comment.
+fn joined(text: &str) -> String {
+    let mut all = String::with_capacity(text.len());
+    let is_comment = |line: &&str| line.trim_start().starts_with(['#', ';']);
+    for line in text.lines().filter(|line| !is_comment(line)) {
+        let before = line.trim_end_matches('\\');
+        // Two of them are one that is meant.
+        match line.strip_suffix('\\') {
+            Some(kept) if (line.len() - before.len()) % 2 == 1 => all.extend([kept, " "]),
+            Some(_) | None => all.extend([line, "\n"]),
+        }
+    }
+    all
 }
 
 /// What is known of a unit.
@@ -150,6 +180,17 @@ impl Facts {
         named.map(|(_, value)| value.as_str())
     }
 
+    /// The entries of a list of texts: those with blanks are shown in quotes, or not at all.
+    pub fn entries<'a>(&'a self, name: &'a str) -> impl Iterator<Item = String> {
+        self.all(name).flat_map(unquoted)
+    }
+
+    /// Whether a list has entries that are not shown.
+    #[must_use]
+    pub(super) fn conceals(&self, name: &str) -> bool {
+        self.entries(name).any(|entry| entry == UNPRINTABLE)
+    }
+
     /// The words of a property.
     pub fn words<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
         self.all(name).flat_map(str::split_ascii_whitespace)
@@ -180,6 +221,12 @@ impl Facts {
     /// of an agent that is told none.
     #[must_use]
     pub fn hides_homes_from(&self, config: &Path, usual: &str) -> bool {
+        matches!(self.get("ProtectHome"), "yes" | "tmpfs") && self.runs_with(config, usual)
+    }
+
+    /// Whether this is a service that runs an agent with these settings.
+    #[must_use]
+    pub fn runs_with(&self, config: &Path, usual: &str) -> bool {
         let settings = |line: &str| {
             let mut words = line.split_ascii_whitespace();
             let named = words.find_map(|word| word.strip_prefix("--config"));
@@ -189,8 +236,7 @@ impl Facts {
         let mut lines = self
             .all("ExecStartEx")
             .filter_map(|shown| shown.split_once("argv[]=")?.1.split(" ; ").next());
-        matches!(self.get("ProtectHome"), "yes" | "tmpfs")
-            && lines.any(|line| Path::new(&settings(line)) == config)
+        lines.any(|line| Path::new(&settings(line)) == config)
     }
 
     /// What its files set, for a setting that adds to a list: an empty value begins anew.
@@ -235,6 +281,27 @@ impl Facts {
     }
 }
 
+/// The entries of a list as `systemctl show` prints them: blanks between, quotes around those that hold some.
+pub(super) fn unquoted(shown: &str) -> Vec<String> {
+    let (mut entries, mut entry, mut quote, mut escaped) = (Vec::new(), String::new(), None, false);
+    for letter in shown.chars() {
+        match letter {
+            _ if escaped => {
+                entry.push(letter);
+                escaped = false;
+            }
+            '\\' => escaped = true,
+            '"' | '\'' if quote == Some(letter) => quote = None,
+            '"' | '\'' if quote.is_none() => quote = Some(letter),
+            ' ' if quote.is_none() => entries.extend(Some(std::mem::take(&mut entry))),
+            _ => entry.push(letter),
+        }
+    }
+    entries.push(entry);
+    entries.retain(|entry| !entry.is_empty());
+    entries
+}
+
 /// One of its commands.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Command<'a> {
@@ -262,15 +329,17 @@ impl<'a> Command<'a> {
     }
 
     fn read(kind: &'static str, shown: &'a str) -> Self {
-        let field = |name: &str| {
-            let fields = shown.trim_matches(['{', '}', ' ']).split(" ; ");
-            let mut named = fields.filter_map(|field| field.trim().strip_prefix(name));
-            named.next().unwrap_or_default()
+        let fields = shown.trim_matches(['{', '}', ' ']).split(" ; ");
+        let named = |name| {
+            fields
+                .clone()
+                .filter_map(move |field| field.trim().strip_prefix(name))
         };
         Self {
             setting: kind.strip_suffix("Ex").unwrap_or(kind),
-            path: field("path="),
-            flags: field("flags="),
+            path: named("path=").next().unwrap_or_default(),
+            // Behind the arguments, which may hold the same words.
+            flags: named("flags=").last().unwrap_or_default(),
         }
     }
 }
@@ -280,6 +349,30 @@ mod tests {
     use super::*;
 
     const USUAL: &str = "/etc/callgate/callgate.toml";
+
+    #[test]
+    fn a_file_is_read_as_systemd_reads_it() {
+        let settings = |text: &str| -> Vec<(String, String)> {
+            let file = DropIn::new("/x.conf".into(), text);
+            let all = file.settings();
+            all.map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .collect()
+        };
+        let one = |value: &str| vec![("A".to_owned(), value.to_owned())];
+        assert_eq!(settings("[Service]\nA=b \\\n# why\n  c\n"), one("b    c"));
+        assert_eq!(settings("[Service]\nA=b\\\\\n; c\n"), one("b\\\\"));
+        assert_eq!(settings("[Service]\nA=b\\"), one("b"));
+        assert_eq!(settings("[X-Own]\nA=\n[Socket]\n A = b \r\n"), one("b"));
+        assert_eq!(settings("[Unit]\nA=b\n[Install]\nA=\n"), one("b"));
+    }
+
+    #[test]
+    fn arguments_that_look_like_flags_are_none() {
+        let shown = "ExecStartEx={ path=/bin/x ; argv[]=/bin/x a ; flags= ; b ; flags=privileged ; start_time=[n/a] }\n";
+        let facts = Facts::read("x.service", shown);
+        assert!(facts.commands().all(|command| command.is_privileged()));
+        assert_eq!(facts.commands().count(), 1);
+    }
 
     #[test]
     fn only_a_service_with_these_settings_and_no_homes_hides_them() {

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::drop_in::{HOLDING, environment, is_allow_list};
-use super::facts::Command;
+use super::drop_in::{HOLDING, is_allow_list};
+use super::facts::{Command, unquoted};
 use super::paths::{BROUGHT, WRITABLE, sources};
 use super::{AGENT_UNIT, Facts, Finding, Setup, Weight, reads, socket};
 use crate::enroll::reach::{CREDENTIAL_STORES, KEPT, SERVICES};
@@ -382,7 +382,7 @@ fn trust(found: &mut Found, facts: &Facts, setup: &Setup) {
             "what its files set goes before the drop-in's variables; they must not name another bundle of roots",
         );
     }
-    for entry in environment(facts.get("Environment")) {
+    for entry in facts.entries("Environment") {
         let Some((name, value)) = entry.split_once('=') else {
             continue;
         };
@@ -408,6 +408,13 @@ fn trust(found: &mut Found, facts: &Facts, setup: &Setup) {
 /// Drop-ins that are read after ours and undo it.
 fn later(found: &mut Found, facts: &Facts, setup: &Setup) {
     let all = facts.sockets.iter().chain([facts]);
+    for facts in all.clone().filter(|facts| facts.conceals("DropInPaths")) {
+        let text = format!(
+            "{}: a drop-in of it has a blank in its file's name, so systemd does not say where it is, nor can it be looked at; rename it",
+            facts.unit()
+        );
+        found.refuse("DropInPaths", text);
+    }
     for drop_in in all.flat_map(|facts| &facts.later) {
         for (key, value) in drop_in.settings() {
             if let Some(setting) = undone(key, value, setup) {
@@ -439,7 +446,7 @@ fn undone(key: &str, value: &str, setup: &Setup) -> Option<&'static str> {
                 .find(|setting| *setting == key && value.is_empty())
         })
         .or_else(|| {
-            let names = environment(value);
+            let names = unquoted(value);
             let ours = |entry: &String| {
                 let name = entry.split('=').next().unwrap_or_default();
                 setup.variables.iter().any(|(own, _)| own == name)

@@ -1,9 +1,11 @@
 //! The paths that a unit's settings name, as systemd takes them from its files, and where each leads.
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
+use super::facts::unquoted;
 use super::{Facts, Setup};
 use crate::enroll::reach::CREDENTIAL_STORES;
 
@@ -28,15 +30,27 @@ const DIRECTORIES: &[(&str, &str)] = &[
 pub(super) struct Entry<'a> {
     pub(super) setting: &'static str,
     /// As the operator wrote it, or systemd shows it.
-    pub(super) value: &'a str,
+    pub(super) value: Cow<'a, str>,
     /// What it may mean.
     pub(super) paths: Vec<PathBuf>,
 }
 
+/// The directories that systemd makes and lets the unit write, whatever else is read-only.
+pub(super) fn made(facts: &Facts) -> impl Iterator<Item = PathBuf> {
+    let is_made = |entry: &Entry<'_>| {
+        let kinds = DIRECTORIES.iter().map(|(setting, _)| *setting);
+        entry.setting != "ConfigurationDirectory" && kinds.into_iter().any(|kind| kind == entry.setting)
+    };
+    opened(facts)
+        .into_iter()
+        .filter(is_made)
+        .flat_map(|entry| entry.paths)
+}
+
 /// What systemd opens, copies or makes for the unit by itself.
-pub(super) fn opened(facts: &Facts) -> Vec<Entry<'_>> {
+pub(super) fn opened<'a>(facts: &'a Facts) -> Vec<Entry<'a>> {
     let mut all = Vec::new();
-    let mut add = |setting, value, paths| {
+    let mut add = |setting, value: Cow<'a, str>, paths| {
         all.push(Entry {
             setting,
             value,
@@ -45,42 +59,72 @@ pub(super) fn opened(facts: &Facts) -> Vec<Entry<'_>> {
     };
     for setting in CREDENTIALS {
         for value in facts.written(setting) {
-            add(*setting, value, credential(path_of_credential(value)));
+            add(*setting, value.into(), credential(path_of_credential(value)));
         }
     }
     for setting in STREAMS {
         for value in facts.written(setting) {
             let kinds = ["file:", "append:", "truncate:"];
             let path = kinds.into_iter().find_map(|kind| value.strip_prefix(kind));
-            add(*setting, value, path.map(expanded).into_iter().collect());
+            add(*setting, value.into(), path.map(expanded).into_iter().collect());
         }
     }
     for shown in facts.all("EnvironmentFiles") {
         let path = shown.rsplit_once(" (").map_or(shown, |(path, _)| path);
-        add("EnvironmentFile", path, vec![path.into()]);
+        add("EnvironmentFile", path.into(), vec![path.into()]);
     }
     for (setting, parent) in DIRECTORIES {
-        for name in facts.words(setting) {
-            add(*setting, name, vec![Path::new(parent).join(name)]);
+        let placed = |name: PathBuf| Path::new(parent).join(name);
+        let shown: Vec<_> = facts.entries(setting).map(PathBuf::from).collect();
+        for name in &shown {
+            add(
+                *setting,
+                name.to_string_lossy().into_owned().into(),
+                vec![placed(name.clone())],
+            );
+        }
+        // Some versions do not show those with blanks.
+        for value in facts.written(setting) {
+            let names = readings(value, Ends::of(setting));
+            let others = names.filter(|name| !shown.contains(name));
+            add(*setting, value.into(), others.map(placed).collect());
         }
     }
     all
 }
 
-/// The paths in front of the first colon of each entry. systemd shows them with their blanks as they are, and so without
-/// telling where one ends; its files tell that.
+/// Settings with a path that neither systemd nor its files tell: with a blank it does not show it, and what its files say
+/// depends on the unit or the host.
+pub(super) fn untold(facts: &Facts) -> impl Iterator<Item = (&'static str, &str)> {
+    let lists = DIRECTORIES.iter().map(|(setting, _)| setting).chain(WRITABLE);
+    let concealed = lists.filter(|setting| facts.conceals(setting));
+    // Of these blanks are shown as they are.
+    let settings = concealed.chain(BROUGHT);
+    let values = settings.flat_map(|setting| facts.written(setting).map(move |value| (*setting, value)));
+    values.filter(|(setting, value)| {
+        readings(value, Ends::of(setting)).any(|path| {
+            let path = path.to_string_lossy();
+            path.contains('%') && path.contains(char::is_whitespace)
+        })
+    })
+}
+
+/// The paths that a setting names, in front of the first colon of each entry if it has several parts. systemd shows them
+/// with their blanks as they are, and so without telling where one ends, or not at all; its files tell that.
 pub(super) fn sources(facts: &Facts, setting: &str) -> Vec<PathBuf> {
-    let shown = facts.words(setting).map(|entry| {
-        let path = entry.split(':').next().unwrap_or_default();
-        PathBuf::from(path.trim_start_matches(['-', '+']))
+    let ends = Ends::of(setting);
+    let shown = facts.all(setting).flat_map(|shown| {
+        let entries: Vec<String> = match ends {
+            Ends::Colon => vec![shown.to_owned()],
+            Ends::Blank => unquoted(shown),
+            Ends::Either => shown.split_ascii_whitespace().map(str::to_owned).collect(),
+        };
+        entries.into_iter().map(move |entry| {
+            let parted = entry.split(':').next().filter(|_| ends != Ends::Blank);
+            PathBuf::from(parted.unwrap_or(&entry).trim_start_matches(['-', '+']))
+        })
     });
-    let written = facts.written(setting).flat_map(|value| {
-        // Versions of systemd differ in whether "\x20" is a blank here.
-        let readings = [Escapes::Plain, Escapes::OfC];
-        readings
-            .into_iter()
-            .flat_map(|escapes| first_parts(value, escapes))
-    });
+    let written = facts.written(setting).flat_map(|value| readings(value, ends));
     let mut all = Vec::new();
     for path in shown.chain(written) {
         if !all.contains(&path) {
@@ -178,9 +222,38 @@ enum Escapes {
     OfC,
 }
 
+/// What ends a path in the value of a setting.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Ends {
+    /// A blank outside of quotes.
+    Blank,
+    /// A colon. Quotes mean nothing.
+    Colon,
+    /// Either; what follows the colon is another part.
+    Either,
+}
+
+impl Ends {
+    fn of(setting: &str) -> Self {
+        match setting {
+            "OpenFile" => Self::Colon,
+            "ReadOnlyPaths" => Self::Blank,
+            _ if WRITABLE.contains(&setting) => Self::Blank,
+            _ => Self::Either,
+        }
+    }
+}
+
+/// The paths of a value, as any version of systemd may read it: they differ in whether "\x20" is a blank.
+fn readings(value: &str, ends: Ends) -> impl Iterator<Item = PathBuf> {
+    let all = [Escapes::Plain, Escapes::OfC].into_iter();
+    all.flat_map(move |escapes| first_parts(value, escapes, ends))
+}
+
 /// systemd.syntax(7): the words of a value, each up to its first colon, without quotes, escapes and signs in front.
-fn first_parts(value: &str, escapes: Escapes) -> Vec<PathBuf> {
+fn first_parts(value: &str, escapes: Escapes, ends: Ends) -> Vec<PathBuf> {
     let mut bytes = value.bytes();
+    let words = ends != Ends::Colon;
     let (mut parts, mut part, mut quote, mut over) = (Vec::new(), Vec::new(), None, false);
     while let Some(byte) = bytes.next() {
         match byte {
@@ -189,9 +262,9 @@ fn first_parts(value: &str, escapes: Escapes) -> Vec<PathBuf> {
                 part.extend(meant.filter(|_| !over));
             }
             _ if quote == Some(byte) => quote = None,
-            b'"' | b'\'' if quote.is_none() => quote = Some(byte),
-            b':' if quote.is_none() => over = true,
-            _ if quote.is_none() && byte.is_ascii_whitespace() => {
+            b'"' | b'\'' if words && quote.is_none() => quote = Some(byte),
+            b':' if ends != Ends::Blank && quote.is_none() => over = true,
+            _ if words && quote.is_none() && byte.is_ascii_whitespace() => {
                 parts.push(std::mem::take(&mut part));
                 over = false;
             }
@@ -241,7 +314,7 @@ mod tests {
     use super::*;
 
     fn paths(value: &str, escapes: Escapes) -> Vec<PathBuf> {
-        first_parts(value, escapes)
+        first_parts(value, escapes, Ends::Either)
     }
 
     #[test]
@@ -268,6 +341,15 @@ mod tests {
         }
         assert_eq!(paths(r"/end\", Escapes::OfC), [Path::new("/end")]);
         assert_eq!(paths(r"/end\x", Escapes::OfC), [Path::new("/end")]);
+    }
+
+    #[test]
+    fn what_ends_a_path_depends_on_the_setting() {
+        let of = |setting: &str, value: &str| first_parts(value, Escapes::Plain, Ends::of(setting));
+        let odd = r#"/a b:/c"#;
+        assert_eq!(of("OpenFile", odd), [Path::new("/a b")]);
+        assert_eq!(of("ReadWritePaths", odd), [Path::new("/a"), Path::new("b:/c")]);
+        assert_eq!(of("StateDirectory", odd), [Path::new("/a"), Path::new("b")]);
     }
 
     #[test]

@@ -329,6 +329,7 @@ fn files_and_directories_that_systemd_shows_are_looked_at_too() {
             "EnvironmentFile",
         ),
         ("StateDirectory=billing callgate", "StateDirectory"),
+        ("StateDirectory=billing \"callgate/my x\"", "StateDirectory"),
         ("LogsDirectory=callgate", "LogsDirectory"),
         (
             "ConfigurationDirectory=callgate/policy.d",
@@ -427,6 +428,8 @@ fn drop_ins_that_are_read_later_and_undo_ours_are_found() {
     ] {
         assert_eq!(later(harmless).findings, [], "{harmless}");
     }
+    let hidden = planned("User=u\nDropInPaths=/x/10-a.conf [unprintable]\n", &setup());
+    assert!(hidden.is_refused(), "{:?}", hidden.findings);
     assert!(DropIn::is_after_ours("/x/override.conf".as_ref()));
     assert!(!DropIn::is_after_ours("/x/10-a.conf".as_ref()));
     assert!(!DropIn::is_after_ours("/x/50-callgate.conf".as_ref()));
@@ -436,7 +439,12 @@ fn drop_ins_that_are_read_later_and_undo_ours_are_found() {
 fn what_is_the_agents_is_found_behind_links_quotes_and_escapes() {
     let setup = Setup {
         hidden: vec!["/etc/call gate/secrets".into(), "/var/lib/callgate".into()],
-        own: vec!["/etc/call gate/secrets".into(), "/var/lib/callgate".into()],
+        own: vec![
+            "/etc/call gate/secrets".into(),
+            "/var/lib/callgate".into(),
+            "/var/lib/call gate".into(),
+        ],
+        credentials: vec!["stripe".into()],
         fixed: vec!["/etc/call gate".into()],
         links: vec![
             ("/srv/state".into(), "/var/lib/callgate".into()),
@@ -461,6 +469,13 @@ fn what_is_the_agents_is_found_behind_links_quotes_and_escapes() {
         "ReadWritePaths='/etc/call gate/policy.d'",
         "StandardInput=file:/srv/state",
         "LoadCredential=key:/data/callgate/ca.pem",
+        r#"StateDirectory=billing "call gate""#,
+        r"StateDirectory='call gate/x':y",
+        r"StateDirectory=call\x20gate",
+        "OpenFile=/etc/call gate/secrets/api:key",
+        "ImportCredential=str*",
+        // What the specifier means is not in its files.
+        r#"BindPaths="/srv/%j x""#,
     ] {
         assert!(of(refused).is_refused(), "{refused}");
     }
@@ -468,6 +483,9 @@ fn what_is_the_agents_is_found_behind_links_quotes_and_escapes() {
         "BindPaths=/srv/other:/etc/call",
         "BindPaths=/etc/call gate.d",
         "StandardInput=file:/srv/input",
+        "StateDirectory=call gate",
+        r#"StateDirectory="call  gate""#,
+        "ImportCredential=billing.*",
     ] {
         let plan = of(harmless);
         assert!(!plan.is_refused(), "{harmless}: {:?}", plan.findings);
