@@ -261,6 +261,8 @@ impl Pins {
                 None => attached_at(&path, id).map_err(fail("open"))?,
             };
             let link = match link {
+                // The kernel goes through all cgroups below to replace a program, also by itself.
+                Some(link) if runs(&link, program) => link,
                 Some(link) => {
                     sys::link_update(link.as_fd(), program).map_err(fail("replace"))?;
                     link
@@ -350,6 +352,14 @@ fn update(path: &Path, program: BorrowedFd<'_>) -> io::Result<()> {
 
 fn is_attached(link: &OwnedFd, cgroup: u64) -> bool {
     sys::link_info(link.as_fd()).is_ok_and(|info| info.cgroup == cgroup)
+}
+
+/// Whether this very program is what the link runs.
+fn runs(link: &OwnedFd, program: BorrowedFd<'_>) -> bool {
+    match (sys::link_info(link.as_fd()), sys::object_id(program)) {
+        (Ok(info), Ok(id)) => info.program == id,
+        _ => false,
+    }
 }
 
 /// The link pinned at `path`, if there is one and it is attached to the cgroup.

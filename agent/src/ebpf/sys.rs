@@ -267,7 +267,7 @@ pub(super) fn effective(cgroup: BorrowedFd<'_>, hook: Hook) -> io::Result<Vec<u3
     Ok(ids)
 }
 
-/// The number of a link, or of a map: in both of their infos it is the second member. One of a kind while it lives.
+/// The number of a link, a map or a program: in the info of each it is the second member. One of a kind while it lives.
 pub(super) fn object_id(object: BorrowedFd<'_>) -> io::Result<u32> {
     link_info(object).map(|info| info.id)
 }
