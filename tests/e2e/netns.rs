@@ -10,6 +10,7 @@ mod noticed;
 
 use std::path::Path;
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use harness::launch::{self, Place, wait_for};
@@ -51,6 +52,9 @@ done
 wait
 "#;
 
+/// How long one call may take.
+const CALL_LIMIT: Duration = Duration::from_secs(5);
+
 /// The upstream at API that tells its clients on `/who` from where they came.
 fn with_upstream() -> Result<World> {
     let mut world = World::new()?;
@@ -68,16 +72,19 @@ fn start() -> Result<World> {
 /// A managed curl in this namespace. The first connection may come before the agent has seen where it is.
 fn curl(world: &World, netns: &Path, args: &[&str]) -> Result<Output> {
     let client = world.workload("billing")?.in_netns(netns);
-    let fixed = ["curl", "-sS", "-m", "5", "-w", CODE];
+    let limit = wait::scaled(CALL_LIMIT).as_secs().to_string();
+    let fixed = ["curl", "-sS", "-m", limit.as_str(), "-w", CODE];
     client.run(fixed.iter().chain(args))
 }
 
 /// Calls until it is answered: a process is seen where it is at the next look.
 fn served(world: &World, room: &Room, args: &[&str]) -> Result<Output> {
-    wait::until("an answer in the namespace", wait::PATIENCE, || {
-        let reply = curl(world, &room.file, args).ok()?;
-        (status(&reply) == 200).then_some(reply)
-    })
+    let mut last = None;
+    let answered = wait::until("an answer in the namespace", wait::PATIENCE, || {
+        let reply = last.insert(curl(world, &room.file, args).ok()?);
+        (status(reply) == 200).then(|| reply.clone())
+    });
+    answered.with_context(|| format!("the last answer: {last:?}"))
 }
 
 /// A managed process that stays in the namespace until it is dropped.
