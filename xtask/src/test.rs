@@ -21,14 +21,12 @@ use crate::{dist, setup, vm};
 pub(crate) use tally::{Bed, Ran, Tally};
 use times::Times;
 
-/// Runs the tests and ends with the closing line.
+/// Runs the tests, says how long each bed took, and ends with the closing line.
 pub(crate) fn run(filter: Option<&str>) -> Result<Outcome> {
-    let ran = all(filter)?;
-    println!("{}", ran.tally());
-    Ok(ran.outcome)
+    Ok(close(&all(filter)?))
 }
 
-/// Runs the tests, then those that take long, says how long each bed took, and ends with the closing line.
+/// The same, with those that take long.
 pub(crate) fn run_with_long_ones() -> Result<Outcome> {
     let mut ran = all(None)?;
     if cmd::is_root() {
@@ -40,12 +38,16 @@ pub(crate) fn run_with_long_ones() -> Result<Outcome> {
     let kernels = vm::all(&vm::Arguments::default())?;
     ran.beds.extend(kernels.beds);
     let lacks = [ran.outcome, kernels.outcome].contains(&Outcome::Lacking);
-    let ran = Ran::judged(ran.beds, if lacks { Outcome::Lacking } else { Outcome::Good });
+    let otherwise = if lacks { Outcome::Lacking } else { Outcome::Good };
+    Ok(close(&Ran::judged(ran.beds, otherwise)))
+}
+
+fn close(ran: &Ran) -> Outcome {
     for bed in &ran.beds {
         println!("{bed}");
     }
     println!("{}", ran.tally());
-    Ok(ran.outcome)
+    ran.outcome
 }
 
 /// Runs the tests.
