@@ -263,12 +263,22 @@ fn a_workload_in_too_many_namespaces_is_served_in_those_it_was_in_first_and_othe
         log.contains("more network namespaces than it is served in")
             .then_some(())
     })?;
-    assert_eq!(status(&curl(&world, &room.file, &[&url])?), 200);
+    // With so many processes a small machine may keep the agent from its pulse for a moment, which refuses calls too.
+    let without_listener = || -> Result<usize> {
+        let records = world.records()?;
+        Ok(records
+            .iter()
+            .filter(|one| one.text("reason") == "no_listener")
+            .count())
+    };
+    let before = without_listener()?;
+    served(&world, &room, &[&url])?;
+    assert_eq!(without_listener()?, before);
     let other = world.workload("other")?;
-    assert_eq!(
-        other.run(["curl", "-sS", "-4", &url])?.stdout,
-        "from=203.0.113.1\n"
-    );
+    wait::until("an answer to the other workload", wait::PATIENCE, || {
+        let reply = other.run(["curl", "-sS", "-4", &url]).ok()?;
+        (reply.stdout == "from=203.0.113.1\n").then_some(())
+    })?;
     many.kill()?;
     many.wait()?;
     Ok(())
