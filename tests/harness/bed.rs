@@ -14,10 +14,9 @@ use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
 
 use crate::audit::{self, Expected, Record};
-use crate::cgroup;
 use crate::launch::{self, Output};
-use crate::wait;
 use crate::world::World;
+use crate::{cgroup, note, wait};
 
 /// The variable that names the directory with the Debian to boot.
 pub const ROOT_VARIABLE: &str = "CALLGATE_BED";
@@ -75,6 +74,7 @@ impl Bed {
     }
 
     fn boot_from(variable: &str, world: World, layout: Layout) -> Result<Self> {
+        note::leave(note::BOOTS_VARIABLE, &note::test())?;
         let root = overlay(&world, &named(variable)?)?;
         prepare(&world, &root)?;
         let console = world.dir().join("console.log");

@@ -1,15 +1,14 @@
 //! What a test needs of the machine, and what happens where it is missing: the test says so and is counted as
 //! skipped, and where `CALLGATE_TEST_STRICT=1` (CI) it fails unless the skip is in [`EXPECTED_SKIPS`].
 
-use std::fs::{self, File};
-use std::io::Write as _;
+use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
-use crate::{agent, bed, cgroup};
+use crate::{agent, bed, cgroup, note};
 
 /// Something that not every machine has.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -109,17 +108,8 @@ pub fn skip(needed: &[Feature]) -> Result<bool> {
     if strict && !EXPECTED_SKIPS.contains(&feature) {
         bail!("skipped for {feature:?} ({reason}), which is not in the table of expected skips");
     }
-    let test = std::thread::current().name().unwrap_or("?").to_owned();
-    if let Some(file) = std::env::var_os("CALLGATE_SKIP_FILE") {
-        let mut file = File::options()
-            .append(true)
-            .create(true)
-            .open(file)
-            .context("can't note a skip")?;
-        // One write, so that lines of tests that run side by side don't mix.
-        file.write_all(format!("{test}: {reason}\n").as_bytes())
-            .context("can't note a skip")?;
-    }
+    let test = note::test();
+    note::leave(note::SKIPS_VARIABLE, &format!("{test}: {reason}"))?;
     #[expect(clippy::print_stderr, reason = "a skip must be seen")]
     {
         eprintln!("skipped: {test}: {reason}");

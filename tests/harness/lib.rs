@@ -30,6 +30,7 @@ pub mod keeper;
 pub mod kernel;
 pub mod launch;
 pub mod limit;
+pub mod note;
 pub mod notify;
 pub mod sandbox;
 pub mod scripted;

@@ -41,12 +41,12 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Build and run every test that this machine can run
+    /// Build and run every test that this machine can run, and say how long each bed took
     Test {
         /// Only tests whose name contains this
         #[arg(long)]
         filter: Option<String>,
-        /// The long ones too: every test of the kernel's side on other kernels; and how long each bed took
+        /// The long ones too: every test of the kernel's side on other kernels
         #[arg(long, conflicts_with = "filter")]
         all: bool,
     },

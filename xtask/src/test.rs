@@ -2,7 +2,9 @@
 
 mod bed;
 mod tally;
+mod times;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -17,15 +19,14 @@ use crate::cmd::{self, Outcome};
 use crate::{dist, setup, vm};
 
 pub(crate) use tally::{Bed, Ran, Tally};
+use times::Times;
 
-/// Runs the tests and ends with the closing line.
+/// Runs the tests, says how long each bed took, and ends with the closing line.
 pub(crate) fn run(filter: Option<&str>) -> Result<Outcome> {
-    let ran = all(filter)?;
-    println!("{}", ran.tally());
-    Ok(ran.outcome)
+    Ok(close(&all(filter)?))
 }
 
-/// Runs the tests, then those that take long, says how long each bed took, and ends with the closing line.
+/// The same, with those that take long.
 pub(crate) fn run_with_long_ones() -> Result<Outcome> {
     let mut ran = all(None)?;
     if cmd::is_root() {
@@ -37,12 +38,16 @@ pub(crate) fn run_with_long_ones() -> Result<Outcome> {
     let kernels = vm::all(&vm::Arguments::default())?;
     ran.beds.extend(kernels.beds);
     let lacks = [ran.outcome, kernels.outcome].contains(&Outcome::Lacking);
-    let ran = Ran::judged(ran.beds, if lacks { Outcome::Lacking } else { Outcome::Good });
+    let otherwise = if lacks { Outcome::Lacking } else { Outcome::Good };
+    Ok(close(&Ran::judged(ran.beds, otherwise)))
+}
+
+fn close(ran: &Ran) -> Outcome {
     for bed in &ran.beds {
         println!("{bed}");
     }
     println!("{}", ran.tally());
-    Ok(ran.outcome)
+    ran.outcome
 }
 
 /// Runs the tests.
@@ -70,16 +75,23 @@ pub(crate) fn all(filter: Option<&str>) -> Result<Ran> {
 
 /// Runs one suite.
 fn bed(name: &str, mut command: Command, agent: &Path) -> Result<Bed> {
-    let (started, notes) = (Instant::now(), Notes::new()?);
+    let (started, skips, boots) = (Instant::now(), Notes::new("skips")?, Notes::new("boots")?);
     command
         .env("CALLGATE_BIN", agent)
-        .env("CALLGATE_SKIP_FILE", &notes.0);
-    let mut tally = measure(command)?;
-    tally.move_to_skipped(notes.count());
+        .env("CALLGATE_SKIP_FILE", &skips.0)
+        .env("CALLGATE_BOOT_FILE", &boots.0);
+    let Heard { mut tally, times } = measure(command)?;
+    let (skips, booted) = (skips.read()?, boots.read()?);
+    for line in skips.lines() {
+        eprintln!("test: skipped: {line}");
+    }
+    tally.move_to_skipped(skips.lines().map(|_| 1).sum());
+    let booted: BTreeSet<_> = booted.lines().map(ToOwned::to_owned).collect();
     Ok(Bed {
         name: name.to_owned(),
         took: started.elapsed(),
         tally,
+        places: times.places(&booted),
     })
 }
 
@@ -217,9 +229,16 @@ fn count_end_to_end(filter: Option<&str>) -> Result<u64> {
         .sum())
 }
 
+/// What a suite wrote.
+#[derive(Debug, Default)]
+struct Heard {
+    tally: Tally,
+    times: Times,
+}
+
 /// Runs one suite, passes on what it writes and counts. A suite that fails without a failed test (it does not
 /// build, it crashed) counts as one.
-fn measure(mut command: Command) -> Result<Tally> {
+fn measure(mut command: Command) -> Result<Heard> {
     cmd::show(&command);
     let mut child = command
         .stdout(Stdio::piped())
@@ -228,23 +247,23 @@ fn measure(mut command: Command) -> Result<Tally> {
         .context("can't start the tests")?;
     let stdout = child.stdout.take().context("no standard output")?;
     let stderr = child.stderr.take().context("no standard error")?;
-    let other = thread::spawn(move || count(stderr, std::io::stderr()));
-    let mut tally = count(stdout, std::io::stdout())?;
-    tally.add(
-        other
-            .join()
-            .map_err(|_panic| anyhow!("the reader of standard error panicked"))??,
-    );
+    let other = thread::spawn(move || hear(stderr, std::io::stderr()));
+    let mut heard = hear(stdout, std::io::stdout())?;
+    let other = other
+        .join()
+        .map_err(|_panic| anyhow!("the reader of standard error panicked"))??;
+    heard.tally.add(other.tally);
+    heard.times.add(other.times);
     let status = child.wait().context("can't wait for the tests")?;
-    if !status.success() && tally.failed == 0 {
+    if !status.success() && heard.tally.failed == 0 {
         eprintln!("test: {status}, although no test failed");
-        tally.failed = 1;
+        heard.tally.failed = 1;
     }
-    Ok(tally)
+    Ok(heard)
 }
 
-fn count(from: impl Read, mut to: impl Write) -> Result<Tally> {
-    let mut tally = Tally::default();
+fn hear(from: impl Read, mut to: impl Write) -> Result<Heard> {
+    let mut heard = Heard::default();
     let mut reader = BufReader::new(from);
     let mut line = Vec::new();
     while reader
@@ -254,28 +273,26 @@ fn count(from: impl Read, mut to: impl Write) -> Result<Tally> {
     {
         to.write_all(&line)
             .context("can't pass on what the tests write")?;
-        tally.read(&String::from_utf8_lossy(&line));
+        let text = String::from_utf8_lossy(&line);
+        heard.tally.read(&text);
+        heard.times.read(&text);
         line.clear();
     }
-    Ok(tally)
+    Ok(heard)
 }
 
-/// The file in which tests note that they skipped themselves.
+/// A file in which tests leave lines for us.
 struct Notes(PathBuf);
 
 impl Notes {
-    fn new() -> Result<Self> {
-        let file = std::env::temp_dir().join(format!("callgate-skips-{}", std::process::id()));
+    fn new(kind: &str) -> Result<Self> {
+        let file = std::env::temp_dir().join(format!("callgate-{kind}-{}", std::process::id()));
         fs::write(&file, "").with_context(|| format!("can't write {}", file.display()))?;
         Ok(Self(file))
     }
 
-    fn count(&self) -> u64 {
-        let text = fs::read_to_string(&self.0).unwrap_or_default();
-        for line in text.lines() {
-            eprintln!("test: skipped: {line}");
-        }
-        text.lines().map(|_| 1).sum()
+    fn read(&self) -> Result<String> {
+        fs::read_to_string(&self.0).with_context(|| format!("can't read {}", self.0.display()))
     }
 }
 

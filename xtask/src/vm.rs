@@ -69,6 +69,7 @@ pub(crate) fn all(arguments: &Arguments) -> Result<Ran> {
             name: "other kernels".to_owned(),
             took: Duration::ZERO,
             tally: skipped,
+            places: Vec::new(),
         };
         return Ok(Ran::judged(vec![bed], Outcome::Lacking));
     }
@@ -78,6 +79,7 @@ pub(crate) fn all(arguments: &Arguments) -> Result<Ran> {
         name: format!("Linux {}", report.kernel),
         took: report.took,
         tally: report.tally(),
+        places: Vec::new(),
     });
     Ok(Ran::judged(beds.collect(), Outcome::Good))
 }

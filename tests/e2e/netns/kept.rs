@@ -11,7 +11,7 @@ use harness::sandbox::Room;
 use harness::{World, require, wait};
 use nix::sched::{CloneFlags, setns};
 
-use super::{Stays, curl, served, with_upstream};
+use super::{CALL_LIMIT, Stays, curl, served, with_upstream};
 use crate::audit::worker;
 use crate::identity::{API, CODE, status};
 use crate::load::{Load, Said, check_records, prepared, settled};
@@ -176,9 +176,10 @@ fn a_connection_from_another_namespace_while_no_agent_runs_is_served_by_the_next
     let bundle = world.dir().join("run/trust/ca-bundle.pem");
     let bundle = bundle.to_str().context("no text")?;
     let place = Place::in_cgroup(&slice).in_netns(&room.file);
+    let limit = wait::scaled(3 * CALL_LIMIT).as_secs().to_string();
     let mut client = place
         .command([
-            "curl", "-sS", "-f", "-4", "-m", "15", "-w", CODE, "--cacert", bundle, &url,
+            "curl", "-sS", "-f", "-4", "-m", &limit, "-w", CODE, "--cacert", bundle, &url,
         ])
         .spawn()?;
     wait::until("a connection that waits", wait::PATIENCE, || {

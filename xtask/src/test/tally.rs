@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::times::Place;
 use crate::cmd::Outcome;
 
 /// The closing line: `N passed, N failed, N skipped`.
@@ -46,12 +47,18 @@ pub(crate) struct Bed {
     pub(crate) name: String,
     pub(crate) took: Duration,
     pub(crate) tally: Tally,
+    /// Of what that time is made, where there are places of several kinds in it: each test's own time.
+    pub(crate) places: Vec<Place>,
 }
 
 impl fmt::Display for Bed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (took, name, tally) = (self.took.as_secs_f64(), &self.name, self.tally);
-        write!(f, "{took:>7.1} s  {name}: {tally}")
+        write!(f, "{took:>7.1} s  {name}: {tally}")?;
+        if !self.places.is_empty() {
+            write!(f, "; by each test's own time, of which some ran side by side:")?;
+        }
+        self.places.iter().try_for_each(|place| write!(f, "\n{place}"))
     }
 }
 
@@ -177,6 +184,7 @@ mod tests {
                 failed,
                 skipped: 0,
             },
+            places: Vec::new(),
         };
         let good = Ran::judged(vec![bed("one", 0), bed("other", 0)], Outcome::Lacking);
         assert_eq!(good.outcome, Outcome::Lacking);

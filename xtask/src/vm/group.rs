@@ -45,6 +45,10 @@ pub(crate) const QUICK: &[Group<'_>] = &[
         ],
     },
     Group {
+        name: "netns",
+        filters: &["netns::a_workload_in_another_namespace_is_served_there_and_its_calls_leave_from_there"],
+    },
+    Group {
         name: "fail closed",
         filters: &[
             "capture::a_dead_agents_port_taken_by_another_gets_nothing",
@@ -85,6 +89,10 @@ pub(crate) const FULL: &[Group<'_>] = &[
         filters: &["layout::"],
     },
     Group {
+        name: "netns",
+        filters: &["netns::"],
+    },
+    Group {
         name: "reflect",
         filters: &["reflect::"],
     },
@@ -106,13 +114,21 @@ const TIMED: &[&str] = &[
     "fail_closed::strangers_who_flood_a_listener_are_counted_in_few_records",
     "identity::short_lived_processes_each_have_their_own_record",
     "identity::two_workloads_at_once_are_not_mixed_up",
+    "netns::kept::a_restart_under_load_from_another_namespace_loses_no_call",
+    "netns::noticed::a_fresh_namespace_is_served_soon_after_its_first_call_which_is_refused_on_record",
+    "netns::noticed::a_namespace_whose_loopback_device_comes_up_late_is_served_soon_after_the_next_call",
+    "netns::noticed::a_workload_that_makes_namespaces_in_a_loop_keeps_nobody_else_waiting",
 ];
 
+/// Tests that start what a guest has not: podman, with all that it needs.
+const ELSEWHERE: &[&str] = &["netns::container::"];
+
 /// The file that PID 1 reads: a line for each group, its name (blanks as `_`) and the arguments of the test binary,
-/// which leaves out what runs into limits of time, unless `timed` says otherwise.
-pub(crate) fn table(groups: &[Group<'_>], timed: bool) -> String {
-    let skipped = if timed { &[] } else { TIMED };
-    let skips: String = skipped.iter().map(|name| format!(" --skip {name}")).collect();
+/// which leaves out what is not for a guest, unless it was `asked` for by name.
+pub(crate) fn table(groups: &[Group<'_>], asked: bool) -> String {
+    let skipped = [TIMED, ELSEWHERE].concat();
+    let skipped = skipped.iter().filter(|_| !asked);
+    let skips: String = skipped.map(|name| format!(" --skip {name}")).collect();
     groups
         .iter()
         .map(|group| format!("{} {}{skips}\n", group.word(), group.filters.join(" ")))
@@ -128,7 +144,11 @@ impl Group<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
     use super::*;
+    use crate::cmd;
 
     #[test]
     fn each_group_is_a_line_of_its_own() {
@@ -138,5 +158,38 @@ mod tests {
             table.contains("\nfail_closed capture::a_dead_agents_port"),
             "{table}"
         );
+    }
+
+    #[test]
+    fn what_is_not_for_a_guest_is_left_out_unless_it_is_asked_for() {
+        let skip = "--skip netns::container::";
+        assert!(table(FULL, false).lines().all(|line| line.contains(skip)));
+        assert!(!table(FULL, true).contains("--skip"));
+    }
+
+    /// A test that was given another name would run, or be missed, without a word.
+    #[test]
+    fn every_test_that_is_named_is_there() {
+        let tests = cmd::root().join("tests/e2e");
+        let quick = QUICK.iter().flat_map(|group| group.filters).copied();
+        for name in quick
+            .chain(TIMED.iter().copied())
+            .filter(|name| !name.ends_with("::"))
+        {
+            let (module, test) = name.rsplit_once("::").unwrap();
+            let module = module.split("::").next().unwrap();
+            let found = sources(&tests, module)
+                .iter()
+                .any(|file| fs::read_to_string(file).unwrap().contains(&format!("fn {test}")));
+            assert!(found, "{name}");
+        }
+    }
+
+    /// A module's file and those below it.
+    fn sources(tests: &Path, module: &str) -> Vec<PathBuf> {
+        let below = fs::read_dir(tests.join(module)).into_iter().flatten();
+        let mut files: Vec<_> = below.map(|entry| entry.unwrap().path()).collect();
+        files.push(tests.join(format!("{module}.rs")));
+        files
     }
 }

@@ -127,6 +127,9 @@ impl Guest {
         );
         self.archive
             .file(Path::new("etc/resolv.conf"), 0o644, b"nameserver 127.0.0.1\n");
+        // As on Debian: else the C library takes only the first of a name's lines in /etc/hosts, and so no IPv6.
+        self.archive
+            .file(Path::new("etc/host.conf"), 0o644, b"multi on\n");
     }
 
     /// A program or library at its own place, behind whatever links lead there, and what it is linked with.
