@@ -3,7 +3,7 @@
 //! Each workload of the policy has a few slots that are its own whatever others do; the rest is a pool that all share,
 //! up to a quota for each. So a flood of one workload takes neither another's own slots nor, alone, the whole pool.
 
-use std::collections::{HashMap, HashSet};
+use foldhash::{HashMap, HashSet};
 
 use crate::identity::WorkloadName;
 
@@ -42,8 +42,8 @@ impl Slots {
         Self {
             // The last one freed is taken first: few pages stay warm.
             free: (0..capacity).rev().collect(),
-            used: HashMap::new(),
-            entitled: HashSet::new(),
+            used: HashMap::default(),
+            entitled: HashSet::default(),
             own: 0,
             reserved: 0,
             quota: quota.clamp(1, capacity.max(1)),

@@ -68,20 +68,23 @@ pub fn measure(parts: &Parts, limits: HeadLimits) -> Result<(), DenialReason> {
 
 /// Of one hop only (RFC 9110 section 7.6.1, and what came before it). Transfer-Encoding is here too: hyper
 /// frames each side anew.
-const HOP_BY_HOP: [&str; 8] = [
-    "connection",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "transfer-encoding",
-    "upgrade",
-    "http2-settings",
-    "proxy-authenticate",
+static HOP_BY_HOP: [HeaderName; 8] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    TE,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    HeaderName::from_static("http2-settings"),
+    PROXY_AUTHENTICATE,
 ];
+
+/// Of a request's own beside those.
+static REQUEST_ONLY: [HeaderName; 2] = [PROXY_AUTHORIZATION, EXPECT];
 
 /// Fields that `Connection` must not name (RFC 9110 section 7.6.1: never those meant for all recipients):
 /// a proxy that obeys would change whom the request is for, how long it is or who sends it.
-const NEVER_IN_CONNECTION: [HeaderName; 8] = [
+static NEVER_IN_CONNECTION: [HeaderName; 8] = [
     HOST,
     CONTENT_LENGTH,
     CONTENT_TYPE,
@@ -115,7 +118,7 @@ const OVERRIDES: [&str; 13] = [
 ];
 
 /// Fields that no trailer may carry: routing, framing, authentication (RFC 9110 section 6.5.1).
-const NEVER_IN_TRAILERS: [HeaderName; 15] = [
+static NEVER_IN_TRAILERS: [HeaderName; 15] = [
     AUTHORIZATION,
     PROXY_AUTHORIZATION,
     PROXY_AUTHENTICATE,
@@ -208,9 +211,9 @@ pub fn clean_request(headers: &mut HeaderMap, form: &Form) {
         .iter()
         .any(|value| has_token(value, b"trailers"));
     remove_hop_by_hop(headers);
-    remove_overrides(headers);
-    headers.remove(PROXY_AUTHORIZATION);
-    headers.remove(EXPECT);
+    remove(headers, |name| {
+        is_override(name.as_str()) || REQUEST_ONLY.contains(name)
+    });
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
@@ -224,11 +227,9 @@ pub fn clean_request(headers: &mut HeaderMap, form: &Form) {
 pub fn clean_response(headers: &mut HeaderMap, form: &Form, credentialed: bool) {
     let switched = matches!(form, Form::WebSocket(_)) && headers.contains_key(UPGRADE);
     remove_hop_by_hop(headers);
-    headers.remove(ALT_SVC);
-    if credentialed {
-        headers.remove(SET_COOKIE);
-        headers.remove("set-cookie2");
-    }
+    remove(headers, |name| {
+        *name == ALT_SVC || (credentialed && (*name == SET_COOKIE || name.as_str() == "set-cookie2"))
+    });
     if switched {
         websocket::set_upgrade(headers);
     }
@@ -237,10 +238,9 @@ pub fn clean_response(headers: &mut HeaderMap, form: &Form, credentialed: bool) 
 /// Takes off what no trailer may carry; for both directions.
 pub fn clean_trailers(trailers: &mut HeaderMap) {
     remove_hop_by_hop(trailers);
-    remove_overrides(trailers);
-    for name in &NEVER_IN_TRAILERS {
-        trailers.remove(name);
-    }
+    remove(trailers, |name| {
+        is_override(name.as_str()) || NEVER_IN_TRAILERS.contains(name)
+    });
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
@@ -253,17 +253,12 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
             headers.remove(name);
         }
     }
-    for name in HOP_BY_HOP {
-        headers.remove(name);
-    }
+    remove(headers, |name| HOP_BY_HOP.contains(name));
 }
 
-fn remove_overrides(headers: &mut HeaderMap) {
-    let found: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| is_override(name.as_str()))
-        .cloned()
-        .collect();
+/// A message has few fields: to look at each costs less than to look for all that must not be there.
+fn remove(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
+    let found: Vec<HeaderName> = headers.keys().filter(|name| unwanted(name)).cloned().collect();
     for name in found {
         headers.remove(name);
     }

@@ -150,7 +150,7 @@ fn target(entry: &Entry, parts: &mut request::Parts) -> Result<Target, DenialRea
     let query = query
         .filter(|query| !query.is_empty())
         .map(String::into_boxed_str);
-    parts.uri = origin_form(&path, query.as_deref())?;
+    parts.uri = origin_form(&parts.uri, &path, query.as_deref())?;
     Ok(Target {
         form,
         authority,
@@ -159,13 +159,18 @@ fn target(entry: &Entry, parts: &mut request::Parts) -> Result<Target, DenialRea
     })
 }
 
-/// What is matched is what is sent: the target is written anew from the normal path.
-fn origin_form(path: &NormalPath, query: Option<&str>) -> Result<Uri, DenialReason> {
-    let text = match query {
-        Some(query) => format!("{}?{query}", path.as_str()),
-        None => path.as_str().to_owned(),
+/// What is matched is what is sent: the target is written anew from the normal path, unless it is that to the letter.
+fn origin_form(came: &Uri, path: &NormalPath, query: Option<&str>) -> Result<Uri, DenialReason> {
+    let target = match came.path_and_query() {
+        Some(target) if target.path() == path.as_str() && target.query() == query => target.clone(),
+        _ => {
+            let text = match query {
+                Some(query) => format!("{}?{query}", path.as_str()),
+                None => path.as_str().to_owned(),
+            };
+            PathAndQuery::try_from(text).map_err(|_invalid| DenialReason::AmbiguousPath)?
+        }
     };
-    let target = PathAndQuery::try_from(text).map_err(|_invalid| DenialReason::AmbiguousPath)?;
     Ok(Uri::from(target))
 }
 
