@@ -54,6 +54,7 @@ worlds! {
     nothing_may_be_listened_on_unless_the_plan_says_so
     an_unmanaged_process_is_untouched
     a_new_run_takes_over_and_finds_what_was_removed
+    what_was_detached_and_is_back_before_anybody_looked_is_named
     pins_of_another_version_are_refused
     a_missing_feature_is_named
     a_socket_connected_before_the_arming_sends_nothing_more

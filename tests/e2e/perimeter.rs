@@ -12,7 +12,7 @@ use harness::{Record, World, assert_record, require, wait};
 use crate::audit::{agent_status, call, call_until, start};
 
 /// Detaches the links that are given as pins: BPF_OBJ_GET, BPF_LINK_DETACH (include/uapi/linux/bpf.h).
-const DETACH: &str = r#"
+pub(crate) const DETACH: &str = r#"
 import ctypes, os, sys
 bpf = lambda command, attributes: ctypes.CDLL(None, use_errno=True).syscall(321, command, attributes, len(attributes))
 for pin in sys.argv[1:]:

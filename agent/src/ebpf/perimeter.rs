@@ -4,6 +4,7 @@
 //! until it is noticed. Who may do either could also unload everything at once: this is against mistakes, and so that
 //! a breach is short and on record.
 
+use std::collections::BTreeSet;
 use std::os::fd::AsFd as _;
 
 use super::loader::program;
@@ -55,6 +56,12 @@ impl Programs {
             self.pins.attach((*cgroup, directory.as_fd()), entries, of)?;
         }
         Ok(())
+    }
+
+    /// Names of programs that were detached and put back unseen by [`Programs::broken`]: since it was asked, or by a
+    /// workload's being armed again. Each is told once.
+    pub fn take_remade(&mut self) -> BTreeSet<&'static str> {
+        self.pins.take_remade()
     }
 
     fn entries(&self, cgroup: u64) -> &'static [Entry] {

@@ -74,6 +74,8 @@ pub(super) struct Pins {
     links: BTreeMap<(u64, &'static str), OwnedFd>,
     /// On cgroups of agents before this one: sockets that were made there run their programs for as long as they live.
     former: BTreeMap<(u64, &'static str), OwnedFd>,
+    /// Programs whose links were found detached, and made again.
+    remade: BTreeSet<&'static str>,
     maps: Vec<(&'static str, OwnedFd)>,
     unchanged: Unchanged,
 }
@@ -97,6 +99,7 @@ impl Pins {
             place: dir.to_owned(),
             links: BTreeMap::new(),
             former: BTreeMap::new(),
+            remade: BTreeSet::new(),
             maps: Vec::new(),
             unchanged: Unchanged::default(),
         };
@@ -256,6 +259,9 @@ impl Pins {
             let path = dir.join(entry.program);
             let program = program(entry.program)?;
             let held = self.links.remove(&(id, entry.program));
+            if held.as_ref().is_some_and(|link| !is_attached(link, id)) {
+                self.remade.insert(entry.program);
+            }
             let link = match held.filter(|link| is_attached(link, id)) {
                 Some(link) => Some(link),
                 None => attached_at(&path, id).map_err(fail("open"))?,
@@ -273,6 +279,11 @@ impl Pins {
             self.links.insert((id, entry.program), link);
         }
         Ok(())
+    }
+
+    /// The programs of links that were held and found detached when they were to be attached; each is told once.
+    pub(super) fn take_remade(&mut self) -> BTreeSet<&'static str> {
+        std::mem::take(&mut self.remade)
     }
 
     /// Gives every pinned link the program of the same name; links of cgroups that are gone are removed.

@@ -328,16 +328,20 @@ impl Capture {
     /// Puts back what was detached or unpinned. What can't be put back is tried again at each look; nobody enters a
     /// workload until it is. Says whether all is in place.
     pub(super) fn guard_perimeter(&mut self, records: &mut Records) -> bool {
-        let broken: BTreeSet<&str> = self.programs.broken().collect();
-        if broken.is_empty() {
+        let mut what: BTreeSet<&str> = self.programs.broken().collect();
+        let repaired = if what.is_empty() {
+            Ok(())
+        } else {
+            self.programs.repair()
+        };
+        what.extend(self.programs.take_remade());
+        if what.is_empty() {
             self.set_intact(true);
             return true;
         }
-        let what: Vec<&str> = broken.into_iter().collect();
-        let what = what.join(", ");
-        let repaired = self.programs.repair();
         // Also if something else could not be done: they may have been moved.
         self.keep_pins();
+        let what = what.into_iter().collect::<Vec<_>>().join(", ");
         match repaired {
             Ok(()) => {
                 self.repairs += 1;

@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt as _;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -11,6 +11,7 @@ use callgate::ebpf::{Error, Feature, LoadOptions, Programs, Reason};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::world::{World, probe};
+use crate::perimeter::DETACH;
 
 pub(super) const EPERM: &str = "err 1";
 pub(super) const ECONNREFUSED: &str = "err 111";
@@ -341,6 +342,25 @@ pub(super) fn a_new_run_takes_over_and_finds_what_was_removed(world: &mut World)
     next.arm(&world.plan(1, "one"))?;
     assert!(next.pins_intact());
     Ok(())
+}
+
+pub(super) fn what_was_detached_and_is_back_before_anybody_looked_is_named(world: &mut World) -> Result<()> {
+    world.serve(1, "one")?;
+    assert!(world.programs.take_remade().is_empty());
+    let cgroup = std::fs::metadata(world.cgroup("one"))?.ino();
+    let pin = world
+        .options
+        .bpffs_dir
+        .join(format!("links/cgroup-{cgroup}/cg_connect4"));
+    let done = Command::new("python3").args(["-c", DETACH]).arg(pin).status()?;
+    assert!(done.success());
+    assert!(!world.programs.pins_intact());
+    world.programs.arm(&world.plan(1, "one"))?;
+    assert!(world.programs.pins_intact());
+    let remade: Vec<_> = world.programs.take_remade().into_iter().collect();
+    assert_eq!(remade, ["cg_connect4"]);
+    assert!(world.programs.take_remade().is_empty());
+    assert_redirected(world, &["tcp", "192.0.2.1:443"], "192.0.2.1:443")
 }
 
 pub(super) fn pins_of_another_version_are_refused(world: &mut World) -> Result<()> {

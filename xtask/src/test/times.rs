@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
-/// As nextest calls the binary of the end-to-end tests.
+/// As nextest calls the binaries of the package that has the end-to-end tests, and these themselves.
+const PACKAGE: &str = "callgate-tests";
 const END_TO_END: &str = "callgate-tests::e2e";
 
-/// Tests by binary and name, with the time that each took. cargo's own runner does not tell it: then there are none.
+/// Tests of that package by binary and name, with the time that each took. cargo's own runner does not tell it: then there are none.
 #[derive(Debug, Default)]
 pub(crate) struct Times(BTreeMap<(String, String), Duration>);
 
@@ -27,7 +28,9 @@ struct Sum {
 impl Times {
     /// Takes over one line of output, if it tells of a test that has ended. Of those that failed nextest tells twice.
     pub(crate) fn read(&mut self, line: &str) {
-        if let Some((binary, test, took)) = ended(line) {
+        if let Some((binary, test, took)) = ended(line)
+            && binary.starts_with(PACKAGE)
+        {
             self.0.insert((binary.to_owned(), test.to_owned()), took);
         }
     }
@@ -127,6 +130,7 @@ mod tests {
         PASS [   2.000s] (  3/300) callgate-tests::e2e units::offline
         FAIL [   1.000s] (  4/300) callgate-tests::e2e netns::other
         PASS [   0.250s] (  5/300) callgate-tests units::a_name
+        PASS [   7.000s] (  6/300) xtask::bin/xtask units::a_name
      Summary [  62.100s] 5 tests run: 4 passed (1 slow), 1 failed, 0 skipped
         FAIL [   1.000s] (  4/300) callgate-tests::e2e netns::other";
 
