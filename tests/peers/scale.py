@@ -19,7 +19,7 @@ def steady(agent, count, secs, idle=0):
     don't count"""
     held = lambda s: sum(w["connections"] for w in s["workloads"])
     before = agent.status()
-    most = 15 + count // 50
+    most = 20 + count // 30
     load = sp.Popen(Client(agent).tool("wrk") + ["-t1", f"-c{count}", f"-d{most + secs}s", "--timeout", "10s", Client(agent).base + "/private"],
                     stdout=sp.DEVNULL, stderr=sp.DEVNULL)
     try:
@@ -29,7 +29,7 @@ def steady(agent, count, secs, idle=0):
             time.sleep(0.2)
         else:
             raise RuntimeError(f"{count} connections do not come about: {held(agent.status())}, {idle} of them idle")
-        time.sleep(0.5)
+        time.sleep(0.5 + count / 250)  # until there are upstream connections for all, too
         c0, s0 = cpu(agent.proc.pid), agent.status()
         time.sleep(secs)
         c1, s1 = cpu(agent.proc.pid), agent.status()
