@@ -161,16 +161,22 @@ fn target(entry: &Entry, parts: &mut request::Parts) -> Result<Target, DenialRea
 
 /// What is matched is what is sent: the target is written anew from the normal path, unless it is that to the letter.
 fn origin_form(came: &Uri, path: &NormalPath, query: Option<&str>) -> Result<Uri, DenialReason> {
-    let target = match came.path_and_query() {
-        Some(target) if target.path() == path.as_str() && target.query() == query => target.clone(),
-        _ => {
-            let text = match query {
-                Some(query) => format!("{}?{query}", path.as_str()),
-                None => path.as_str().to_owned(),
-            };
-            PathAndQuery::try_from(text).map_err(|_invalid| DenialReason::AmbiguousPath)?
-        }
+    // By the text: of `?query` alone the parts would be the same, and it is sent without the path over HTTP/2.
+    let is_normal = |target: &&PathAndQuery| {
+        let rest = target.as_str().strip_prefix(path.as_str());
+        rest.is_some_and(|rest| match query {
+            Some(query) => rest.strip_prefix('?') == Some(query),
+            None => rest.is_empty(),
+        })
     };
+    if let Some(target) = came.path_and_query().filter(is_normal) {
+        return Ok(Uri::from(target.clone()));
+    }
+    let text = match query {
+        Some(query) => format!("{}?{query}", path.as_str()),
+        None => path.as_str().to_owned(),
+    };
+    let target = PathAndQuery::try_from(text).map_err(|_invalid| DenialReason::AmbiguousPath)?;
     Ok(Uri::from(target))
 }
 
@@ -314,4 +320,27 @@ fn refuse(failure: Failure, mut finish: Finish, client: Client) -> Response<Down
 
 fn own(response: Response<Full<Bytes>>) -> Response<DownloadBody> {
     response.map(DownloadBody::Own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_out_is_the_normal_path_and_the_query_to_the_letter() {
+        for (came, query, out) in [
+            ("/v1/a?b=c", Some("b=c"), "/v1/a?b=c"),
+            ("/v1/a", None, "/v1/a"),
+            ("/v1/a?", None, "/v1/a"),
+            ("/v1/%61?b=c", Some("b=c"), "/v1/a?b=c"),
+            ("/v1/a?b=c&_method=DELETE", Some("b=c"), "/v1/a?b=c"),
+            ("http://api.example?b=c", Some("b=c"), "/?b=c"),
+        ] {
+            let uri: Uri = came.parse().unwrap();
+            let path = NormalPath::parse(uri.path()).unwrap();
+            let sent = origin_form(&uri, &path, query).unwrap();
+            assert_eq!(sent.path_and_query().unwrap().as_str(), out, "{came}");
+            assert!(sent.authority().is_none());
+        }
+    }
 }
