@@ -96,7 +96,7 @@ fn transfer(old: &Path, new: &Path) -> Result<bool, Error> {
     Ok(any)
 }
 
-fn remove_place(pins: &Path) -> Result<(), Error> {
+pub(super) fn remove_place(pins: &Path) -> Result<(), Error> {
     let link = pins.join(PLACE);
     match fs::remove_file(&link) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::file("remove", link, source)),

@@ -16,6 +16,7 @@ use callgate_common::names::MAPS;
 
 use super::Error;
 use super::bpffs::{self, prepare};
+use super::moved::remove_place;
 use super::sys::{self, Hook};
 use super::unchanged::{Stamp, Unchanged};
 
@@ -342,6 +343,7 @@ pub fn remove_pins(dir: &Path) -> Result<(), Error> {
     for part in [&links, &dir.join(MAPS_DIR)] {
         remove_dir(part)?;
     }
+    remove_place(dir)?;
     if bpffs::give_back(dir)? {
         remove_dir(dir)?;
     }

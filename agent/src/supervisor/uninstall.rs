@@ -50,12 +50,16 @@ pub fn release_all(config: &Config, running: Running) -> Result<Vec<WorkloadName
         _ => {}
     }
     ebpf::remove_pins(&config.bpffs_dir)?;
-    // Where they were before `bpffs_dir` was set; one that holds anything is another agent's.
+    // Where they were before `bpffs_dir` was set; one that holds anything is another agent's, and what is mounted on the
+    // operator's.
     let usual = Config::default().bpffs_dir;
+    let stays = [
+        ErrorKind::NotFound,
+        ErrorKind::DirectoryNotEmpty,
+        ErrorKind::ResourceBusy,
+    ];
     match remove_dir(&usual) {
-        Err(source) if !matches!(source.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => {
-            return Err(io("remove", &usual)(source));
-        }
+        Err(source) if !stays.contains(&source.kind()) => return Err(io("remove", &usual)(source)),
         Ok(()) | Err(_) => {}
     }
     Ok(enroll::remove_all(&mount, parent)?)
