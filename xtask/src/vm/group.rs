@@ -121,7 +121,7 @@ const TIMED: &[&str] = &[
 ];
 
 /// Tests that start what a guest has not: podman, with all that it needs.
-const ELSEWHERE: &[&str] = &["netns::container::"];
+const ELSEWHERE: &[&str] = &["netns::container::", "netns::rootless::"];
 
 /// The file that PID 1 reads: a line for each group, its name (blanks as `_`) and the arguments of the test binary,
 /// which leaves out what is not for a guest, unless it was `asked` for by name.
