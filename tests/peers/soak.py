@@ -2,7 +2,7 @@
 import argparse, glob, json, os, random, signal, subprocess as sp, sys, threading, time
 
 import measure
-from agent import Agent, Client, host, policy, upstream
+from agent import Agent, Client, policy, upstream
 from measure import TOKEN, cpu, row, rss, tree, wrk
 
 E = os.environ
@@ -154,8 +154,9 @@ def soak(agent, server, minutes):
         ("MiB of both processes", "rss"), ("descriptors", "fds"), ("tasks (threads)", "tasks"), ("processes", "processes"),
         ("connections", "connections"))]
     rows += [(f"entries of {name}", before.entries.get(name, 0), after.entries.get(name, 0)) for name in sorted({*before.entries, *after.entries})]
+    times = lambda every, at: sum(t % every == at for t in range(turn))
     answered = ", ".join(f"{name}: {count:,}" for name, count in sorted(load.counts.items()))
-    print(f"{minutes} minutes at {rate:,.0f} calls a second; {turn} reloads, {turn // 3} new values of the credential, {turn // 18} workers replaced, {turn // 4} "
+    print(f"{minutes} minutes at {rate:,.0f} calls a second; {turn} reloads, {times(3, 0)} new values of the credential, {times(18, 17)} workers replaced, {times(4, 1)} "
           f"workers of the upstream and {turn} clients killed. Answered 200: {answered}. CPU {used:.0f} s; at most {peak:.0f} MiB.\n")
     print("\n".join([row(["", "before", "after"]), "|---|---|---|", *(row([w, str(b), str(a)]) for w, b, a in rows)]))
     grown = [w for w, b, a in rows if (a > b if w != "MiB of both processes" else a > b * 1.15 + 2)]
