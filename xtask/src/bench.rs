@@ -4,6 +4,7 @@ mod steps;
 
 use std::env;
 use std::fs;
+use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
@@ -11,7 +12,7 @@ use clap::{Args, Subcommand};
 
 use crate::cmd::{self, Outcome};
 use crate::setup;
-use crate::test::{self, Profile};
+use crate::train;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -77,6 +78,12 @@ struct Peers {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome> {
+    let words = |pairs: &[(&str, String)]| {
+        let both = pairs
+            .iter()
+            .flat_map(|(name, value)| [(*name).to_owned(), value.clone()]);
+        both.collect::<Vec<_>>()
+    };
     match &arguments.what {
         Some(What::Peers(peers)) => {
             let mut numbers = vec![
@@ -85,31 +92,40 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome> {
                 ("--settle", peers.settle.to_string()),
             ];
             numbers.extend(peers.peers.clone().map(|peers| ("--peers", peers)));
-            sandboxed("peers", "measure.sh", &numbers, peers.write)
+            measure("peers", "measure.sh", &words(&numbers), peers.write)
         }
         Some(What::Scale(scale)) => {
             let numbers = [
                 ("--rounds", scale.rounds.to_string()),
                 ("--secs", scale.secs.to_string()),
             ];
-            sandboxed("scale", "scale.sh", &numbers, scale.write)
+            measure("scale", "scale.sh", &words(&numbers), scale.write)
         }
         Some(What::Soak(soak)) => {
             let numbers = [("--minutes", soak.minutes.to_string())];
-            sandboxed("soak", "soak.sh", &numbers, soak.write)
+            measure("soak", "soak.sh", &words(&numbers), soak.write)
         }
         None => steps::measure(arguments.filter.as_deref(), arguments.write),
     }
 }
 
-/// Runs a script of `tests/peers` with the optimised agent, and shows the tables that it prints.
-fn sandboxed(what: &str, name: &str, arguments: &[(&str, String)], write_down: bool) -> Result<Outcome> {
+/// Measures the optimised agent, and shows the tables.
+fn measure(what: &str, script: &str, arguments: &[String], write_down: bool) -> Result<Outcome> {
     if !cmd::is_root() {
         eprintln!("bench: needs root, for a sandbox of its own: sudo -E cargo xtask bench {what}");
         return Ok(Outcome::Lacking);
     }
     setup::all()?;
-    let agent = test::build("callgate", "callgate", Profile::Release)?;
+    let tables = sandboxed(&train::build()?, script, arguments)?;
+    println!("{tables}");
+    if write_down {
+        write(what, &tables)?;
+    }
+    Ok(Outcome::Good)
+}
+
+/// Runs a script of `tests/peers` with this agent; what it prints.
+pub(crate) fn sandboxed(agent: &Path, name: &str, arguments: &[String]) -> Result<String> {
     let own = cmd::root().join("target/peers");
     let run = own.join("run");
     fs::create_dir_all(&run).with_context(|| format!("can't make {}", run.display()))?;
@@ -117,7 +133,7 @@ fn sandboxed(what: &str, name: &str, arguments: &[(&str, String)], write_down: b
         let path = cmd::root().join("tests/peers").join(name);
         let mut command = cmd::command::<&str>(&path.to_string_lossy(), []);
         command
-            .env("CALLGATE", &agent)
+            .env("CALLGATE", agent)
             .env("BENCH_CACHE", own.join("cache"))
             .env("BENCH_RUN", &run)
             .env("PYTHONDONTWRITEBYTECODE", "1");
@@ -127,7 +143,7 @@ fn sandboxed(what: &str, name: &str, arguments: &[(&str, String)], write_down: b
         eprintln!("bench: {error:#}; measuring what is there");
     }
     let mut measure = script(name);
-    measure.args(arguments.iter().flat_map(|(name, value)| [*name, value]));
+    measure.args(arguments);
     cmd::show(&measure);
     let output = measure
         .stderr(Stdio::inherit())
@@ -137,11 +153,7 @@ fn sandboxed(what: &str, name: &str, arguments: &[(&str, String)], write_down: b
     if !output.status.success() {
         bail!("the measurement failed: {}; {tables}", output.status);
     }
-    println!("{tables}");
-    if write_down {
-        write(what, &tables)?;
-    }
-    Ok(Outcome::Good)
+    Ok(tables.into_owned())
 }
 
 /// Replaces what stands in BENCHMARKS.md between the two marks of this name.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use crate::cmd::{self, Outcome};
 use crate::setup;
-use crate::test::{self, Profile};
+use crate::test;
 
 /// Does not return unless something is wrong: the demo takes this process's place, so that Ctrl-C and the exit
 /// code are its own.
@@ -17,8 +17,8 @@ pub(crate) fn run(json: bool) -> Result<Outcome> {
     }
     setup::all()?;
     eprintln!("demo: building");
-    let agent = test::build("callgate", "callgate", Profile::Dev)?;
-    let demo = test::build("callgate-tests", "callgate-demo", Profile::Dev)?;
+    let agent = test::build("callgate", "callgate")?;
+    let demo = test::build("callgate-tests", "callgate-demo")?;
     let mut command = cmd::command(&demo.to_string_lossy(), json.then_some("--json"));
     let error = command.env("CALLGATE_BIN", agent).exec();
     Err(error).with_context(|| format!("can't start {}", demo.display()))

@@ -9,7 +9,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::cmd::{self, Outcome};
 use crate::setup;
-use crate::test::{self, Profile};
+use crate::test;
+use crate::train;
 
 /// The version of the product, which all of the workspace shares.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -46,6 +47,15 @@ const FILES: &[(&str, &str)] = &[
     ("CHANGELOG.md", "CHANGELOG.md"),
 ];
 
+/// How a binary is built.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Profile {
+    /// Quickly, for tests.
+    Dev,
+    /// Optimised, for hosts.
+    Release,
+}
+
 /// Builds the package and says where it is.
 pub(crate) fn run(profile: Profile) -> Result<Outcome> {
     setup::all()?;
@@ -56,7 +66,10 @@ pub(crate) fn run(profile: Profile) -> Result<Outcome> {
 
 /// Builds the package, which then says that it is `version`.
 pub(crate) fn package(profile: Profile, version: &str) -> Result<PathBuf> {
-    let binary = test::build("callgate", "callgate", profile)?;
+    let binary = match profile {
+        Profile::Release => train::build()?,
+        Profile::Dev => test::build("callgate", "callgate")?,
+    };
     runs_on_debian_12(&binary)?;
     let place = cmd::root().join("target/dist").join(match profile {
         Profile::Release => "release",

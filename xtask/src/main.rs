@@ -15,6 +15,7 @@ mod manual;
 mod setup;
 mod test;
 mod tidy;
+mod train;
 mod vm;
 
 use std::process::ExitCode;
@@ -22,7 +23,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::cmd::Outcome;
-use crate::test::Profile;
+use crate::dist::Profile;
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "Every chore of the project")]
@@ -62,6 +63,8 @@ enum Verb {
         #[arg(long)]
         dev: bool,
     },
+    /// Put the agent under load and keep a profile of it, by which `dist` and `bench` optimise from then on (needs root)
+    Train,
     /// Write the man pages and shell completions anew, after a change of the command line
     Manual,
     /// Measure: single steps, or with `peers` the agent beside other proxies
@@ -80,6 +83,7 @@ fn main() -> ExitCode {
         Verb::Check => check::run(),
         Verb::Tidy => tidy::run(),
         Verb::Dist { dev } => dist::run(if dev { Profile::Dev } else { Profile::Release }),
+        Verb::Train => train::run(),
         Verb::Manual => manual::run(),
         Verb::Bench(arguments) => bench::run(&arguments),
         Verb::Ci => ci::run(),

@@ -198,7 +198,8 @@ pub(crate) fn cargo_deny() -> Result<()> {
     cmd::run(install).context("cargo-deny")
 }
 
-fn llvm_prefix() -> Result<PathBuf> {
+/// Where the LLVM is that bpf-linker is built against.
+pub(crate) fn llvm_prefix() -> Result<PathBuf> {
     let prefix = PathBuf::from(format!("/usr/lib/llvm-{LLVM}"));
     if !prefix.is_dir() {
         bail!(

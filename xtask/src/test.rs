@@ -16,7 +16,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 
 use crate::cmd::{self, Outcome};
-use crate::{dist, setup, vm};
+use crate::dist::{self, Profile};
+use crate::{setup, vm};
 
 pub(crate) use tally::{Bed, Ran, Tally};
 use times::Times;
@@ -31,7 +32,7 @@ pub(crate) fn run_with_long_ones() -> Result<Outcome> {
     let mut ran = all(None)?;
     if cmd::is_root() {
         let command = only_ignored(end_to_end(None)?);
-        let agent = build("callgate", "callgate", Profile::Dev)?;
+        let agent = build("callgate", "callgate")?;
         ran.beds
             .push(bed("end to end, what takes long", command, &agent)?);
     }
@@ -53,7 +54,7 @@ fn close(ran: &Ran) -> Outcome {
 /// Runs the tests.
 pub(crate) fn all(filter: Option<&str>) -> Result<Ran> {
     setup::all()?;
-    let agent = build("callgate", "callgate", Profile::Dev)?;
+    let agent = build("callgate", "callgate")?;
     let packages = ["-p", "callgate", "-p", "callgate-common", "-p", "xtask"];
     let mut beds = vec![
         bed("unit tests", suite(&packages, filter), &agent)?,
@@ -116,19 +117,13 @@ fn only_ignored(mut command: Command) -> Command {
     command
 }
 
-/// How a binary is built.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Profile {
-    /// Quickly, for tests.
-    Dev,
-    /// Optimised, for hosts.
-    Release,
+/// Builds one binary for tests and says where it is.
+pub(crate) fn build(package: &str, binary: &str) -> Result<PathBuf> {
+    built(cmd::cargo(["build", "-p", package, "--bin", binary]), binary)
 }
 
-/// Builds one binary and says where it is.
-pub(crate) fn build(package: &str, binary: &str, profile: Profile) -> Result<PathBuf> {
-    let mut command = cmd::cargo(["build", "-p", package, "--bin", binary]);
-    command.args((profile == Profile::Release).then_some("--release"));
+/// Runs cargo and says where the binary is that it built.
+pub(crate) fn built(command: Command, binary: &str) -> Result<PathBuf> {
     find(&messages(command, &[])?, binary)
 }
 

@@ -11,7 +11,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use crate::test::{self, Profile};
+use crate::test;
 use crate::{cmd, setup};
 
 /// Where everything is that a guest takes over, each at the same place.
@@ -42,7 +42,7 @@ fn agent() -> Result<PathBuf> {
     let kept = cmd::root().join("target/vm/callgate");
     fs::copy(&built, &kept).with_context(|| format!("can't keep {}", built.display()))?;
     // cargo has put it where the one for this machine belongs.
-    test::build("callgate", "callgate", Profile::Dev)?;
+    test::build("callgate", "callgate")?;
     Ok(kept)
 }
 
