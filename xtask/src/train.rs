@@ -29,10 +29,11 @@ pub(crate) fn run() -> Result<Outcome> {
     if counts.exists() {
         fs::remove_dir_all(&counts).with_context(|| format!("can't remove {}", counts.display()))?;
     }
-    // The worker may open no file: its counters are in a mapping of one that was opened before it was shut in.
+    // The worker may open no file: its counters are in a mapping of one that was opened before it was shut in. Such a file
+    // has no room for the profile of values.
     let flags = [
         format!("-Cprofile-generate={}", counts.join("%c").display()),
-        "-Cllvm-args=-runtime-counter-relocation".to_owned(),
+        "-Cllvm-args=-runtime-counter-relocation -disable-vp".to_owned(),
     ];
     let mut build = release();
     build.arg("--target-dir").arg(place().join("build"));
