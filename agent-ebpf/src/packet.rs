@@ -26,20 +26,25 @@ struct Headers {
     flags: u8,
 }
 
-/// A packet that leaves.
+/// A packet that leaves. What may leave whoever sends it is most, and comes before the search for the workload.
 #[inline(always)]
 pub(crate) fn egress(packet: &Packet) -> i32 {
+    let headers = read(packet);
+    // A datagram can name a source of its own, which connect() does not see.
+    if let Some(headers) = &headers
+        && packet.on_loopback()
+        && ctx::is_loopback(&headers.destination)
+        && ctx::is_home(&headers.source)
+    {
+        return PASS;
+    }
     let workload = packet.workload();
     if workload == maps::NO_WORKLOAD {
         return PASS;
     }
-    let Some(headers) = read(packet) else {
+    let Some(headers) = headers else {
         return drop_packet(packet, workload, None, Reason::Egress);
     };
-    // A datagram can name a source of its own, which connect() does not see.
-    if packet.on_loopback() && ctx::is_loopback(&headers.destination) && ctx::is_home(&headers.source) {
-        return PASS;
-    }
     if maps::is_direct(
         workload,
         headers.destination_port,
@@ -73,19 +78,20 @@ pub(crate) fn agent_egress(packet: &Packet) -> i32 {
     DROP
 }
 
-/// A packet that arrives.
+/// A packet that arrives; as with [`egress`], most may whoever it is for.
 #[inline(always)]
 pub(crate) fn ingress(packet: &Packet) -> i32 {
+    let headers = read(packet);
+    if headers.as_ref().is_some_and(is_tcp_answer) {
+        return PASS;
+    }
     let workload = packet.workload();
     if workload == maps::NO_WORKLOAD {
         return PASS;
     }
-    let Some(headers) = read(packet) else {
+    let Some(headers) = headers else {
         return drop_packet(packet, workload, None, Reason::Ingress);
     };
-    if is_tcp_answer(&headers) {
-        return PASS;
-    }
     if headers.protocol == flow::TCP && maps::may_listen(workload, headers.destination_port) {
         return PASS;
     }
@@ -132,13 +138,12 @@ fn read4(packet: &Packet) -> Option<Headers> {
     const HEADER: usize = 20;
     /// Version 4, five words: no options, hence no source route.
     const PLAIN: u8 = 0x45;
-    if packet.load::<u8>(0)? != PLAIN {
+    let header = packet.load::<[u8; HEADER]>(0)?;
+    if header[0] != PLAIN {
         return None;
     }
-    let protocol = packet.load::<u8>(9)?;
-    let source = ctx::mapped(packet.load::<[u8; 4]>(SOURCE4)?);
-    let destination = ctx::mapped(packet.load::<[u8; 4]>(16)?);
-    transport(packet, HEADER, protocol, source, destination)
+    let address = |at: usize| ctx::mapped([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    transport(packet, HEADER, header[9], address(SOURCE4), address(16))
 }
 
 #[inline(always)]
@@ -165,17 +170,22 @@ fn transport(
     source: [u8; 16],
     destination: [u8; 16],
 ) -> Option<Headers> {
-    const FLAGS: usize = 13;
-    let flags = match protocol {
-        flow::TCP => packet.load::<u8>(at + FLAGS)?,
-        flow::UDP => 0,
+    /// TCP's header as far as its flags (RFC 9293 section 3.1); UDP's begins with the ports too.
+    const TCP: usize = 14;
+    const UDP: usize = 4;
+    let (ports, flags) = match protocol {
+        flow::TCP => {
+            let tcp = packet.load::<[u8; TCP]>(at)?;
+            ([tcp[0], tcp[1], tcp[2], tcp[3]], tcp[13])
+        }
+        flow::UDP => (packet.load::<[u8; UDP]>(at)?, 0),
         _ => return None,
     };
     Some(Headers {
         source,
         destination,
-        source_port: u16::from_be(packet.load::<u16>(at)?),
-        destination_port: u16::from_be(packet.load::<u16>(at + 2)?),
+        source_port: u16::from_be_bytes([ports[0], ports[1]]),
+        destination_port: u16::from_be_bytes([ports[2], ports[3]]),
         protocol,
         flags,
     })

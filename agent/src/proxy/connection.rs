@@ -236,9 +236,8 @@ async fn run(connection: &Rc<Connection>, stream: TcpStream) -> Result<(), Failu
     match detected {
         Detected::Tls(hello) => tls(connection, hello, stream).await,
         Detected::Http1 => {
-            if connection.is_at_home() {
-                connection.arrived();
-            }
+            // From wherever it comes: it leaves from the agent's own namespace.
+            connection.arrived();
             super::intercept::plain(connection, stream).await;
             Ok(())
         }
