@@ -6,6 +6,7 @@
 //! Resumption binds nothing but the TLS session. Who calls is taken from the kernel for each connection and
 //! policy is asked for each request, so a ticket carries no rights; see [`downstream`] and [`upstream`].
 
+pub mod ahead;
 pub mod ca;
 pub mod client_hello;
 pub mod downstream;
