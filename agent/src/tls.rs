@@ -6,12 +6,12 @@
 //! Resumption binds nothing but the TLS session. Who calls is taken from the kernel for each connection and
 //! policy is asked for each request, so a ticket carries no rights; see [`downstream`] and [`upstream`].
 
-pub mod ahead;
 pub mod ca;
 pub mod client_hello;
 pub mod downstream;
 pub mod leaf;
 pub mod upstream;
+pub mod wire;
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};

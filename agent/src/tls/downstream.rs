@@ -26,12 +26,12 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::addr::HostName;
 
-use super::ahead::Ahead;
 use super::leaf::Leaf;
+use super::wire::Wire;
 use super::{Error, Offer, Session, provider};
 
 /// A TLS stream to a client.
-pub type Stream<S> = tokio_rustls::server::TlsStream<Ahead<S>>;
+pub type Stream<S> = tokio_rustls::server::TlsStream<Wire<S>>;
 
 /// Plaintext and ciphertext that rustls may hold for one connection, each way.
 const BUFFER_LIMIT: usize = 32 * 1024;
@@ -124,7 +124,7 @@ impl Acceptor {
             host: leaf.host().clone(),
             key: Arc::clone(leaf.certified()),
         });
-        let stream = Ahead::new(stream);
+        let stream = Wire::new(stream);
         let handshake = TlsAcceptor::from(Arc::new(config)).accept_with(stream, |connection| {
             connection.set_buffer_limit(Some(BUFFER_LIMIT))
         });

@@ -23,11 +23,11 @@ use tokio_rustls::TlsConnector;
 use crate::addr::HostName;
 use crate::policy::Permit;
 
-use super::ahead::Ahead;
+use super::wire::Wire;
 use super::{CertificateFault, Error, Offer, Session, provider};
 
 /// A TLS stream to an upstream.
-pub type Stream<S> = tokio_rustls::client::TlsStream<Ahead<S>>;
+pub type Stream<S> = tokio_rustls::client::TlsStream<Wire<S>>;
 
 /// Plaintext and ciphertext that rustls may hold for one connection, each way.
 const BUFFER_LIMIT: usize = 32 * 1024;
@@ -217,7 +217,7 @@ impl Connector {
                 fault: CertificateFault::WrongName,
             }
         })?;
-        let stream = Ahead::new(stream);
+        let stream = Wire::new(stream);
         let handshake =
             TlsConnector::from(Arc::clone(self.config(offer))).connect_with(name, stream, |connection| {
                 connection.set_buffer_limit(Some(BUFFER_LIMIT))

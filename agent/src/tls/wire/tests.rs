@@ -21,22 +21,22 @@ async fn a_large_record_is_one_read_and_comes_in_order_in_whatever_pieces() {
     let record: Vec<u8> = (0..16_406_usize).map(|at| (at % 251) as u8).collect();
     for piece in [1, 5, 4096, 65_536] {
         let (mut near, far) = tokio::io::duplex(1 << 20);
-        let mut ahead = Ahead::new(Counting(far, 0));
+        let mut wire = Wire::new(Counting(far, 0));
         let mut came = Vec::new();
         for _ in 0..3 {
             near.write_all(&record).await.unwrap();
-            let before = (came.len(), ahead.stream.1);
+            let before = (came.len(), wire.stream.1);
             while came.len() < before.0 + record.len() {
                 let mut buf = vec![0; piece];
-                let count = ahead.read(&mut buf).await.unwrap();
+                let count = wire.read(&mut buf).await.unwrap();
                 came.extend_from_slice(&buf[..count]);
             }
-            assert_eq!(ahead.stream.1 - before.1, 1, "in pieces of {piece}");
-            assert_eq!(ahead.held.capacity(), 0, "nothing is held any more");
+            assert_eq!(wire.stream.1 - before.1, 1, "in pieces of {piece}");
+            assert_eq!(wire.held.capacity(), 0, "nothing is held any more");
         }
         assert_eq!(came, record.repeat(3));
         drop(near);
-        assert_eq!(ahead.read(&mut [0]).await.unwrap(), 0);
+        assert_eq!(wire.read(&mut [0]).await.unwrap(), 0);
     }
 }
 
@@ -52,10 +52,10 @@ impl AsyncRead for Broken {
 #[tokio::test]
 async fn what_came_before_an_error_is_given_out_first() {
     let bytes = [7; 6000];
-    let mut ahead = Ahead::new(bytes.as_slice().chain(Broken));
+    let mut wire = Wire::new(bytes.as_slice().chain(Broken));
     let mut buf = [0; 4096];
-    assert_eq!(ahead.read(&mut buf).await.unwrap(), 4096);
-    assert_eq!(ahead.read(&mut buf).await.unwrap(), 6000 - 4096);
-    let error = ahead.read(&mut buf).await.unwrap_err();
+    assert_eq!(wire.read(&mut buf).await.unwrap(), 4096);
+    assert_eq!(wire.read(&mut buf).await.unwrap(), 6000 - 4096);
+    let error = wire.read(&mut buf).await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
 }

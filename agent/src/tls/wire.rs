@@ -1,4 +1,7 @@
-//! Reads more at once than rustls asks for, which takes 4 KiB at a time: a large record would be five reads of the socket.
+//! The stream below TLS, used in fewer and cheaper calls than rustls asks for.
+//!
+//! rustls reads 4 KiB at a time, so that a large record would be five reads of the socket; and it writes a list of pieces,
+//! mostly of one, which costs the kernel more than the piece alone.
 
 #[cfg(test)]
 mod tests;
@@ -14,15 +17,15 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// one's beginning. More would be held for each reader that stalls.
 const MOST: usize = 20 * 1024;
 
-/// A stream that is read in large pieces; only what was not asked for yet is held.
+/// A stream that is read in large pieces; only what was not asked for yet is held. What is written goes on at once.
 #[derive(Debug)]
-pub struct Ahead<S> {
+pub struct Wire<S> {
     stream: S,
     held: Vec<u8>,
     given: usize,
 }
 
-impl<S> Ahead<S> {
+impl<S> Wire<S> {
     pub(super) fn new(stream: S) -> Self {
         Self {
             stream,
@@ -44,7 +47,7 @@ impl<S> Ahead<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Ahead<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -66,7 +69,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Ahead<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Ahead<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
@@ -76,7 +79,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Ahead<S> {
         cx: &mut Context<'_>,
         bytes: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+        match bytes {
+            [alone] => Pin::new(&mut self.stream).poll_write(cx, alone),
+            _ => Pin::new(&mut self.stream).poll_write_vectored(cx, bytes),
+        }
     }
 
     fn is_write_vectored(&self) -> bool {
