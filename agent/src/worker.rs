@@ -74,6 +74,7 @@ pub enum Error {
 /// # Errors
 /// If the worker can't be set up or the channel breaks. Open calls end as *aborted* then.
 pub fn run(socket: OwnedFd) -> Result<(), Error> {
+    memory::keep_some();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

@@ -6,7 +6,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::mem;
 use std::pin::Pin;
@@ -19,6 +19,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub(super) const CAPACITY: usize = 32 * 1024;
 /// What is shorter is probably all that comes.
 const SHORT: usize = 1024;
+
+thread_local! {
+    /// Room that is used again and again by whoever sends next: to make it anew for each send costs more than the copy.
+    static ROOM: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
 
 /// Puts a cork on a stream.
 ///
@@ -78,7 +83,9 @@ impl<S: AsyncWrite + Unpin> Cork<S> {
 
 impl<S> Gathered<S> {
     fn hold(&mut self, bytes: &[u8]) {
-        // Room that is not written to costs no memory; room that grows costs a copy.
+        if self.held.capacity() == 0 {
+            self.held = ROOM.take();
+        }
         let room = if bytes.len() < SHORT {
             bytes.len()
         } else {
@@ -88,6 +95,16 @@ impl<S> Gathered<S> {
         self.held
             .reserve(room.saturating_sub(self.held.len()).max(bytes.len()));
         self.held.extend_from_slice(bytes);
+    }
+
+    /// An idle connection holds no buffer.
+    fn let_go(&mut self) {
+        let mut room = mem::take(&mut self.held);
+        self.sent = 0;
+        room.clear();
+        if room.capacity() >= CAPACITY {
+            ROOM.set(room);
+        }
     }
 
     fn check(&mut self) -> io::Result<()> {
@@ -105,9 +122,7 @@ impl<S: AsyncWrite + Unpin> Gathered<S> {
             }
             self.sent += written;
         }
-        // Not kept: an idle connection shall hold no buffer.
-        drop(mem::take(&mut self.held));
-        self.sent = 0;
+        self.let_go();
         if self.unflushed {
             ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
             self.unflushed = false;
@@ -128,10 +143,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Corked<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut gathered = self.0.borrow_mut();
         gathered.check()?;
-        if gathered.held.len() + bytes.len() > CAPACITY {
+        if gathered.held.len() >= CAPACITY {
             ready!(gathered.poll_send(cx))?;
         }
-        let taken = bytes.get(..CAPACITY).unwrap_or(bytes);
+        // Filled to the brim: full records, no stubs between them.
+        let taken = bytes.get(..CAPACITY - gathered.held.len()).unwrap_or(bytes);
         gathered.hold(taken);
         Poll::Ready(Ok(taken.len()))
     }
