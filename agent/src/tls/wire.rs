@@ -6,22 +6,29 @@
 #[cfg(test)]
 mod tests;
 
+use std::cell::Cell;
 use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
+use std::mem;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// What one read takes at most: a record of the largest size (16 KiB and 22 bytes, RFC 8446 section 5.2) and the next
-/// one's beginning. More would be held for each reader that stalls.
+/// one's beginning. A reader that stalls may hold as much.
 const MOST: usize = 20 * 1024;
+
+thread_local! {
+    /// Room for the next read of whichever stream; a stream keeps it until all that came is given out.
+    static ROOM: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
 
 /// A stream that is read in large pieces; only what was not asked for yet is held. What is written goes on at once.
 #[derive(Debug)]
 pub struct Wire<S> {
     stream: S,
     held: Vec<u8>,
+    came: usize,
     given: usize,
 }
 
@@ -30,20 +37,37 @@ impl<S> Wire<S> {
         Self {
             stream,
             held: Vec::new(),
+            came: 0,
             given: 0,
         }
     }
 
     /// Gives out what is held, as far as there is room.
     fn give(&mut self, buf: &mut ReadBuf<'_>) {
-        let rest = self.held.get(self.given..).unwrap_or_default();
+        let rest = self.held.get(self.given..self.came).unwrap_or_default();
         let count = rest.len().min(buf.remaining());
         buf.put_slice(&rest[..count]);
         self.given += count;
-        if self.given == self.held.len() {
-            // Not kept: an idle connection shall hold no buffer.
-            (self.held, self.given) = (Vec::new(), 0);
+        if self.given == self.came {
+            // An idle connection holds no buffer.
+            ROOM.set(mem::take(&mut self.held));
         }
+    }
+}
+
+impl<S: AsyncRead + Unpin> Wire<S> {
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut room = ROOM.take();
+        room.resize(MOST, 0);
+        let mut read = ReadBuf::new(&mut room);
+        let polled = Pin::new(&mut self.stream).poll_read(cx, &mut read);
+        (self.came, self.given) = (read.filled().len(), 0);
+        if matches!(polled, Poll::Ready(Ok(()))) {
+            self.held = room;
+        } else {
+            ROOM.set(room);
+        }
+        polled
     }
 }
 
@@ -53,18 +77,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        if this.held.is_empty() {
-            let mut room = [const { MaybeUninit::<u8>::uninit() }; MOST];
-            let mut read = ReadBuf::uninit(&mut room);
-            ready!(Pin::new(&mut this.stream).poll_read(cx, &mut read))?;
-            let came = read.filled();
-            let (now, later) = came.split_at(came.len().min(buf.remaining()));
-            buf.put_slice(now);
-            this.held.extend_from_slice(later);
-        } else {
-            this.give(buf);
+        if self.given == self.came {
+            ready!(self.poll_fill(cx))?;
         }
+        self.give(buf);
         Poll::Ready(Ok(()))
     }
 }
