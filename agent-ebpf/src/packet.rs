@@ -29,22 +29,17 @@ struct Headers {
 /// A packet that leaves. What may leave whoever sends it is most, and comes before the search for the workload.
 #[inline(always)]
 pub(crate) fn egress(packet: &Packet) -> i32 {
-    let headers = read(packet);
+    let Some(headers) = read(packet) else {
+        return unread(packet, Reason::Egress);
+    };
     // A datagram can name a source of its own, which connect() does not see.
-    if let Some(headers) = &headers
-        && packet.on_loopback()
-        && ctx::is_loopback(&headers.destination)
-        && ctx::is_home(&headers.source)
-    {
+    if packet.on_loopback() && ctx::is_loopback(&headers.destination) && ctx::is_home(&headers.source) {
         return PASS;
     }
     let workload = packet.workload();
     if workload == maps::NO_WORKLOAD {
         return PASS;
     }
-    let Some(headers) = headers else {
-        return drop_packet(packet, workload, None, Reason::Egress);
-    };
     if maps::is_direct(
         workload,
         headers.destination_port,
@@ -81,17 +76,16 @@ pub(crate) fn agent_egress(packet: &Packet) -> i32 {
 /// A packet that arrives; as with [`egress`], most may whoever it is for.
 #[inline(always)]
 pub(crate) fn ingress(packet: &Packet) -> i32 {
-    let headers = read(packet);
-    if headers.as_ref().is_some_and(is_tcp_answer) {
+    let Some(headers) = read(packet) else {
+        return unread(packet, Reason::Ingress);
+    };
+    if is_tcp_answer(&headers) {
         return PASS;
     }
     let workload = packet.workload();
     if workload == maps::NO_WORKLOAD {
         return PASS;
     }
-    let Some(headers) = headers else {
-        return drop_packet(packet, workload, None, Reason::Ingress);
-    };
     if headers.protocol == flow::TCP && maps::may_listen(workload, headers.destination_port) {
         return PASS;
     }
@@ -112,6 +106,15 @@ fn is_tcp_answer(headers: &Headers) -> bool {
 fn is_udp_answer(packet: &Packet, workload: u32, headers: &Headers) -> bool {
     (packet.on_loopback() && ctx::is_loopback(&headers.source))
         || maps::is_direct(workload, headers.source_port, flow::UDP, headers.source)
+}
+
+/// A packet of a form that no workload may use.
+#[inline(always)]
+fn unread(packet: &Packet, reason: Reason) -> i32 {
+    match packet.workload() {
+        maps::NO_WORKLOAD => PASS,
+        workload => drop_packet(packet, workload, None, reason),
+    }
 }
 
 #[inline(always)]
