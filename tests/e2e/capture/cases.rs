@@ -16,6 +16,7 @@ use crate::perimeter::DETACH;
 pub(super) const EPERM: &str = "err 1";
 pub(super) const ECONNREFUSED: &str = "err 111";
 pub(super) const EPROTONOSUPPORT: &str = "err 93";
+pub(super) const ESOCKTNOSUPPORT: &str = "err 94";
 
 /// Both ends agree on where the client meant to go, and no connection lacks an origin.
 pub(super) fn assert_redirected(world: &World, arguments: &[&str], to: &str) -> Result<()> {
@@ -172,10 +173,28 @@ pub(super) fn only_tcp_and_udp_sockets_can_be_made(world: &mut World) -> Result<
         ("2", "2", "1"),
         ("10", "2", "58"),
         ("2", "2", "136"),
+        ("10", "2", "136"),
         ("2", "1", "262"),
+        ("10", "1", "262"),
+        ("2", "1", "132"),
+        ("10", "1", "132"),
+        ("2", "2", "115"),
     ] {
         let line = world.one(&["socket", domain, kind, protocol])?;
         assert_eq!(line, EPROTONOSUPPORT, "{domain} {kind} {protocol}");
+    }
+    // SCTP's packets and DCCP: a kernel without them knows no such type of socket.
+    for (domain, kind, protocol) in [
+        ("2", "5", "132"),
+        ("10", "5", "132"),
+        ("2", "6", "33"),
+        ("10", "6", "33"),
+    ] {
+        let line = world.one(&["socket", domain, kind, protocol])?;
+        assert!(
+            [EPROTONOSUPPORT, ESOCKTNOSUPPORT].contains(&line.as_str()),
+            "{domain} {kind} {protocol}: {line}"
+        );
     }
     for (domain, kind, protocol) in [("2", "1", "0"), ("10", "2", "17"), ("1", "1", "0")] {
         assert_eq!(

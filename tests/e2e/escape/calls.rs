@@ -83,6 +83,21 @@ fn a_command_can_not_say_that_it_runs_another_program() -> Result<()> {
 }
 
 #[test]
+#[cfg(target_arch = "x86_64")]
+fn a_command_gets_no_ring_of_the_kernels_and_no_socket_beside_the_programs() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start()?;
+    // io_uring_setup, _enter, _register; AF_PACKET, AF_XDP, AF_VSOCK.
+    let calls = "425 1 x / 426 0 0 0 0 0 0 / 427 0 0 0 0 / 41 17 3 0 / 41 44 3 0 / 41 40 1 0";
+    for client in both(&world)? {
+        let said = say(&client, calls)?;
+        assert_eq!(said[..3], ["ENOSYS"; 3], "{said:?}");
+        assert_eq!(said[3..], ["EAFNOSUPPORT"; 3], "{said:?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_command_can_not_take_away_what_the_agent_runs_with() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let world = start()?;
