@@ -146,10 +146,12 @@ fn a_workload_in_another_namespace_is_served_there_and_its_calls_leave_from_ther
     let mut world = start()?;
     let room = world.room()?;
     let _stays = Stays::start(&world, &room)?;
-    for (family, from) in [("-4", room.v4.to_string()), ("-6", room.v6.to_string())] {
+    // The second call may go on the connection that the first one left, whatever way its own came.
+    let from = [room.v4.to_string(), room.v6.to_string()].map(|address| format!("from={address}\n"));
+    for (family, from) in [("-4", &from[..1]), ("-6", &from[..])] {
         let url = format!("https://{API}/who?{family}");
         let reply = served(&world, &room, &[family, &url])?;
-        assert!(reply.stdout.contains(&format!("from={from}\n")), "{reply:?}");
+        assert!(from.iter().any(|from| reply.stdout.contains(from)), "{reply:?}");
     }
     let reply = world
         .workload("billing")?
