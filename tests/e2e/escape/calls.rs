@@ -67,6 +67,22 @@ fn a_command_can_not_let_the_kernel_ask_for_keys() -> Result<()> {
 
 #[test]
 #[cfg(target_arch = "x86_64")]
+fn a_command_has_no_io_uring() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start()?;
+    // io_uring_setup, io_uring_enter, io_uring_register.
+    for client in both(&world)? {
+        let said = say(
+            &client,
+            "425 1 x / 426 0 0 0 0 0 0 / 427 0 0 0 0 / 0x400001a9 1 x",
+        )?;
+        assert_eq!(said, ["ENOSYS"; 4]);
+    }
+    Ok(())
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
 fn a_command_can_not_say_that_it_runs_another_program() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let world = start()?;

@@ -24,6 +24,7 @@ def write(path, text):
 
 WAYS = {
     "packet": lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW),
+    "xdp": lambda: socket.socket(44, socket.SOCK_RAW),
     "vsock": lambda: socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM),
     "raw": lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1),
     "io_uring": lambda: call(425, 1, ctypes.create_string_buffer(256)),
