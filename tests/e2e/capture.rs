@@ -19,6 +19,7 @@ worlds! {
     a_socket_that_becomes_an_ipv4_one_stays_redirected
     packets_with_a_route_of_their_own_do_not_leave
     segments_of_more_than_64_kib_pass_the_perimeter
+    a_socket_under_repair_reaches_nobody
     what_the_agent_sends_from_a_loopback_address_stays_on_the_host
 }
 

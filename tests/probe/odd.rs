@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
 use io_uring::{IoUring, opcode, types};
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, MsgHdr, Protocol, SockAddr, Socket, Type};
 
 use super::{PATIENCE, answer, talk, tcp};
 
@@ -139,5 +139,42 @@ pub(super) fn upload(to: SocketAddr, mebibytes: i32) -> io::Result<String> {
         socket.write_all(&piece)?;
     }
     socket.shutdown(Shutdown::Write)?;
+    answer(&socket)
+}
+
+/// Lets the kernel put the first bytes into the SYN, by an option: connect(2) sends nothing then.
+pub(super) fn fastopen_connect(to: SocketAddr) -> io::Result<String> {
+    let mut socket = tcp(&to)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    set(
+        &socket,
+        libc::IPPROTO_TCP,
+        libc::TCP_FASTOPEN_CONNECT,
+        &1_i32.to_ne_bytes(),
+    )?;
+    socket.connect(&to.into())?;
+    socket.write_all(b"early")?;
+    answer(&socket)
+}
+
+pub(super) fn fastopen_sendmsg(to: SocketAddr) -> io::Result<String> {
+    let socket = tcp(&to)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let address = SockAddr::from(to);
+    let early = [io::IoSlice::new(b"early")];
+    let message = MsgHdr::new().with_addr(&address).with_buffers(&early);
+    socket.sendmsg(&message, libc::MSG_FASTOPEN)?;
+    answer(&socket)
+}
+
+/// Is connected without a word to the other end, then sends.
+pub(super) fn repair(to: SocketAddr) -> io::Result<String> {
+    let mut socket = tcp(&to)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let repair = |on: i32| set(&socket, libc::IPPROTO_TCP, libc::TCP_REPAIR, &on.to_ne_bytes());
+    repair(1)?;
+    socket.connect(&to.into())?;
+    repair(0)?;
+    socket.write_all(b"unannounced")?;
     answer(&socket)
 }

@@ -70,6 +70,10 @@ pub(super) fn every_way_to_connect_is_redirected(world: &mut World) -> Result<()
     assert_redirected(world, &["mapped", "192.0.2.1:443"], "[::ffff:192.0.2.1]:443")?;
     assert_redirected(world, &["nonblocking", "192.0.2.1:443"], "192.0.2.1:443")?;
     assert_redirected(world, &["fastopen", "192.0.2.1:443"], "192.0.2.1:443")?;
+    for to in ["192.0.2.1:443", "[2001:db8::1]:443"] {
+        assert_redirected(world, &["fastopen-connect", to], to)?;
+        assert_redirected(world, &["fastopen-sendmsg", to], to)?;
+    }
     assert_redirected(world, &["bound", "192.0.2.1:443", "127.0.0.9:0"], "192.0.2.1:443")?;
     assert_redirected(
         world,
@@ -185,6 +189,35 @@ pub(super) fn only_tcp_and_udp_sockets_can_be_made(world: &mut World) -> Result<
         );
     }
     assert!(world.reasons().contains(&Reason::SocketType));
+    kinds_that_not_every_kernel_has_are_refused(world)
+}
+
+fn kinds_that_not_every_kernel_has_are_refused(world: &World) -> Result<()> {
+    const SOCKTNOSUPPORT: &str = "err 94";
+    let beside = world.beside()?;
+    // SCTP (streams and packets), DCCP, UDP-Lite, MPTCP, L2TP.
+    let kinds = [
+        ("1", "132"),
+        ("5", "132"),
+        ("6", "33"),
+        ("2", "136"),
+        ("1", "262"),
+        ("2", "115"),
+    ];
+    for (domain, (kind, protocol)) in ["2", "10"]
+        .iter()
+        .flat_map(|domain| kinds.map(|kind| (*domain, kind)))
+    {
+        let wanted = ["socket", domain, kind, protocol];
+        let known = world.probe(&beside, &wanted)? == "ok";
+        let before = world.count(Reason::SocketType)?;
+        let line = world.one(&wanted)?;
+        let counted = world.count(Reason::SocketType)? - before;
+        assert_eq!(counted, u64::from(known), "{wanted:?}: {line}");
+        // The kernel's own word, where it has none.
+        let refused = line == EPROTONOSUPPORT || (!known && line == SOCKTNOSUPPORT);
+        assert!(refused, "{wanted:?}: {line}");
+    }
     Ok(())
 }
 
@@ -308,8 +341,7 @@ pub(super) fn nothing_may_be_listened_on_unless_the_plan_says_so(world: &mut Wor
 
 pub(super) fn an_unmanaged_process_is_untouched(world: &mut World) -> Result<()> {
     let [listener, _] = world.serve(1, "one")?;
-    std::fs::create_dir(world.base.join("beside"))?;
-    let beside = world.base.join("beside");
+    let beside = world.beside()?;
     assert_eq!(world.probe(&beside, &["socket", "2", "3", "1"])?, "ok");
     // ENETUNREACH: the call was not turned, and the namespace leads nowhere.
     assert_eq!(world.probe(&beside, &["tcp", "198.51.100.1:443"])?, "err 101");

@@ -99,3 +99,18 @@ pub(super) fn what_the_agent_sends_from_a_loopback_address_stays_on_the_host(
     assert_eq!(world.count(Reason::Reflected)?, 1);
     Ok(())
 }
+
+pub(super) fn a_socket_under_repair_reaches_nobody(world: &mut World) -> Result<()> {
+    world.serve(1, "one")?;
+    for (named, other) in [
+        ("192.0.2.1:443", "192.0.2.1:25"),
+        ("[2001:db8::1]:443", "[2001:db8::1]:25"),
+    ] {
+        // It is turned to the listener, which knows of no such connection.
+        let line = world.one(&["repair", named])?;
+        assert!(line.starts_with("err"), "{line}");
+        assert_eq!(world.one(&["repair", other])?, EPERM);
+    }
+    assert!(world.take_seen().is_empty());
+    Ok(())
+}
