@@ -16,9 +16,14 @@ macro_rules! worlds {
 worlds! {
     odd:
     io_uring_connects_are_redirected
+    io_uring_sends_no_datagrams
+    datagrams_that_nobody_asked_for_do_not_come_in
+    a_connection_made_before_the_arming_sends_nothing_more
+    a_socket_that_can_not_leave_its_device_is_refused
     a_socket_that_becomes_an_ipv4_one_stays_redirected
     packets_with_a_route_of_their_own_do_not_leave
     segments_of_more_than_64_kib_pass_the_perimeter
+    a_socket_under_repair_reaches_nobody
     what_the_agent_sends_from_a_loopback_address_stays_on_the_host
 }
 

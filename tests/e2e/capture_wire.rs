@@ -63,8 +63,13 @@ fn text(path: &Path) -> Result<&str> {
 fn mark(world: &World, wire: &Outside) -> Result<()> {
     let send = format!("import socket; socket.socket(type=socket.SOCK_DGRAM).sendto(b'MARK', ({V4:?}, 9))");
     world.unmanaged()?.run(["python3", "-c", &send])?.ok()?;
-    let mark: String = b"MARK".iter().map(|byte| format!("{byte:02x}")).collect();
+    let mark = hex("MARK");
     wire.until("the mark on the wire", |said| said.contains(&mark))
+}
+
+/// As the log shows it.
+fn hex(text: &str) -> String {
+    text.bytes().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[test]
@@ -72,10 +77,11 @@ fn nothing_that_a_managed_process_tries_is_seen_on_the_wire() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let world = start(&workload("billing", "", ""))?;
     let wire = Outside::start(&world, "wire", include_str!("capture_wire/sniff.py"), &[])?;
-    let leave = python(include_str!("capture_wire/leave.py"), &[V4, V6]);
+    let link = link_local(&world)?;
+    let leave = python(include_str!("capture_wire/leave.py"), &[V4, V6, &link]);
     let reply = world.workload("billing")?.run(leave.clone())?;
     let said = reply.clone().ok()?;
-    assert_eq!(said.lines().count(), 50, "{said}");
+    assert_eq!(said.lines().count(), 51, "{said}");
     for line in said
         .lines()
         .filter(|line| line.contains("other port") || line.contains("raw"))
@@ -88,8 +94,40 @@ fn nothing_that_a_managed_process_tries_is_seen_on_the_wire() -> Result<()> {
     // The same without a workload does leave.
     world.unmanaged()?.run(leave)?.ok()?;
     mark(&world, &wire)?;
-    assert!(wire.said().lines().count() > 30, "{}", wire.said());
-    Ok(())
+    let seen = wire.said();
+    assert!(seen.lines().count() > 12, "{seen}");
+    for text in [
+        "by device",
+        "chosen",
+        "preferred",
+        "sticky",
+        "link",
+        "mapped",
+        "many",
+        "xxxx",
+        "moreand out",
+        "dissolved",
+    ] {
+        assert!(seen.contains(&hex(text)), "{text}: {seen}");
+    }
+    // What is bound to a device by one who may not take it back.
+    wait::until("a record of the refusal", wait::PATIENCE, || {
+        let records = world.records().ok()?;
+        let expected = [("reason", "device_bound".into()), ("workload", "billing".into())];
+        (!matching(&records, &expected).is_empty()).then_some(())
+    })
+}
+
+/// The upstreams' address that needs a device beside it.
+fn link_local(world: &World) -> Result<String> {
+    let shown = world
+        .outside()?
+        .run("ip -6 -o addr show dev out0 scope link".split(' '))?
+        .ok()?;
+    let address = shown.split(' ').find_map(|word| word.strip_suffix("/64"));
+    Ok(address
+        .with_context(|| format!("no address in {shown:?}"))?
+        .to_owned())
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 mod disguise;
 mod odd;
+mod ring;
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv6Addr, Shutdown, SocketAddr, SocketAddrV6};
@@ -47,8 +48,13 @@ fn run(arguments: &[String]) -> io::Result<String> {
         "mapped" => mapped(address(rest, 0)?),
         "nonblocking" => nonblocking(address(rest, 0)?),
         "fastopen" => fastopen(address(rest, 0)?),
+        "fastopen-connect" => odd::fastopen_connect(address(rest, 0)?),
+        "fastopen-sendmsg" => odd::fastopen_sendmsg(address(rest, 0)?),
+        "repair" => odd::repair(address(rest, 0)?),
         "bound" => bound(address(rest, 0)?, address(rest, 1)?),
-        "io-uring" => odd::io_uring(address(rest, 0)?),
+        "ring-tcp" => ring::tcp(text(rest, 0)?, address(rest, 1)?),
+        "ring-chain" => ring::chain(text(rest, 0)?, address(rest, 1)?),
+        "ring-udp" => ring::udp(text(rest, 0)?, text(rest, 1)?, address(rest, 2)?),
         "addrform" => odd::addrform(address(rest, 0)?),
         "routed" => odd::routed(address(rest, 0)?, address(rest, 1)?, Type::STREAM),
         "routed-udp" => odd::routed(address(rest, 0)?, address(rest, 1)?, Type::DGRAM),
@@ -65,6 +71,9 @@ fn run(arguments: &[String]) -> io::Result<String> {
         "flood" => flood(address(rest, 0)?, number(rest, 1)?),
         "hold" => hold(address(rest, 0)?),
         "reset" => reset(address(rest, 0)?, address(rest, 1)?),
+        "tcp-before" => tcp_before(address(rest, 0)?),
+        "udp-listen" => udp_listen(address(rest, 0)?),
+        "device-poor" => device_poor(address(rest, 0)?, text(rest, 1)?),
         "connected-before" => connected_before(address(rest, 0)?),
         "disguised" => disguised(rest),
         "handed" => handed(address(rest, 0)?),
@@ -343,4 +352,33 @@ fn connected_before(to: SocketAddr) -> io::Result<String> {
     io::stdout().flush()?;
     io::stdin().read_line(&mut String::new())?;
     socket.send(b"late").map(|sent| sent.to_string())
+}
+
+/// The same of TCP; then waits for the end of its input.
+fn tcp_before(to: SocketAddr) -> io::Result<String> {
+    let mut stream = std::net::TcpStream::connect(to)?;
+    println!("ready");
+    io::stdout().flush()?;
+    io::stdin().read_line(&mut String::new())?;
+    stream.write_all(b"late")?;
+    io::stdin().read_line(&mut String::new())?;
+    Ok(String::new())
+}
+
+/// Waits for a datagram, for a moment; gives what is in it.
+fn udp_listen(on: SocketAddr) -> io::Result<String> {
+    const MOMENT: Duration = Duration::from_millis(700);
+    let socket = std::net::UdpSocket::bind(on)?;
+    socket.set_read_timeout(Some(MOMENT))?;
+    println!("listening");
+    io::stdout().flush()?;
+    let mut buffer = [0; 64];
+    let (length, _) = socket.recv_from(&mut buffer)?;
+    Ok(String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()).into_owned())
+}
+
+/// The same as `device`, without the right to take a socket from its device.
+fn device_poor(to: SocketAddr, name: &str) -> io::Result<String> {
+    nix::unistd::setuid(nix::unistd::Uid::from_raw(65_534))?;
+    device(to, name)
 }

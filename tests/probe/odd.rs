@@ -5,46 +5,9 @@ use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, SocketAddrV6};
 use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
-use io_uring::{IoUring, opcode, types};
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, MsgHdr, Protocol, SockAddr, Socket, Type};
 
 use super::{PATIENCE, answer, talk, tcp};
-
-/// Makes the socket and connects it through io_uring, without socket(2) or connect(2).
-#[expect(
-    unsafe_code,
-    reason = "entries point to memory that outlives them, which the kernel can't know"
-)]
-pub(super) fn io_uring(to: SocketAddr) -> io::Result<String> {
-    let mut ring = IoUring::new(4)?;
-    let domain = Domain::for_address(to).into();
-    let made = opcode::Socket::new(domain, Type::STREAM.into(), 0).build();
-    // SAFETY: the entry points to nothing.
-    unsafe { ring.submission().push(&made) }.map_err(io::Error::other)?;
-    let number = completed(&mut ring)?;
-    // SAFETY: the kernel just made this descriptor for us.
-    let socket = unsafe { <Socket as std::os::fd::FromRawFd>::from_raw_fd(number) };
-    let address = SockAddr::from(to);
-    let connect = opcode::Connect::new(types::Fd(number), address.as_ptr().cast(), address.len()).build();
-    // SAFETY: the address lives until the entry is completed below.
-    unsafe { ring.submission().push(&connect) }.map_err(io::Error::other)?;
-    completed(&mut ring)?;
-    socket.set_read_timeout(Some(PATIENCE))?;
-    answer(&socket)
-}
-
-/// The result of the one entry that was pushed.
-fn completed(ring: &mut IoUring) -> io::Result<i32> {
-    ring.submit_and_wait(1)?;
-    let entry = ring.completion().next();
-    let result = entry
-        .ok_or_else(|| io::Error::other("nothing was completed"))?
-        .result();
-    if result < 0 {
-        return Err(io::Error::from_raw_os_error(-result));
-    }
-    Ok(result)
-}
 
 /// Connects an IPv6 socket to a mapped address and turns it into an IPv4 one; says what its peer is before and after,
 /// and what a connect to elsewhere then comes to.
@@ -139,5 +102,42 @@ pub(super) fn upload(to: SocketAddr, mebibytes: i32) -> io::Result<String> {
         socket.write_all(&piece)?;
     }
     socket.shutdown(Shutdown::Write)?;
+    answer(&socket)
+}
+
+/// Lets the kernel put the first bytes into the SYN, by an option: connect(2) sends nothing then.
+pub(super) fn fastopen_connect(to: SocketAddr) -> io::Result<String> {
+    let mut socket = tcp(&to)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    set(
+        &socket,
+        libc::IPPROTO_TCP,
+        libc::TCP_FASTOPEN_CONNECT,
+        &1_i32.to_ne_bytes(),
+    )?;
+    socket.connect(&to.into())?;
+    socket.write_all(b"early")?;
+    answer(&socket)
+}
+
+pub(super) fn fastopen_sendmsg(to: SocketAddr) -> io::Result<String> {
+    let socket = tcp(&to)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let address = SockAddr::from(to);
+    let early = [io::IoSlice::new(b"early")];
+    let message = MsgHdr::new().with_addr(&address).with_buffers(&early);
+    socket.sendmsg(&message, libc::MSG_FASTOPEN)?;
+    answer(&socket)
+}
+
+/// Is connected without a word to the other end, then sends.
+pub(super) fn repair(to: SocketAddr) -> io::Result<String> {
+    let mut socket = tcp(&to)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let repair = |on: i32| set(&socket, libc::IPPROTO_TCP, libc::TCP_REPAIR, &on.to_ne_bytes());
+    repair(1)?;
+    socket.connect(&to.into())?;
+    repair(0)?;
+    socket.write_all(b"unannounced")?;
     answer(&socket)
 }

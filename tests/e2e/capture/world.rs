@@ -182,6 +182,13 @@ impl World {
         self.base.join("parent").join(name)
     }
 
+    /// A cgroup of nobody's, beside the workloads.
+    pub(super) fn beside(&self) -> Result<PathBuf> {
+        let beside = self.base.join("beside");
+        fs::create_dir_all(&beside)?;
+        Ok(beside)
+    }
+
     /// A plan with the ports that tests dial.
     pub(super) fn plan(&self, number: u32, name: &str) -> WorkloadPlan {
         WorkloadPlan {

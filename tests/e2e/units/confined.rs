@@ -31,6 +31,11 @@ fn ways_around_the_kernel_programs_are_closed_to_units_even_of_root() -> Result<
         let said = started(&bed, unit)?;
         assert!(said.contains("all tried"), "{unit}: {said}");
         assert!(!said.contains("OPEN"), "{unit}: {said}");
+        // By its family, whatever the unit may do: EAFNOSUPPORT.
+        for family in ["packet", "xdp", "vsock"] {
+            let closed = format!("{family} closed: [Errno 97]");
+            assert!(said.contains(&closed), "{unit}: {closed} is not in {said}");
+        }
     }
     Ok(())
 }

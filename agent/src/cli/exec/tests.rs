@@ -64,6 +64,9 @@ fn report() {
         let refused = socket(family, SockType::Datagram, SockFlag::empty(), None).map(|_| ());
         println!("\nsocket {family:?} {refused:?}");
     }
+    let express = socket2::Socket::new(libc::AF_XDP.into(), socket2::Type::RAW, None);
+    let refused = express.map(|_| ()).map_err(|error| error.raw_os_error());
+    println!("socket Xdp {refused:?}");
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let words = ["NoNewPrivs:", "Seccomp:", "CapEff:", "CapBnd:"];
     for line in status
@@ -99,6 +102,7 @@ fn the_command_has_no_way_around_the_hooks() {
         "socket Packet Err(EAFNOSUPPORT)",
         "socket Vsock Err(EAFNOSUPPORT)",
         "socket Alg Err(EAFNOSUPPORT)",
+        &format!("socket Xdp Err(Some({}))", libc::EAFNOSUPPORT),
         "NoNewPrivs: 1",
         "Seccomp: 2",
         "cert Some(\"/bundle.pem\")",
