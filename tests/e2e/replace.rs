@@ -65,7 +65,7 @@ fn many_by_http2(world: &World) -> Result<Child> {
 }
 
 /// A curl in the middle of `/stream`, and the file that it writes.
-fn stream(world: &World, name: &str, version: &str) -> Result<(Child, PathBuf)> {
+pub(crate) fn stream(world: &World, name: &str, version: &str) -> Result<(Child, PathBuf)> {
     let file = world.dir().join(name);
     let url = format!("https://{API}/stream");
     let mut command = world
@@ -75,7 +75,7 @@ fn stream(world: &World, name: &str, version: &str) -> Result<(Child, PathBuf)> 
     Ok((client, file))
 }
 
-fn length(file: &Path) -> u64 {
+pub(crate) fn length(file: &Path) -> u64 {
     fs::metadata(file).map_or(0, |file| file.len())
 }
 

@@ -3,6 +3,7 @@
 
 mod broken;
 mod installed;
+mod kinds;
 mod late;
 
 use std::fs;
