@@ -67,11 +67,17 @@ worlds! {
 }
 
 worlds! {
+    delegated:
+    whatever_the_owner_of_cgroups_below_a_workload_makes_of_them_is_captured
+}
+
+worlds! {
     verifier:
     the_verifier_accepts_every_program_of_every_build
 }
 
 mod cases;
+mod delegated;
 mod flows;
 mod odd;
 mod told;

@@ -19,7 +19,7 @@ use serde_json::Value;
 /// The scripted upstream's name; `client.py` has it too.
 pub(crate) const RAW: &str = "raw.example.test";
 
-const PRELUDE: &str = include_str!("http/client.py");
+pub(crate) const PRELUDE: &str = include_str!("http/client.py");
 
 /// Everything but `/denied` is allowed.
 pub(crate) const ALLOW: &str = r#"

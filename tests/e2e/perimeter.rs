@@ -4,16 +4,23 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use harness::audit::matching;
 use harness::{Record, World, assert_record, require, wait};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::audit::{agent_status, call, call_until, start};
 
-/// Detaches the links that are given as pins: BPF_OBJ_GET, BPF_LINK_DETACH (include/uapi/linux/bpf.h).
+/// What may pass between a breach and the record of it.
+const NOTICED: Duration = Duration::from_secs(1);
+
+/// Says the time (nanoseconds since 1970) and detaches the links that are given as pins: BPF_OBJ_GET, BPF_LINK_DETACH (include/uapi/linux/bpf.h).
 pub(crate) const DETACH: &str = r#"
-import ctypes, os, sys
+import ctypes, os, sys, time
+print(time.time_ns())
 bpf = lambda command, attributes: ctypes.CDLL(None, use_errno=True).syscall(321, command, attributes, len(attributes))
 for pin in sys.argv[1:]:
     path = ctypes.create_string_buffer(os.fsencode(pin))
@@ -91,10 +98,21 @@ fn links_that_are_detached_are_made_again() -> Result<()> {
     let world = start()?;
     let mut detach = vec!["python3".into(), "-c".into(), DETACH.into()];
     detach.extend(pins(&world)?.into_iter().map(PathBuf::into_os_string));
-    world.unmanaged()?.run(detach)?.ok()?;
+    let since: i128 = world.unmanaged()?.run(detach)?.ok()?.trim().parse()?;
     put_back(&world, 1)?;
     is_captured(&world)?;
-    recorded(&world, "cg_connect4")
+    recorded(&world, "cg_connect4")?;
+    let noticed = Duration::from_nanos(u64::try_from(first_noticed(&world)? - since)?);
+    assert!(noticed <= wait::scaled(NOTICED), "it took {noticed:?}");
+    Ok(())
+}
+
+/// When the first record of a breach was made, in nanoseconds since 1970.
+fn first_noticed(world: &World) -> Result<i128> {
+    let all = world.records()?;
+    let breaches = matching(&all, &[("error.kind", "perimeter".into())]);
+    let first = breaches.first().context("no record of a breach")?;
+    Ok(OffsetDateTime::parse(&first.text("time"), &Rfc3339)?.unix_timestamp_nanos())
 }
 
 #[test]

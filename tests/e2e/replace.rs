@@ -1,11 +1,13 @@
 //! One worker after another, by request and by death: no call is lost that need not be, none goes out without a
 //! record, and nothing opens in between.
 
+/// Processes that are stopped by SIGSTOP.
+mod stopped;
+
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Stdio};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use harness::launch::wait_for;
@@ -14,14 +16,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::audit::{agent_status, call, call_until, download, only_download_record, worker};
-use crate::identity::{API, CODE, status};
+use crate::identity::API;
 use crate::load::{Load, STREAM, allowing, check_records, prepared, settled};
 
 const SLOW: &str = include_str!("replace/slow.py");
 /// What curl exits with when it could not connect.
 const COULD_NOT_CONNECT: Option<i32> = Some(7);
-/// The kernel refuses when the worker has given no sign of life for 2 s.
-const LIVENESS: Duration = Duration::from_secs(2);
 
 /// A world with the API, which wants a token, and an agent that has it.
 fn start() -> Result<World> {
@@ -65,7 +65,7 @@ fn many_by_http2(world: &World) -> Result<Child> {
 }
 
 /// A curl in the middle of `/stream`, and the file that it writes.
-fn stream(world: &World, name: &str, version: &str) -> Result<(Child, PathBuf)> {
+pub(crate) fn stream(world: &World, name: &str, version: &str) -> Result<(Child, PathBuf)> {
     let file = world.dir().join(name);
     let url = format!("https://{API}/stream");
     let mut command = world
@@ -75,7 +75,7 @@ fn stream(world: &World, name: &str, version: &str) -> Result<(Child, PathBuf)> 
     Ok((client, file))
 }
 
-fn length(file: &Path) -> u64 {
+pub(crate) fn length(file: &Path) -> u64 {
     fs::metadata(file).map_or(0, |file| file.len())
 }
 
@@ -175,33 +175,6 @@ fn a_worker_that_is_killed_twenty_times_under_load_opens_nothing() -> Result<()>
             );
         }
     }
-    Ok(())
-}
-
-#[test]
-fn a_stopped_worker_refuses_connections_until_it_goes_on() -> Result<()> {
-    require!(Root, CgroupV2, Btf, Agent);
-    let world = start()?;
-    assert_eq!(call(&world, "/before")?, 200);
-    let stopped = worker(&world)?;
-    signal(stopped, Signal::SIGSTOP)?;
-    let since = Instant::now();
-    let url = format!("https://{API}/meanwhile");
-    let client = world.workload("billing")?;
-    // Until then connections wait for a worker that may go on.
-    let args = ["curl", "-sS", "-m", "1", "-o", "/dev/null", "-w", CODE, &url];
-    wait::until("a refused connection", wait::PATIENCE, || {
-        let reply = client.run(args).ok()?;
-        assert_eq!(status(&reply), 0, "{reply:?}");
-        (reply.code() == COULD_NOT_CONNECT).then_some(())
-    })?;
-    let took = since.elapsed();
-    assert!(took < LIVENESS + Duration::from_secs(3), "{took:?}");
-    let reply = client.run(args)?;
-    assert_eq!(reply.code(), COULD_NOT_CONNECT, "{reply:?}");
-    signal(stopped, Signal::SIGCONT)?;
-    call_until(&world, "/after/", 200)?;
-    assert_eq!(worker(&world)?, stopped);
     Ok(())
 }
 

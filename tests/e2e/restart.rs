@@ -3,12 +3,13 @@
 
 mod broken;
 mod installed;
+mod kinds;
 mod late;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
@@ -30,6 +31,8 @@ const STREAMS: usize = 200;
 const EACH_KILL: Duration = Duration::from_secs(5);
 const MANY: &str = include_str!("restart/streams.py");
 const LISTENER: &str = "callgate-billing-tcp4";
+/// What curl exits with when it could not connect.
+const COULD_NOT_CONNECT: Option<i32> = Some(7);
 
 fn start() -> Result<World> {
     let mut world = prepared()?;
@@ -249,13 +252,69 @@ fn a_reload_with_another_policy_ends_what_an_old_worker_still_does() -> Result<(
 fn an_agent_that_is_stopped_for_good_gives_its_ports_back_and_refuses() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let mut world = start()?;
+    let inside = inside(&world)?;
     let (port, old) = (world.keeper()?.port(LISTENER)?, worker(&world)?);
     world.stop_agent()?;
     world.keeper()?.release();
+    is_refused(&world, &inside, "/released")?;
     is_gone(old)?;
     drop(TcpListener::bind((Ipv4Addr::LOCALHOST, port))?);
+    // Also with somebody else at what was the agent's port.
+    let thief = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
+    is_refused(&world, &inside, "/taken")?;
+    thief.set_nonblocking(true)?;
+    assert_eq!(
+        thief.accept().err().map(|error| error.kind()),
+        Some(ErrorKind::WouldBlock)
+    );
+    drop(thief);
+    // What was refused would have been answered.
+    let url = format!("https://{API}/unmanaged");
+    world
+        .unmanaged()?
+        .run(["curl", "-sSk", "-o", "/dev/null", &url])?
+        .ok()?;
     world.start_agent()?;
     assert_eq!(call(&world, "/after")?, 200);
+    let arrived: Vec<_> = world
+        .server(API)?
+        .log()?
+        .into_iter()
+        .map(|line| line.uri)
+        .collect();
+    assert_eq!(arrived, ["/unmanaged", "/after"]);
+    Ok(())
+}
+
+/// A cgroup of the workload for those that no agent can enrol.
+fn inside(world: &World) -> Result<PathBuf> {
+    let inside = world.cgroup().join("workloads/callgate-billing.slice/service");
+    fs::create_dir(&inside)?;
+    Ok(inside)
+}
+
+/// A dial of the allowed host at its real addresses, by whom nobody enrolled, is refused.
+fn is_refused(world: &World, inside: &Path, path: &str) -> Result<()> {
+    let server = world.server(API)?;
+    for address in [server.v4(), server.v6()] {
+        let (at, url) = (
+            format!("{API}:443:{}", address.ip()),
+            format!("https://{API}{path}"),
+        );
+        let args = [
+            "curl",
+            "-sSk",
+            "-m",
+            "5",
+            "--resolve",
+            &at,
+            "-o",
+            "/dev/null",
+            &url,
+        ];
+        let reply = Place::in_cgroup(inside).run(args)?;
+        assert_eq!(reply.code(), COULD_NOT_CONNECT, "{address}: {reply:?}");
+    }
     Ok(())
 }
 
@@ -304,8 +363,7 @@ fn a_binary_that_can_not_take_over_what_is_pinned_says_so_and_opens_nothing() ->
     require!(Root, CgroupV2, Btf, Agent);
     let mut world = start()?;
     let port = world.keeper()?.port(LISTENER)?;
-    let inside = world.cgroup().join("workloads/callgate-billing.slice/service");
-    fs::create_dir(&inside)?;
+    let inside = inside(&world)?;
     let call = || {
         let url = format!("https://{API}/meanwhile");
         Place::in_cgroup(&inside).run(["curl", "-sSk", "-m", "1", "-o", "/dev/null", &url])

@@ -10,6 +10,8 @@ mod letting_go;
 mod privileged;
 mod trust;
 
+pub(crate) use confined::prepare_ways_out;
+
 use anyhow::{Context, Result};
 use harness::{Bed, Upstream, World, assert_record, bed, require, wait};
 

@@ -7,10 +7,11 @@ use std::os::unix::net::UnixListener;
 use std::process::Child;
 
 use anyhow::{Context, Result};
-use harness::{Output, World, agent, require, wait};
+use harness::{Bed, Output, World, agent, require, wait};
 
 use super::start;
-use crate::identity::NOBODY;
+use crate::identity::{NOBODY, workload};
+use crate::units::prepare_ways_out;
 
 /// A directory of a session in `/tmp` and what else a test made there, gone afterwards.
 struct Session {
@@ -79,6 +80,30 @@ fn a_command_can_not_ask_the_users_terminal_to_run_something() -> Result<()> {
         wait::until("the escaped command", wait::PATIENCE, || {
             fs::exists(format!("{place}/shared")).ok()?.then_some(())
         })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn programs_of_the_host_that_act_for_others_are_out_of_a_commands_reach() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let bed = Bed::installed(World::new()?)?;
+    bed.policy(&workload("poor", "exec_by = { users = [\"nobody\"] }", ""))?;
+    prepare_ways_out(&bed)?;
+    let all = &["docker", "systemd-run", "setuid", "bus", "manager"][..];
+    let exec = ["callgate", "exec", "--workload", "poor"];
+    let nobody = ["setpriv", "--reuid=nobody", "--clear-groups"];
+    // A command that an ordinary user starts may ask the user's own services; rights it gains by none.
+    let commands = [
+        (exec.to_vec(), all),
+        ([&exec[..], &["--user", "nobody"]].concat(), all),
+        ([&nobody[..], &exec].concat(), &["systemd-run", "setuid"]),
+    ];
+    for (command, ways) in commands {
+        let tried = ["--", "python3", "/opt/ways_out.py"].iter().chain(ways);
+        let said = bed.run(command.iter().chain(tried))?.ok()?;
+        assert!(said.contains("all tried"), "{command:?}: {said}");
+        assert!(!said.contains("OPEN"), "{command:?}: {said}");
     }
     Ok(())
 }

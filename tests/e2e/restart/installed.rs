@@ -1,14 +1,24 @@
 //! The same on a booted Debian, by systemd and dpkg.
 
+use std::fs;
+
 use anyhow::Result;
 use harness::{Access, Bed, assert_record, bed, require, wait};
 use serde_json::Value;
 
-use super::{STREAMS, Streams, all_answered, check_killed, of_streams};
+use super::{COULD_NOT_CONNECT, STREAMS, Streams, all_answered, check_killed, of_streams};
 use crate::identity::API;
 use crate::load::{Load, Recorded, TOKEN, allowing, by_path, check_records, prepared};
 
 pub(super) const EXEC: [&str; 5] = ["callgate", "exec", "--workload", "billing", "--"];
+/// Without an agent nobody is enrolled; what systemd starts in the slice is the workload's all the same.
+const IN_SLICE: [&str; 5] = [
+    "systemd-run",
+    "--quiet",
+    "--wait",
+    "--pipe",
+    "--slice=callgate-billing.slice",
+];
 /// Who listens, and for whom.
 pub(super) const LISTENERS: &str = "ss -Hltn src 127.0.0.1 or src '[::1]' | awk '{print $4}' | sort";
 
@@ -146,15 +156,47 @@ fn systemctl_stop_lets_calls_end_and_leaves_nothing_behind() -> Result<()> {
     let streams = Streams::start(|args| bed.command(managed(args)))?;
     bed.systemctl(&["stop", "callgate"])?.ok()?;
     assert_eq!(bed.sh(LISTENERS)?.ok()?, "");
+    is_refused(&bed, "/draining")?;
     streams.end_well()?;
     let group = bed.cgroup().join("system.slice/callgate.service/cgroup.procs");
     wait::until("the worker's end", wait::PATIENCE, || {
-        let left = std::fs::read_to_string(&group).unwrap_or_default();
+        let left = fs::read_to_string(&group).unwrap_or_default();
         left.is_empty().then_some(())
     })?;
+    is_refused(&bed, "/stopped")?;
     bed.systemctl(&["start", "callgate"])?.ok()?;
     let (records, arrived) = settled(&bed)?;
+    assert!(
+        arrived
+            .iter()
+            .all(|line| !["/draining", "/stopped"].contains(&line.uri.as_str()))
+    );
     check_records(&records, &arrived);
     assert_eq!(of_streams(&records), vec!["completed"; STREAMS]);
+    Ok(())
+}
+
+/// A dial of the allowed host, at its real addresses, by a process that systemd starts in the workload's slice.
+fn is_refused(bed: &Bed, path: &str) -> Result<()> {
+    let server = bed.world().server(API)?;
+    for address in [server.v4(), server.v6()] {
+        let (at, url) = (
+            format!("{API}:443:{}", address.ip()),
+            format!("https://{API}{path}"),
+        );
+        let curl = [
+            "curl",
+            "-sSk",
+            "-m",
+            "5",
+            "--resolve",
+            &at,
+            "-o",
+            "/dev/null",
+            &url,
+        ];
+        let reply = bed.run(IN_SLICE.iter().chain(&curl))?;
+        assert_eq!(reply.code(), COULD_NOT_CONNECT, "{address}: {reply:?}");
+    }
     Ok(())
 }

@@ -8,7 +8,7 @@ const WAYS_OUT: &str = include_str!("ways_out.py");
 fn ways_around_the_kernel_programs_are_closed_to_units_even_of_root() -> Result<()> {
     require!(Root, CgroupV2, Btf, Bed);
     let bed = host()?;
-    bed.write("/opt/ways_out.py", WAYS_OUT)?;
+    prepare_ways_out(&bed)?;
     let text = |more: &str| {
         format!(
             "[Service]\nType=oneshot\nExecStart=/usr/bin/python3 /opt/ways_out.py\nReadWritePaths=/etc\n{more}"
@@ -37,6 +37,51 @@ fn ways_around_the_kernel_programs_are_closed_to_units_even_of_root() -> Result<
             assert!(said.contains(&closed), "{unit}: {closed} is not in {said}");
         }
     }
+    Ok(())
+}
+
+/// Puts the ways out there, with programs that would act for whoever asks; all of them work for an unmanaged user.
+pub(crate) fn prepare_ways_out(bed: &Bed) -> Result<()> {
+    bed.write("/opt/ways_out.py", WAYS_OUT)?;
+    bed.sh("cp /usr/bin/python3 /opt/setuid && chmod 4755 /opt/setuid")?
+        .ok()?;
+    bed.unit("fake-docker.service", "[Service]\nExecStart=/bin/sleep 1000\n")?;
+    bed.unit(
+        "fake-docker.socket",
+        "[Socket]\nListenStream=/run/docker.sock\nSocketMode=0666\n",
+    )?;
+    bed.systemctl(&["start", "fake-docker.socket"])?.ok()?;
+    let by_root = ["python3", "/opt/ways_out.py", "docker", "systemd-run"];
+    let by_nobody = [
+        "setpriv",
+        "--reuid=nobody",
+        "--clear-groups",
+        "python3",
+        "/opt/ways_out.py",
+        "docker",
+        "setuid",
+    ];
+    for command in [&by_root[..], &by_nobody] {
+        let said = bed.run(command)?.ok()?;
+        assert_eq!(said.matches("OPEN").count(), 2, "{said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_service_that_was_left_open_is_reached_and_nothing_else_is() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let bed = host()?;
+    prepare_ways_out(&bed)?;
+    let unit = "billing.service";
+    let text = "[Service]\nType=oneshot\nUser=nobody\nExecStart=/usr/bin/python3 /opt/ways_out.py\n";
+    bed.unit(unit, text)?;
+    bed.run(["callgate", "enable", "--leave-open", "/run/docker.sock", unit])?
+        .ok()?;
+    let said = started(&bed, unit)?;
+    assert!(said.contains("all tried"), "{said}");
+    assert!(said.contains("docker OPEN"), "{said}");
+    assert_eq!(said.matches("OPEN").count(), 1, "{said}");
     Ok(())
 }
 
