@@ -1,3 +1,5 @@
+//! What a stream below TLS reads at once, holds and gives out.
+
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
