@@ -18,7 +18,7 @@ use callgate_common::abi;
 use callgate_common::names::{ABI_SLOT, LIVENESS};
 use harness::launch::{Place, wait_for};
 use harness::limit::WORLD_LIMIT;
-use harness::{World, assert_record, require, wait};
+use harness::{Output, World, assert_record, require, wait};
 use serde_json::{Value, json};
 
 use crate::audit::{agent_status, call, download, worker};
@@ -256,12 +256,12 @@ fn an_agent_that_is_stopped_for_good_gives_its_ports_back_and_refuses() -> Resul
     let (port, old) = (world.keeper()?.port(LISTENER)?, worker(&world)?);
     world.stop_agent()?;
     world.keeper()?.release();
-    is_refused(&world, &inside, "/released")?;
+    is_refused(&world, "/released", |curl| Place::in_cgroup(&inside).run(curl))?;
     is_gone(old)?;
     drop(TcpListener::bind((Ipv4Addr::LOCALHOST, port))?);
     // Also with somebody else at what was the agent's port.
     let thief = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
-    is_refused(&world, &inside, "/taken")?;
+    is_refused(&world, "/taken", |curl| Place::in_cgroup(&inside).run(curl))?;
     thief.set_nonblocking(true)?;
     assert_eq!(
         thief.accept().err().map(|error| error.kind()),
@@ -293,15 +293,13 @@ fn inside(world: &World) -> Result<PathBuf> {
     Ok(inside)
 }
 
-/// A dial of the allowed host at its real addresses, by whom nobody enrolled, is refused.
-fn is_refused(world: &World, inside: &Path, path: &str) -> Result<()> {
+/// A dial of the allowed host at its real addresses is refused to whom `run` starts, whom nobody enrolled.
+fn is_refused(world: &World, path: &str, run: impl Fn(&[&str]) -> Result<Output>) -> Result<()> {
     let server = world.server(API)?;
+    let url = format!("https://{API}{path}");
     for address in [server.v4(), server.v6()] {
-        let (at, url) = (
-            format!("{API}:443:{}", address.ip()),
-            format!("https://{API}{path}"),
-        );
-        let args = [
+        let at = format!("{API}:443:{}", address.ip());
+        let curl = [
             "curl",
             "-sSk",
             "-m",
@@ -312,7 +310,7 @@ fn is_refused(world: &World, inside: &Path, path: &str) -> Result<()> {
             "/dev/null",
             &url,
         ];
-        let reply = Place::in_cgroup(inside).run(args)?;
+        let reply = run(&curl)?;
         assert_eq!(reply.code(), COULD_NOT_CONNECT, "{address}: {reply:?}");
     }
     Ok(())
