@@ -5,6 +5,8 @@
 
 pub mod cgroup;
 pub mod executable;
+mod forked;
+pub mod members;
 pub mod process;
 pub mod resolve;
 pub mod unit;

@@ -130,6 +130,15 @@ impl HeldProcess {
         Ok(unified_path(&text).map(str::to_owned))
     }
 
+    /// The root of the files that it sees, as an O_PATH descriptor.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn root(&self) -> Result<OwnedFd, ProcessError> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        openat(&self.dir, "root", flags, Mode::empty()).map_err(|errno| read_error(self.pid, "root", errno))
+    }
+
     /// The file that it runs, as an O_PATH descriptor.
     ///
     /// # Errors

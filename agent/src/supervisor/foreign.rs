@@ -5,13 +5,11 @@
 //! keeps nobody's connection waiting; it looks into each workload twice a second, less often where that takes long.
 
 mod board;
-mod manager;
 mod nursery;
 mod orders;
 mod spaces;
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
@@ -20,11 +18,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use tokio::sync::Notify;
 
 use crate::ebpf::foreign::{self, Holder, Standing};
 use crate::ebpf::{Marks, Report};
+use crate::identity::members::{self, Member};
 use crate::identity::process::HeldProcess;
 
 use board::Board;
@@ -47,8 +45,6 @@ const REMEMBERED: usize = 65_536;
 const RESTLESS_PAUSE: Duration = Duration::from_millis(5);
 /// So long is just after: a container's process is in its namespace then.
 const RESTLESS: Duration = Duration::from_secs(2);
-/// Levels below a workload's cgroup that are looked into.
-const DEEPEST: usize = 32;
 
 /// A workload to look into.
 #[derive(Clone, Debug)]
@@ -272,11 +268,9 @@ impl Look {
     }
 
     fn see_place(&mut self, place: &Place, spaces: &mut Spaces, board: &Board) {
-        let mut pids = Vec::new();
-        processes(&place.directory, DEEPEST, &mut pids);
         let known = self.own.remove(&place.number).unwrap_or_default();
         let mut own = HashSet::new();
-        for pid in pids {
+        for pid in members::processes(&place.directory) {
             let seen = self.see_process(place, pid, spaces, (&known, &mut own));
             for report in seen.unwrap_or_default() {
                 board.report(place.number, report);
@@ -293,20 +287,16 @@ impl Look {
         spaces: &mut Spaces,
         (known, own): (&HashSet<u64>, &mut HashSet<u64>),
     ) -> Option<Vec<Report>> {
-        let handle = pidfd_open(Pid::from_raw(i32::try_from(pid).ok()?)?, PidfdFlags::empty()).ok()?;
-        // Held after the handle was made: while descriptors can be had through the handle, both are one process.
-        let process = HeldProcess::open(pid).ok()?;
-        if !is_in(&process, place) || manager::is_its_child(&process) {
-            return None;
-        }
-        self.before.see(spaces, place, &process);
+        let member = Member::open(pid, place.directory.file_name()?)?;
+        let process = member.process();
+        self.before.see(spaces, place, process);
         let mut reports = Vec::new();
-        for (number, inode) in sockets(pid) {
+        for (number, inode) in member.sockets() {
             if own.contains(&inode) || (known.contains(&inode) && own.len() < REMEMBERED) {
                 own.insert(inode);
                 continue;
             }
-            let socket = match pidfd_getfd(&handle, number, PidfdGetfdFlags::empty()) {
+            let socket = match member.descriptor(number) {
                 Ok(socket) => socket,
                 Err(rustix::io::Errno::PERM) => {
                     self.say_blind();
@@ -323,7 +313,7 @@ impl Look {
                 // Its holder keeps it only if it can't be led elsewhere.
                 Ok(Standing::LetIn) if foreign::keep_from_dialling(&socket).is_ok() => {}
                 Ok(Standing::LetIn | Standing::Foreign) => {
-                    reports.extend(self.cut_off(place, &process, &socket, inode))
+                    reports.extend(self.cut_off(place, process, &socket, inode))
                 }
                 Err(error) => tracing::warn!(%error, pid, "a socket can't be examined"),
             }
@@ -400,72 +390,4 @@ fn cgroup_id(process: &HeldProcess, place: &Place) -> Option<u64> {
         .skip(1);
     let directory = place.directory.join(below.collect::<PathBuf>());
     fs::metadata(directory).ok().map(|found| found.ino())
-}
-
-/// Whether the process is in the workload: its number may have been given to another since it was listed.
-fn is_in(process: &HeldProcess, place: &Place) -> bool {
-    place
-        .directory
-        .file_name()
-        .is_some_and(|slice| is_below(process, slice))
-}
-
-/// Whether the process is in the workload's slice or below it.
-pub(super) fn is_below(process: &HeldProcess, slice: &OsStr) -> bool {
-    let Ok(Some(shown)) = process.cgroup() else {
-        return false;
-    };
-    // By the slice's name, which is one of a kind, whatever root of the hierarchy /proc shows paths from.
-    Path::new(&shown)
-        .components()
-        .any(|part| part.as_os_str() == slice)
-}
-
-/// Numbers of all processes in a cgroup and those below it.
-fn processes(directory: &Path, levels: usize, pids: &mut Vec<u32>) {
-    let listed = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
-    pids.extend(
-        listed
-            .lines()
-            .filter_map(|line| line.parse::<u32>().ok())
-            .filter(|pid| *pid > 0),
-    );
-    let Some(levels) = levels.checked_sub(1) else {
-        return;
-    };
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            processes(&entry.path(), levels, pids);
-        }
-    }
-}
-
-/// Descriptors of a process that are sockets, with the sockets' inodes.
-fn sockets(pid: u32) -> impl Iterator<Item = (i32, u64)> {
-    let socket = |entry: fs::DirEntry| {
-        let number = entry.file_name().to_str()?.parse().ok()?;
-        let target = fs::read_link(entry.path()).ok()?;
-        let inode = target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?;
-        Some((number, inode.parse().ok()?))
-    };
-    let entries = fs::read_dir(format!("/proc/{pid}/fd"))
-        .into_iter()
-        .flatten()
-        .flatten();
-    entries.filter_map(socket)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_process_sockets_are_found_by_their_inodes() {
-        use std::os::fd::AsRawFd as _;
-        let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
-        let inode = fs::metadata(format!("/proc/self/fd/{}", one.as_raw_fd()))
-            .unwrap()
-            .ino();
-        assert!(sockets(std::process::id()).any(|found| found == (one.as_raw_fd(), inode)));
-    }
 }

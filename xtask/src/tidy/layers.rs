@@ -25,6 +25,8 @@ const LAYERS: &[(&str, u8)] = &[
     ("http", IO),
     ("identity::cgroup", IO),
     ("identity::executable", IO),
+    ("identity::forked", IO),
+    ("identity::members", IO),
     ("identity::process", IO),
     ("identity::resolve", IO),
     ("identity::users", IO),

@@ -18,8 +18,8 @@ use super::sockets::{Offer, Sockets};
 use super::wanted::{Entrance, Wanted};
 use super::{Capture, Error};
 use crate::ebpf::{Netns, Origin, Reason, Report};
-use crate::identity::WorkloadName;
 use crate::identity::process::HeldProcess;
+use crate::identity::{WorkloadName, members};
 use crate::supervisor::canary::Space;
 use crate::supervisor::foreign::{self, Seen};
 use crate::supervisor::io as io_error;
@@ -216,7 +216,7 @@ impl Capture {
     /// Notes where a process of a workload is; gives the namespace's inode if it is to be entered.
     fn meet(&mut self, number: u32, process: &HeldProcess) -> Option<u64> {
         let slice = self.name_of(number)?.slice();
-        if !foreign::is_below(process, slice.as_ref()) {
+        if !members::is_below(process, slice.as_ref()) {
             return None;
         }
         let (inode, file) = foreign::elsewhere(process)?;

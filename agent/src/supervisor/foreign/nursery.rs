@@ -15,8 +15,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
 
+use super::Place;
 use super::orders::Orders;
-use super::{DEEPEST, Place};
+use crate::identity::members::DEEPEST;
 use crate::identity::unit::EXEC_PREFIX;
 
 /// Cgroups of one workload that are watched; what is made below further ones waits for the usual look.

@@ -17,7 +17,7 @@ const CODE: usize = 26 - 3;
 const STACK: usize = 28 - 3;
 
 /// Whether this is one.
-pub(super) fn is_its_child(process: &HeldProcess) -> bool {
+pub(super) fn is_managers_child(process: &HeldProcess) -> bool {
     let manager = fs::read_to_string("/proc/1/stat");
     process
         .read("stat")
