@@ -3,6 +3,8 @@
 //! The file is optional and so is every key: what is not given has the value that `config/default.toml` shows.
 
 pub mod file;
+mod limits;
+pub mod shipped;
 pub mod validate;
 
 use std::net::SocketAddr;
@@ -14,7 +16,7 @@ use crate::policy::{Diagnostic, Source, store};
 /// Where the settings are unless the command line says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/callgate/callgate.toml";
 
-/// The file that `callgate` ships as `/etc/callgate/callgate.toml`: every key with its default.
+/// The file that `callgate` ships as `/etc/callgate/callgate.toml`: every key with its default, as [`shipped::text`] makes it.
 pub const DEFAULT_FILE: &str = include_str!("../config/default.toml");
 
 /// The largest settings file, in bytes.

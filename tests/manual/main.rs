@@ -1,4 +1,5 @@
-//! Writes the man pages and shell completions: `callgate-manual DIR`, which `cargo xtask manual` runs on `agent/dist`.
+//! Writes the man pages, the shell completions and the settings file that are shipped: `callgate-manual DIR`, which
+//! `cargo xtask manual` runs on `agent`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,8 +34,10 @@ fn files() -> Result<Vec<(PathBuf, Vec<u8>)>> {
     ] {
         let mut text = Vec::new();
         clap_complete::generate(shell, &mut callgate::cli::definition(), "callgate", &mut text);
-        files.push((Path::new("completions").join(name), text));
+        files.push((Path::new("dist/completions").join(name), text));
     }
+    let settings = callgate::config::shipped::text().into_bytes();
+    files.push((PathBuf::from("config/default.toml"), settings));
     Ok(files)
 }
 
@@ -50,7 +53,7 @@ fn pages(command: &Command, files: &mut Vec<(PathBuf, Vec<u8>)>) -> Result<()> {
         .manual("callgate");
     let mut text = Vec::new();
     page.render(&mut text).context("can't render a page")?;
-    files.push((Path::new("man").join(format!("{name}.8")), text));
+    files.push((Path::new("dist/man").join(format!("{name}.8")), text));
     let shown = |sub: &&Command| !sub.is_hide_set() && sub.get_name() != "help";
     command
         .get_subcommands()
@@ -64,18 +67,18 @@ mod tests {
 
     #[test]
     fn what_is_checked_in_is_what_the_command_line_says() {
-        let dist = Path::new(env!("CARGO_MANIFEST_DIR")).join("../agent/dist");
+        let agent = Path::new(env!("CARGO_MANIFEST_DIR")).join("../agent");
         let made = files().unwrap();
         for (name, text) in &made {
-            let found = fs::read(dist.join(name)).unwrap_or_default();
+            let found = fs::read(agent.join(name)).unwrap_or_default();
             assert!(
                 found == *text,
                 "{} is out of date: cargo xtask manual",
                 name.display()
             );
         }
-        for dir in ["man", "completions"] {
-            for entry in fs::read_dir(dist.join(dir)).unwrap() {
+        for dir in ["dist/man", "dist/completions"] {
+            for entry in fs::read_dir(agent.join(dir)).unwrap() {
                 let name = Path::new(dir).join(entry.unwrap().file_name());
                 assert!(
                     made.iter().any(|(known, _)| *known == name),

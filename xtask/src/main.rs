@@ -65,7 +65,7 @@ enum Verb {
     },
     /// Put the agent under load and keep a profile of it, by which `dist` and `bench` optimise from then on (needs root)
     Train,
-    /// Write the man pages and shell completions anew, after a change of the command line
+    /// Write the man pages, shell completions and default settings anew, after a change of the command line or of a setting
     Manual,
     /// Measure: single steps, or with `peers` the agent beside other proxies
     Bench(bench::Arguments),

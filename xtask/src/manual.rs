@@ -1,5 +1,5 @@
-//! `cargo xtask manual`: man pages and shell completions under `agent/dist`, from the command line's definition. A test
-//! in `tests/manual` says when they are out of date.
+//! `cargo xtask manual`: man pages and shell completions under `agent/dist`, from the command line's definition, and
+//! `agent/config/default.toml`, from the settings' types. A test in `tests/manual` says when they are out of date.
 
 use anyhow::Result;
 
@@ -18,7 +18,7 @@ pub(crate) fn run() -> Result<Outcome> {
         "callgate-manual",
     ]);
     let mut write = setup::prepare(write);
-    write.arg("--").arg(cmd::root().join("agent/dist"));
+    write.arg("--").arg(cmd::root().join("agent"));
     cmd::run(write)?;
     Ok(Outcome::Good)
 }

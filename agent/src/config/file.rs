@@ -2,6 +2,7 @@
 
 use toml_span::value::Value;
 
+use super::limits::{self, Limit};
 use super::{LogLevel, QueryValues};
 use crate::policy::reader::{Fields, Report, Spanned, nearest};
 use crate::policy::{Diagnostic, Source};
@@ -19,8 +20,8 @@ pub struct FileConfig {
     pub(super) resolvers: Option<Vec<Spanned<String>>>,
     pub(super) upstream_ca: Option<Vec<Spanned<String>>>,
     pub(super) audit: FileAudit,
-    /// Limits by key; all are whole numbers.
-    pub(super) limits: Vec<(&'static str, u64)>,
+    /// Those limits that are given.
+    pub(super) limits: Vec<(&'static Limit, u64)>,
 }
 
 /// `[audit]`.
@@ -39,27 +40,6 @@ const PATHS: [&str; 5] = [
     "runtime_dir",
     "admin_socket",
     "bpffs_dir",
-];
-
-/// The keys of `[limits]` with their least and greatest values.
-const LIMITS: [(&str, u64, u64); 17] = [
-    ("client_hello_kib", 4, 1024),
-    ("client_hello_seconds", 1, 600),
-    ("headers_kib", 8, 1024),
-    ("headers_count", 16, 1000),
-    ("headers_seconds", 1, 600),
-    ("idle_seconds", 1, 86_400),
-    ("write_seconds", 1, 3600),
-    ("connect_seconds", 1, 600),
-    ("answer_seconds", 1, 86_400),
-    ("h2_streams", 1, 10_000),
-    ("h2_resets", 10, 100_000),
-    ("h2_resets_window_seconds", 1, 600),
-    ("connections", 1, 1_000_000),
-    ("calls", 1, 8192),
-    ("buffers_mib", 1, 65_536),
-    ("detect_seconds", 1, 600),
-    ("memory_percent", 10, 100),
 ];
 
 /// Reads the file's text; what is wrong with it comes second.
@@ -115,16 +95,18 @@ fn audit(report: &mut Report<'_>, value: &Value<'_>) -> FileAudit {
     audit
 }
 
-fn limits(report: &mut Report<'_>, value: &Value<'_>) -> Vec<(&'static str, u64)> {
+fn limits(report: &mut Report<'_>, value: &Value<'_>) -> Vec<(&'static Limit, u64)> {
     let Some(mut fields) = Fields::of(report, value, "`limits`") else {
         return Vec::new();
     };
-    let mut limits = Vec::new();
-    for (key, min, max) in LIMITS {
-        limits.extend(fields.integer(report, key, min, max).map(|number| (key, number)));
+    let mut given = Vec::new();
+    for limit in limits::ALL {
+        let (least, greatest) = limit.range;
+        let number = fields.integer(report, limit.key, least, greatest);
+        given.extend(number.map(|number| (limit, number)));
     }
     fields.finish(report);
-    limits
+    given
 }
 
 fn owned(text: Option<Spanned<&str>>) -> Option<Spanned<String>> {

@@ -8,6 +8,11 @@ fn parse(text: &str) -> Result<Config, Vec<String>> {
 }
 
 #[test]
+fn the_shipped_file_is_made_from_the_types() {
+    assert_eq!(DEFAULT_FILE, shipped::text(), "out of date: cargo xtask manual");
+}
+
+#[test]
 fn the_shipped_file_says_what_the_defaults_are() {
     assert_eq!(parse(DEFAULT_FILE), Ok(Config::default()));
     assert_eq!(parse(""), Ok(Config::default()));

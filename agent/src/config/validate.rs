@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use super::file::{FileAudit, FileConfig};
-use super::{Audit, Config, Limits};
+use super::{Audit, Config};
 use crate::policy::reader::Spanned;
 use crate::policy::{Diagnostic, Source};
 
@@ -35,8 +35,8 @@ pub fn validate(source: &Source, file: FileConfig, found: &mut Vec<Diagnostic>) 
         .filter_map(|text| check.absolute("upstream_ca", text))
         .collect();
     config.audit = audit(&mut check, file.audit);
-    for (key, number) in file.limits {
-        set_limit(&mut config.limits, key, number);
+    for (limit, number) in file.limits {
+        limit.set(&mut config.limits, number);
     }
     config
 }
@@ -77,31 +77,6 @@ fn audit(check: &mut Check<'_>, file: FileAudit) -> Audit {
             .and_then(|keep| u32::try_from(keep).ok())
             .unwrap_or(default.keep),
         query_values: file.query_values.unwrap_or(default.query_values),
-    }
-}
-
-fn set_limit(limits: &mut Limits, key: &str, number: u64) {
-    let seconds = Duration::from_secs(number);
-    let size = to_usize(number);
-    let count = u32::try_from(number).unwrap_or(u32::MAX);
-    match key {
-        "client_hello_kib" => limits.client_hello_size = size * 1024,
-        "client_hello_seconds" => limits.client_hello_timeout = seconds,
-        "headers_kib" => limits.headers_size = size * 1024,
-        "headers_count" => limits.headers_count = size,
-        "headers_seconds" => limits.headers_timeout = seconds,
-        "idle_seconds" => limits.idle_timeout = seconds,
-        "write_seconds" => limits.write_timeout = seconds,
-        "connect_seconds" => limits.connect_timeout = seconds,
-        "answer_seconds" => limits.answer_timeout = seconds,
-        "h2_streams" => limits.h2_streams = count,
-        "h2_resets" => limits.h2_resets = count,
-        "h2_resets_window_seconds" => limits.h2_resets_window = seconds,
-        "connections" => limits.connections = size,
-        "calls" => limits.calls = count,
-        "buffers_mib" => limits.buffers_size = size * 1024 * 1024,
-        "detect_seconds" => limits.detect_timeout = seconds,
-        _ => limits.memory_percent = u8::try_from(number).unwrap_or(100),
     }
 }
 
