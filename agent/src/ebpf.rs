@@ -35,6 +35,7 @@ use std::path::PathBuf;
 
 pub use bpffs::prepare as prepare_pins;
 pub use callgate_common::{Origin, Reason};
+pub use earlier::{Pinned, pinned};
 pub use events::{Bell, Events, Report};
 pub use features::Feature;
 pub use foreign::Marks;

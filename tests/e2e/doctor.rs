@@ -1,5 +1,7 @@
 //! What the doctor finds on a host where something is wrong, and that each finding names it.
 
+mod running;
+
 use anyhow::{Context, Result};
 use harness::{Bed, Output, World, require};
 use serde_json::Value;
@@ -105,6 +107,17 @@ fn each_enabled_unit_is_looked_at_and_what_goes_past_the_agent_fails() -> Result
     bed.run(["rm", "/etc/systemd/system/billing.service.d/90-own.conf"])?
         .ok()?;
     bed.systemctl(&["daemon-reload"])?.ok()?;
+
+    let trust = looked("trust")?;
+    assert_eq!(
+        (&trust["status"], &trust["found"]),
+        (
+            &"pass".into(),
+            &"billing: its processes trust the agent's root (1 find it among the host's, 0 by a variable)"
+                .into()
+        )
+    );
+    assert_eq!(looked("sockets")?["status"], "pass");
 
     // The policy forgets the workload: it is held, and may do nothing.
     bed.policy("")?;

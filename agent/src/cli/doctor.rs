@@ -3,6 +3,7 @@
 //! Looks only; changes nothing. What the kernel's programs need is probed one by one where they are loaded,
 //! and handed in as further checks.
 
+mod managed;
 mod probes;
 mod settings;
 mod units;
@@ -93,6 +94,7 @@ pub fn run(args: Args, config: &Config, kernel_checks: Vec<Check>) -> anyhow::Re
     checks.extend(kernel_checks);
     checks.extend(settings::checks(config));
     checks.extend(units::checks(config));
+    checks.extend(managed::checks(config));
     checks.extend(running_agent(&config.admin_socket));
     let text = if args.json { json(&checks)? } else { table(&checks) };
     writeln!(io::stdout().lock(), "{text}").context("can't write to standard output")?;
@@ -272,6 +274,19 @@ mod tests {
             assert_eq!(check.fix.is_empty(), check.status == Status::Pass, "{check:?}");
             assert!(!check.found.is_empty(), "{check:?}");
         }
+    }
+
+    #[test]
+    fn each_failed_canary_is_told() {
+        let canary = |workload: &str, netns| admin::CanaryStatus {
+            workload: workload.to_owned(),
+            netns,
+            finding: "refused".to_owned(),
+        };
+        assert_eq!(canaries(&[]).status, Status::Pass);
+        let check = canaries(&[canary("billing", None), canary("ci", Some(7))]);
+        assert_eq!(check.status, Status::Fail);
+        assert_eq!(check.found, "billing: refused; ci in net:[7]: refused");
     }
 
     #[test]

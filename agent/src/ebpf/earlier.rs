@@ -1,17 +1,43 @@
-//! What an earlier run held, as the pins say before anything is loaded.
+//! What is held, as the pins say: for who loads nothing, or not yet.
 
-use std::collections::HashSet;
+use std::collections::{self, HashSet};
 use std::fs::{self, File};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::DirEntryExt as _;
 use std::path::Path;
 
 use aya::maps::{HashMap, Map, MapData, MapError};
-use callgate_common::names::WORKLOADS;
+use callgate_common::names::{SOCKETS, WORKLOADS};
 
 use super::loader::LoadOptions;
-use super::pins::Pins;
-use super::{Programs, cgroup, sys};
+use super::pins::{MAPS_DIR, Pins};
+use super::{Error, Marks, Programs, cgroup, sys};
+
+/// What is held, whether or not an agent runs.
+#[derive(Debug)]
+pub struct Pinned {
+    /// The numbers of the workloads by their cgroups' ids.
+    pub numbers: collections::HashMap<u64, u32>,
+    /// The marks on their sockets.
+    pub marks: Marks,
+}
+
+/// Looks at the pins below `bpffs_dir`; `None` if there are none.
+///
+/// # Errors
+/// If they can't be opened, as by another than root, or are of a version with other maps.
+pub fn pinned(bpffs_dir: &Path) -> Result<Option<Pinned>, Error> {
+    let maps = bpffs_dir.join(MAPS_DIR);
+    let (workloads, sockets) = (maps.join(WORKLOADS), maps.join(SOCKETS));
+    if !workloads.exists() || !sockets.exists() {
+        return Ok(None);
+    }
+    let numbers = held(&workloads).map_err(|source| Error::map(WORKLOADS, source))?;
+    Ok(Some(Pinned {
+        numbers: numbers.into_iter().collect(),
+        marks: Marks::pinned(&sockets)?,
+    }))
+}
 
 impl Programs {
     /// Whether there is a cgroup of this id still; what can't be told counts as there.
@@ -27,7 +53,7 @@ pub(super) fn workload_level(options: &LoadOptions, mount: &File, pins: &Pins) -
     let children = children(&options.mount.join(&options.parent));
     let in_place = |id: &u64| children.contains(id) || !exists(mount, *id);
     match held(&pins.maps().join(WORKLOADS)) {
-        Ok(held) if held.iter().all(in_place) => cgroup::level_below(&options.parent),
+        Ok(held) if held.iter().all(|(id, _)| in_place(id)) => cgroup::level_below(&options.parent),
         _ => 0,
     }
 }
@@ -41,10 +67,10 @@ fn children(parent: &Path) -> HashSet<u64> {
     entries.map(|entry| entry.ino()).collect()
 }
 
-fn held(pin: &Path) -> Result<Vec<u64>, MapError> {
+fn held(pin: &Path) -> Result<Vec<(u64, u32)>, MapError> {
     if !pin.exists() {
         return Ok(Vec::new());
     }
     let map = MapData::from_pin(pin).and_then(Map::from_map_data)?;
-    HashMap::<_, u64, u32>::try_from(map)?.keys().collect()
+    HashMap::<_, u64, u32>::try_from(map)?.iter().collect()
 }

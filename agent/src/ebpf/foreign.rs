@@ -11,6 +11,7 @@
 use std::io;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use aya::maps::{Map, MapData, MapError, SkStorage};
 use callgate_common::names::SOCKETS;
@@ -41,9 +42,18 @@ pub struct Marks(SkStorage<MapData, SocketMark>);
 
 impl Marks {
     pub(super) fn new(fd: OwnedFd) -> Result<Self, Error> {
-        let fail = |source| Error::map(SOCKETS, source);
-        let map = MapData::from_fd(fd).and_then(Map::from_map_data).map_err(fail)?;
-        SkStorage::try_from(map).map(Self).map_err(fail)
+        Self::of(MapData::from_fd(fd))
+    }
+
+    pub(super) fn pinned(pin: &Path) -> Result<Self, Error> {
+        Self::of(MapData::from_pin(pin))
+    }
+
+    fn of(data: Result<MapData, MapError>) -> Result<Self, Error> {
+        data.and_then(Map::from_map_data)
+            .and_then(SkStorage::try_from)
+            .map(Self)
+            .map_err(|source| Error::map(SOCKETS, source))
     }
 
     /// What `socket` is to the workload `number`, which may take connections on the ports `listen`.

@@ -8,15 +8,16 @@ use super::{Error, Mount, Released, io_error, normal_parent, remove_if_empty};
 use crate::identity::WorkloadName;
 use crate::identity::unit::EXEC_PREFIX;
 
-/// The workloads below `parent` in which processes run, those of cgroups further below included.
+/// The workloads below `parent` in which processes run, those of cgroups further below included, with their cgroups'
+/// directories.
 ///
 /// # Errors
 /// If `parent` is no path below the mount, or the system refuses.
-pub fn occupied(mount: &Mount, parent: &str) -> Result<Vec<WorkloadName>, Error> {
+pub fn occupied(mount: &Mount, parent: &str) -> Result<Vec<(WorkloadName, PathBuf)>, Error> {
     let mut occupied = Vec::new();
     for (name, directory) in workloads(mount, parent)? {
         if is_occupied(&directory)? {
-            occupied.push(name);
+            occupied.push((name, directory));
         }
     }
     Ok(occupied)

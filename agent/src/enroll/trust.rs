@@ -5,6 +5,7 @@
 
 mod java;
 mod places;
+mod seen;
 mod watch;
 
 use std::collections::BTreeSet;
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+pub use seen::{OwnRoots, Trusted};
 pub use watch::Watch;
 
 /// Where distributions keep their roots as one PEM file; the first that exists is the host's.

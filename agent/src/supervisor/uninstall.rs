@@ -37,7 +37,8 @@ pub fn release_all(config: &Config, running: Running) -> Result<Vec<WorkloadName
     let parent = &config.cgroup_parent;
     let occupied = enroll::occupied(&mount, parent)?;
     if running == Running::Refuse && !occupied.is_empty() {
-        return Err(Error::Occupied { workloads: occupied });
+        let workloads = occupied.into_iter().map(|(name, _)| name).collect();
+        return Err(Error::Occupied { workloads });
     }
     // Calls that a stopped agent's worker still ends are let go of too.
     left::tables(&config.state_dir)

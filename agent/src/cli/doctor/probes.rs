@@ -162,18 +162,22 @@ fn pid_namespace() -> Check {
     }
 }
 
+const CLOCK: &str = "clock";
+const SET_CLOCK: &str = "set the clock and keep it so (systemd-timesyncd, chrony)";
+
 fn clock() -> Check {
-    const NAME: &str = "clock";
-    const FIX: &str = "set the clock and keep it so (systemd-timesyncd, chrony)";
     match clock_gettime(ClockId::CLOCK_REALTIME) {
-        Ok(now) if now.tv_sec() >= EARLIEST_TIME => Check::pass(NAME, "set"),
-        Ok(now) => Check::fail(
-            NAME,
-            format!("{} seconds since 1970 is in the past", now.tv_sec()),
-            FIX,
-        ),
-        Err(errno) => Check::fail(NAME, errno.to_string(), FIX),
+        Ok(now) => of_clock(now.tv_sec()),
+        Err(errno) => Check::fail(CLOCK, errno.to_string(), SET_CLOCK),
     }
+}
+
+fn of_clock(seconds: i64) -> Check {
+    if seconds >= EARLIEST_TIME {
+        return Check::pass(CLOCK, "set");
+    }
+    let found = format!("{seconds} seconds since 1970 is in the past: no certificate is valid then");
+    Check::fail(CLOCK, found, SET_CLOCK)
 }
 
 /// The agent forbids cores of itself; pages that are swapped out could still hold a secret.
@@ -194,7 +198,24 @@ fn swap() -> Check {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Status;
     use super::*;
+
+    #[test]
+    fn pins_that_would_lie_on_no_bpf_file_system_are_told_of() {
+        let elsewhere = tempfile::tempdir().unwrap();
+        let check = bpffs(&elsewhere.path().join("below/callgate"));
+        assert_eq!(check.status, Status::Warn);
+        assert!(check.found.contains("lies on none"), "{check:?}");
+    }
+
+    #[test]
+    fn a_clock_that_was_never_set_fails() {
+        assert_eq!(clock().status, Status::Pass);
+        let check = of_clock(86_400);
+        assert_eq!(check.status, Status::Fail);
+        assert!(check.found.contains("86400 seconds since 1970"), "{check:?}");
+    }
 
     #[test]
     fn versions_are_read_from_releases_of_all_kinds() {

@@ -1,0 +1,317 @@
+//! The checks of what runs in the workloads: whom the processes trust, and whether they hold sockets that were not made
+//! there.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use super::Check;
+use crate::config::Config;
+use crate::ebpf::foreign::Standing;
+use crate::ebpf::{self, Pinned};
+use crate::enroll::trust::{OwnRoots, Trusted};
+use crate::enroll::{self, Mount};
+use crate::identity::WorkloadName;
+use crate::identity::members::{self, Member};
+use crate::policy::store;
+use crate::supervisor::TRUST_DIR;
+
+/// One process may see its files on a file system that never answers.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Processes that are named one by one.
+const NAMED: usize = 5;
+
+/// Two for each workload in which something runs. Nothing while there is none, or no cgroup v2, which another check says.
+#[must_use]
+pub(super) fn checks(config: &Config) -> Vec<Check> {
+    let occupied = Mount::find().and_then(|mount| enroll::occupied(&mount, &config.cgroup_parent));
+    let Ok(occupied) = occupied else {
+        return Vec::new();
+    };
+    let occupied: Vec<_> = occupied.into_iter().map(Occupied::new).collect();
+    let mut checks = trust(&config.runtime_dir.join(TRUST_DIR), &occupied);
+    checks.extend(sockets(config, &occupied));
+    checks
+}
+
+/// A workload in which processes run.
+#[derive(Clone, Debug)]
+struct Occupied {
+    name: WorkloadName,
+    directory: PathBuf,
+}
+
+impl Occupied {
+    fn new((name, directory): (WorkloadName, PathBuf)) -> Self {
+        Self { name, directory }
+    }
+
+    /// Those that are there now.
+    fn members(&self) -> impl Iterator<Item = Member> {
+        let slice = self.directory.file_name().unwrap_or_default();
+        let pids = members::processes(&self.directory).into_iter();
+        pids.filter_map(|pid| Member::open(pid, slice))
+    }
+}
+
+const TRUST: &str = "trust";
+
+fn trust(directory: &Path, occupied: &[Occupied]) -> Vec<Check> {
+    // Why there are none is said of the roots themselves.
+    let Ok(Some(own)) = OwnRoots::written_to(directory) else {
+        return Vec::new();
+    };
+    let (sender, receiver) = mpsc::channel();
+    let looked_at = occupied.to_vec();
+    // Left behind if it hangs: it ends with the doctor.
+    thread::spawn(move || look_at_trust(own, &looked_at, &sender));
+    let mut checks = Vec::new();
+    for workload in occupied {
+        match receiver.recv_timeout(PATIENCE) {
+            Ok(trusting) => checks.push(of_trust(&workload.name, &trusting)),
+            Err(_) => {
+                checks.push(unanswered(&workload.name));
+                break;
+            }
+        }
+    }
+    checks
+}
+
+/// What is said of the processes of one workload.
+#[derive(Debug, Default)]
+struct Trusting {
+    in_place: usize,
+    by_variable: usize,
+    not: Vec<String>,
+}
+
+fn look_at_trust(mut own: OwnRoots, occupied: &[Occupied], found: &mpsc::Sender<Trusting>) {
+    for workload in occupied {
+        let mut trusting = Trusting::default();
+        for member in workload.members() {
+            match own.trusted_by(member.process()) {
+                Ok(Trusted::InPlace) => trusting.in_place += 1,
+                Ok(Trusted::By(_)) => trusting.by_variable += 1,
+                Ok(Trusted::Not) => trusting.not.push(called(&member)),
+                // It has ended meanwhile.
+                Err(_) => {}
+            }
+        }
+        if found.send(trusting).is_err() {
+            return;
+        }
+    }
+}
+
+fn of_trust(name: &WorkloadName, trusting: &Trusting) -> Check {
+    let Trusting {
+        in_place,
+        by_variable,
+        not,
+    } = trusting;
+    if not.is_empty() {
+        let found = format!(
+            "{name}: its processes trust the agent's root ({in_place} find it among the host's, {by_variable} by a variable)"
+        );
+        return Check::pass(TRUST, found);
+    }
+    let found = format!(
+        "{name}: {} of {} processes do not have the agent's root where programs look for roots: {}",
+        not.len(),
+        not.len() + in_place + by_variable,
+        listed(not)
+    );
+    Check::warn(
+        TRUST,
+        found,
+        "restart them, a unit by systemctl once it is enabled and a command by `callgate exec`; what clears its environment or has a root directory of its own must be given the bundle (README, \"Runtimes\")",
+    )
+}
+
+fn unanswered(name: &WorkloadName) -> Check {
+    let found = format!("{name}: not looked at: the files that one of its processes sees give no answer");
+    Check::warn(
+        TRUST,
+        found,
+        "see which of its file systems hangs; workloads after it were not looked at either",
+    )
+}
+
+const SOCKETS: &str = "sockets";
+
+fn sockets(config: &Config, occupied: &[Occupied]) -> Vec<Check> {
+    if occupied.is_empty() {
+        return Vec::new();
+    }
+    let pinned = match ebpf::pinned(&config.bpffs_dir) {
+        Ok(Some(pinned)) => pinned,
+        Ok(None) => {
+            let found = format!(
+                "workloads run, and nothing holds them: there are no programs below {}",
+                config.bpffs_dir.display()
+            );
+            return vec![Check::fail(SOCKETS, found, "start the agent")];
+        }
+        Err(error) => {
+            let found = format!("not looked at: {error}");
+            return vec![Check::warn(
+                SOCKETS,
+                found,
+                "run `callgate doctor` as root, with the version that runs",
+            )];
+        }
+    };
+    let policy = store::load_dir(&config.policy_dir).policy.ok();
+    let of = |workload: &Occupied| {
+        let known = policy.as_ref().and_then(|policy| policy.workload(&workload.name));
+        let listen = known.map_or(&[][..], |known| known.listen());
+        look_at_sockets(&pinned, workload, listen)
+    };
+    occupied.iter().map(of).collect()
+}
+
+fn look_at_sockets(pinned: &Pinned, workload: &Occupied, listen: &[u16]) -> Check {
+    let name = &workload.name;
+    let id = fs::metadata(&workload.directory).map(|found| found.ino());
+    let Some(number) = id.ok().and_then(|id| pinned.numbers.get(&id)) else {
+        let found = format!("{name}: processes run in its cgroup, which no program holds");
+        return Check::fail(
+            SOCKETS,
+            found,
+            "`callgate reload`; if that does not help, the agent's log says what goes wrong",
+        );
+    };
+    let mut found = Foreign::default();
+    for member in workload.members() {
+        found.see(&pinned.marks, &member, *number, listen);
+    }
+    of_sockets(name, &found)
+}
+
+/// Sockets that were made elsewhere, by who holds them.
+#[derive(Debug, Default)]
+struct Foreign {
+    cut_off: BTreeMap<String, usize>,
+    open: BTreeMap<String, usize>,
+    blind: bool,
+}
+
+impl Foreign {
+    fn see(&mut self, marks: &ebpf::Marks, member: &Member, number: u32, listen: &[u16]) {
+        for (descriptor, _) in member.sockets() {
+            let socket = match member.descriptor(descriptor) {
+                Ok(socket) => socket,
+                Err(rustix::io::Errno::PERM) => {
+                    self.blind = true;
+                    return;
+                }
+                // Closed meanwhile.
+                Err(_) => continue,
+            };
+            let holders = match marks.standing(&socket, number, listen) {
+                Ok(Standing::Own | Standing::LetIn) => continue,
+                Ok(Standing::Harmless) => &mut self.cut_off,
+                Ok(Standing::Foreign) | Err(_) => &mut self.open,
+            };
+            *holders.entry(called(member)).or_default() += 1;
+        }
+    }
+}
+
+fn of_sockets(name: &WorkloadName, found: &Foreign) -> Check {
+    if !found.open.is_empty() {
+        let text = format!(
+            "{name}: sockets that were made before their process came here, or elsewhere, and that no program sees: {}",
+            counted(&found.open)
+        );
+        return Check::fail(
+            SOCKETS,
+            text,
+            "a running agent cuts such off within a second; if they stay, its log says why: end these processes",
+        );
+    }
+    if found.blind {
+        let text = format!("{name}: not looked at: these processes' sockets are root's to see");
+        return Check::warn(SOCKETS, text, "run `callgate doctor` as root");
+    }
+    if !found.cut_off.is_empty() {
+        let text = format!(
+            "{name}: sockets that were made before their process came here, or elsewhere, and are cut off: {}",
+            counted(&found.cut_off)
+        );
+        return Check::warn(
+            SOCKETS,
+            text,
+            "restart these processes in the workload, so that they make their own",
+        );
+    }
+    Check::pass(
+        SOCKETS,
+        format!("{name}: all of its processes' sockets are its own"),
+    )
+}
+
+/// A process as an operator looks for it: number and name.
+fn called(member: &Member) -> String {
+    let name = member.process().read("comm").unwrap_or_default();
+    format!("{} ({})", member.process().pid(), name.trim_end())
+}
+
+fn counted(holders: &BTreeMap<String, usize>) -> String {
+    let each = holders
+        .iter()
+        .map(|(holder, count)| format!("{count} of {holder}"));
+    listed(&each.collect::<Vec<_>>())
+}
+
+fn listed(all: &[String]) -> String {
+    let (named, rest) = all.split_at(all.len().min(NAMED));
+    match rest.len() {
+        0 => named.join(", "),
+        more => format!("{} and {more} more", named.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Status;
+    use super::*;
+
+    fn billing() -> WorkloadName {
+        WorkloadName::parse("billing").unwrap()
+    }
+
+    #[test]
+    fn one_process_without_the_root_is_enough_to_be_named() {
+        let mut trusting = Trusting {
+            in_place: 2,
+            by_variable: 1,
+            not: Vec::new(),
+        };
+        assert_eq!(of_trust(&billing(), &trusting).status, Status::Pass);
+        trusting.not = (1..=7).map(|pid| format!("{pid} (sleep)")).collect();
+        let check = of_trust(&billing(), &trusting);
+        assert_eq!(check.status, Status::Warn);
+        assert!(check.found.contains("7 of 10 processes"), "{check:?}");
+        assert!(check.found.ends_with("5 (sleep) and 2 more"), "{check:?}");
+    }
+
+    #[test]
+    fn a_socket_that_nothing_sees_outweighs_those_that_are_cut_off() {
+        let mut found = Foreign::default();
+        assert_eq!(of_sockets(&billing(), &found).status, Status::Pass);
+        found.cut_off.insert("7 (nc)".to_owned(), 2);
+        let check = of_sockets(&billing(), &found);
+        assert_eq!(check.status, Status::Warn);
+        assert!(check.found.contains("2 of 7 (nc)"), "{check:?}");
+        found.blind = true;
+        assert!(of_sockets(&billing(), &found).found.contains("not looked at"));
+        found.open.insert("8 (nc)".to_owned(), 1);
+        assert_eq!(of_sockets(&billing(), &found).status, Status::Fail);
+    }
+}

@@ -1,0 +1,177 @@
+//! Whom a running process trusts: whether the agent's root is where programs look for roots, as that process sees the
+//! host's files.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+
+use super::{
+    BUNDLE, BUNDLE_VARIABLES, HOST_BUNDLES, MAX_BUNDLE_BYTES, TrustError, certificates, host_bundle, io_error,
+};
+use crate::identity::process::{HeldProcess, ProcessError};
+
+/// How a process comes to trust the agent.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Trusted {
+    /// The agent's root is among the host's, as the process sees them.
+    InPlace,
+    /// This variable of the process names a bundle with it.
+    By(&'static str),
+    /// Neither. TLS of its programs fails, unless they were told of the root in a way of their own.
+    Not,
+}
+
+/// The agent's roots, and which bundles have been seen to hold them.
+#[derive(Debug)]
+pub struct OwnRoots {
+    roots: Vec<String>,
+    known: HashMap<FileVersion, bool>,
+}
+
+/// Device, inode, time of the last change (s, ns) and size: a bundle that is the same one by these is read once.
+type FileVersion = (u64, u64, i64, i64, u64);
+
+impl OwnRoots {
+    /// Those that the agent wrote to `directory` beside the host's; `None` if it wrote none.
+    ///
+    /// # Errors
+    /// If they or the host's can't be read.
+    pub fn written_to(directory: &Path) -> Result<Option<Self>, TrustError> {
+        let path = directory.join(BUNDLE);
+        let bundle = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            read => read.map_err(io_error("read", &path))?,
+        };
+        let host = host_bundle()?;
+        let host = certificates(&host);
+        let own = certificates(&bundle)
+            .into_iter()
+            .filter(|root| !host.contains(root));
+        let roots: Vec<_> = own.map(str::to_owned).collect();
+        Ok((!roots.is_empty()).then(|| Self {
+            roots,
+            known: HashMap::new(),
+        }))
+    }
+
+    /// How `process` comes to trust them.
+    ///
+    /// # Errors
+    /// If it has ended, or may not be looked into.
+    pub fn trusted_by(&mut self, process: &HeldProcess) -> Result<Trusted, ProcessError> {
+        let root = process.root()?;
+        if HOST_BUNDLES.iter().any(|path| self.are_in(root.as_fd(), path)) {
+            return Ok(Trusted::InPlace);
+        }
+        let environment = process.read("environ")?;
+        let by = BUNDLE_VARIABLES
+            .iter()
+            .find(|name| value(&environment, name).is_some_and(|path| self.are_in(root.as_fd(), path)));
+        Ok(by.map_or(Trusted::Not, |name| Trusted::By(name)))
+    }
+
+    /// Whether all of them are in the bundle at `path` below `root`. What can't be read there holds none.
+    fn are_in(&mut self, root: BorrowedFd<'_>, path: &str) -> bool {
+        // Its links must not lead the reader out of the process's root, nor a pipe there make it wait.
+        let how = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let Ok(file) = openat2(root, path, how, Mode::empty(), ResolveFlags::IN_ROOT) else {
+            return false;
+        };
+        let file = File::from(file);
+        let Ok(found) = file.metadata() else {
+            return false;
+        };
+        if !found.is_file() || found.len() > MAX_BUNDLE_BYTES {
+            return false;
+        }
+        let version = (
+            found.dev(),
+            found.ino(),
+            found.mtime(),
+            found.mtime_nsec(),
+            found.len(),
+        );
+        if let Some(known) = self.known.get(&version) {
+            return *known;
+        }
+        let holds = read(file).is_ok_and(|text| {
+            let there = certificates(&text);
+            self.roots.iter().all(|own| there.contains(&own.as_str()))
+        });
+        self.known.insert(version, holds);
+        holds
+    }
+}
+
+fn read(file: File) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    file.take(MAX_BUNDLE_BYTES).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// A variable in the form of environ(7).
+fn value<'e>(environment: &'e str, name: &str) -> Option<&'e str> {
+    let mut all = environment.split('\0').filter_map(|one| one.split_once('='));
+    all.find_map(|(found, value)| (found == name).then_some(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWN: &str = "-----BEGIN CERTIFICATE-----\nQ0FMTEdBVEU=\n-----END CERTIFICATE-----";
+    const OTHER: &str = "-----BEGIN CERTIFICATE-----\nT1RIRVI=\n-----END CERTIFICATE-----";
+
+    fn roots() -> OwnRoots {
+        OwnRoots {
+            roots: vec![OWN.to_owned()],
+            known: HashMap::new(),
+        }
+    }
+
+    fn open(directory: &Path) -> std::os::fd::OwnedFd {
+        File::open(directory).unwrap().into()
+    }
+
+    #[test]
+    fn a_bundle_counts_if_it_holds_the_root_whatever_else_it_holds() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = open(directory.path());
+        let mut own = roots();
+        fs::write(directory.path().join("both"), format!("{OTHER}\n{OWN}\n")).unwrap();
+        fs::write(directory.path().join("other"), OTHER).unwrap();
+        for _ in 0..2 {
+            assert!(own.are_in(root.as_fd(), "/both"));
+            assert!(!own.are_in(root.as_fd(), "/other"));
+            assert!(!own.are_in(root.as_fd(), "/none"));
+        }
+        // Another file by then.
+        fs::write(directory.path().join("other"), format!("{OTHER}\n{OWN}")).unwrap();
+        assert!(own.are_in(root.as_fd(), "other"));
+    }
+
+    #[test]
+    fn a_link_stays_below_the_process_root_and_a_pipe_is_no_bundle() {
+        let outside = tempfile::tempdir().unwrap();
+        let inside = tempfile::tempdir().unwrap();
+        let bundle = outside.path().join("bundle");
+        fs::write(&bundle, OWN).unwrap();
+        std::os::unix::fs::symlink(&bundle, inside.path().join("link")).unwrap();
+        nix::unistd::mkfifo(&inside.path().join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let root = open(inside.path());
+        assert!(!roots().are_in(root.as_fd(), "/link"));
+        assert!(!roots().are_in(root.as_fd(), "/pipe"));
+    }
+
+    #[test]
+    fn variables_are_found_by_their_whole_name() {
+        let environment = "SSL_CERT_FILE_OLD=/no\0A=\0SSL_CERT_FILE=/a=b\0";
+        assert_eq!(value(environment, "SSL_CERT_FILE"), Some("/a=b"));
+        assert_eq!(value(environment, "CERT_FILE"), None);
+    }
+}
