@@ -114,6 +114,20 @@ fn the_record_names_process_user_cgroup_and_executable() -> Result<()> {
 }
 
 #[test]
+fn the_group_on_record_is_the_callers_and_not_its_users() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    const MAN: u32 = 12;
+    let world = start(&workload("billing", "", ""))?;
+    let url = format!("https://{API}/group");
+    let ids = [format!("--reuid={NOBODY}"), format!("--regid={MAN}")];
+    let curl = ["--clear-groups", "curl", "-sS", "-o", "/dev/null", &url];
+    let args = ["setpriv", &ids[0], &ids[1]].into_iter().chain(curl);
+    world.workload("billing")?.run(args)?.ok()?;
+    assert_record!(world, "path" = "/group", "uid" = NOBODY, "gid" = MAN);
+    Ok(())
+}
+
+#[test]
 fn short_lived_processes_each_have_their_own_record() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     const COUNT: usize = 50;

@@ -27,16 +27,30 @@ enum Way {
     Exec,
     /// By one of root for an ordinary user.
     ExecAs,
-    /// As a service, with nothing but `callgate enable`.
+    /// As a service of root, with nothing but `callgate enable`.
     Unit,
+    /// The same for a service with `User=`.
+    UnitAs,
+}
+
+impl Way {
+    /// The service that it is, if it is one.
+    fn service(self) -> Option<&'static str> {
+        match self {
+            Self::Exec | Self::ExecAs => None,
+            Self::Unit => Some(SERVICE),
+            Self::UnitAs => Some(SERVICE_AS),
+        }
+    }
 }
 
 const WAYS: &[Way] = &[Way::Exec, Way::Unit];
 /// For those programs that need nothing but the network.
-const CALL_WAYS: &[Way] = &[Way::Exec, Way::ExecAs, Way::Unit];
+const CALL_WAYS: &[Way] = &[Way::Exec, Way::ExecAs, Way::Unit, Way::UnitAs];
 
-/// Runs what is at [`SCRIPT`].
+/// Run what is at [`SCRIPT`], as root and as another user.
 const SERVICE: &str = "client.service";
+const SERVICE_AS: &str = "client-as.service";
 const SCRIPT: &str = "/opt/clients/service.sh";
 const STDOUT: &str = "/opt/clients/service.out";
 const STDERR: &str = "/opt/clients/service.err";
@@ -54,13 +68,18 @@ impl Host {
         let bed = Bed::with_runtimes(world)?;
         bed.secret("api", TOKEN)?;
         bed.policy(&policy(hosts, rules))?;
-        let service = format!(
-            "[Unit]\nStartLimitIntervalSec=0\n[Service]\nType=oneshot\nEnvironment=HOME=/root\nExecStart=/bin/sh {SCRIPT}\nStandardOutput=truncate:{STDOUT}\nStandardError=truncate:{STDERR}\n"
-        );
         bed.write(SCRIPT, "")?;
-        bed.unit(SERVICE, &service)?;
-        bed.run(["callgate", "enable", SERVICE, "--workload", "billing"])?
-            .ok()?;
+        for (service, who) in [
+            (SERVICE, "Environment=HOME=/root"),
+            (SERVICE_AS, "User=nobody\nEnvironment=HOME=/tmp"),
+        ] {
+            let text = format!(
+                "[Unit]\nStartLimitIntervalSec=0\n[Service]\nType=oneshot\n{who}\nExecStart=/bin/sh {SCRIPT}\nStandardOutput=truncate:{STDOUT}\nStandardError=truncate:{STDERR}\n"
+            );
+            bed.unit(service, &text)?;
+            bed.run(["callgate", "enable", service, "--workload", "billing"])?
+                .ok()?;
+        }
         Ok(Self(bed))
     }
 
@@ -81,10 +100,13 @@ impl Host {
 
     /// Runs a shell script as the workload.
     fn run(&self, way: Way, script: &str) -> Result<Output> {
-        let user: &[&str] = match way {
-            Way::Exec => &[],
-            Way::ExecAs => &["--user", "nobody"],
-            Way::Unit => return self.serve(script),
+        if let Some(service) = way.service() {
+            return self.serve(service, script);
+        }
+        let user: &[&str] = if way == Way::ExecAs {
+            &["--user", "nobody"]
+        } else {
+            &[]
         };
         let exec = ["callgate", "exec", "--workload", "billing"];
         self.0
@@ -92,9 +114,9 @@ impl Host {
     }
 
     /// Runs it as the service.
-    fn serve(&self, script: &str) -> Result<Output> {
+    fn serve(&self, service: &str, script: &str) -> Result<Output> {
         self.0.write(SCRIPT, script)?;
-        let started = self.0.systemctl(&["start", SERVICE])?;
+        let started = self.0.systemctl(&["start", service])?;
         let read = |path| fs::read_to_string(self.0.path(path)).unwrap_or_default();
         Ok(Output {
             status: started.status,
@@ -131,7 +153,7 @@ impl Host {
         }
         self.0.expect_record(&[
             ("workload", "billing".into()),
-            ("unit", (way == Way::Unit).then_some(SERVICE).into()),
+            ("unit", way.service().into()),
             ("authority", format!("{API}:443").into()),
             ("path", path.into()),
             ("outcome", "completed".into()),

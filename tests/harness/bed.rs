@@ -30,6 +30,9 @@ pub const NEXT_VARIABLE: &str = "CALLGATE_DEB_NEXT";
 
 /// It takes a second on a quiet machine.
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
+/// The code by which systemd-nspawn, where it is not to do so itself, asks to be started again (systemd's
+/// `EXIT_FORCE_RESTART`, src/basic/exit-status.h).
+const REBOOTED: i32 = 133;
 /// Where the records are, as the package's settings say.
 const AUDIT_FILE: &str = "var/log/callgate/audit.jsonl";
 /// What commands inside find.
@@ -60,6 +63,7 @@ pub struct Bed {
     leader: u32,
     container: Child,
     group: PathBuf,
+    layout: Layout,
     world: World,
 }
 
@@ -87,11 +91,37 @@ impl Bed {
             leader: 0,
             container,
             group,
+            layout,
             world,
         };
         bed.wait_until_up()
+            .and_then(|()| bed.all_runs())
             .with_context(|| format!("the console:\n{}", bed.console()))?;
         Ok(bed)
+    }
+
+    /// Reboots it, as systemd does when told: nothing that is not on disk outlives that, pins and cgroups neither. Units
+    /// may fail to start.
+    ///
+    /// # Errors
+    /// If it does not go down, or does not come up again.
+    pub fn reboot(&mut self) -> Result<()> {
+        self.systemctl(&["reboot"])?.ok()?;
+        let ended = launch::wait_for(&mut self.container, BOOT_LIMIT).context("it does not go down")?;
+        if ended.code() != Some(REBOOTED) {
+            bail!("systemd-nspawn ended: {ended}; the console:\n{}", self.console());
+        }
+        cgroup::remove(&self.cgroup());
+        for entry in fs::read_dir(self.world.dir().join("bpf")).context("no BPF file system")? {
+            let pins = entry.context("can't list the pins")?.path();
+            // The files there are the file system's own.
+            if pins.is_dir() {
+                fs::remove_dir_all(&pins).with_context(|| format!("can't remove {}", pins.display()))?;
+            }
+        }
+        self.container = start(&self.world, &self.root, &self.group, &self.console, self.layout)?;
+        self.wait_until_up()
+            .with_context(|| format!("the console:\n{}", self.console()))
     }
 
     /// Boots one and installs the package, which starts the agent without a policy.
@@ -318,9 +348,12 @@ impl Bed {
             state = output.stdout;
             matches!(state.trim(), "running" | "degraded").then_some(())
         });
-        up.with_context(|| format!("its state is {state:?}"))?;
-        if state.trim() != "running" {
-            let failed = self.systemctl(&["--failed", "--no-legend"])?.stdout;
+        up.with_context(|| format!("its state is {state:?}"))
+    }
+
+    fn all_runs(&self) -> Result<()> {
+        let failed = self.systemctl(&["--failed", "--no-legend"])?.stdout;
+        if !failed.is_empty() {
             bail!("units failed at boot:\n{failed}");
         }
         Ok(())
@@ -415,7 +448,8 @@ fn prepare(world: &World, root: &Path) -> Result<()> {
 }
 
 fn start(world: &World, root: &Path, group: &Path, console: &Path, layout: Layout) -> Result<Child> {
-    let log = fs::File::create(console).context("can't make the console's file")?;
+    let log = fs::File::options().append(true).create(true).open(console);
+    let log = log.context("can't make the console's file")?;
     let errors = log.try_clone().context("can't share the console's file")?;
     let pins = world.dir().join("bpf");
     let place = launch::Place::in_cgroup(group);

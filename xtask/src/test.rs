@@ -35,6 +35,7 @@ pub(crate) fn run_with_long_ones() -> Result<Outcome> {
         let agent = build("callgate", "callgate")?;
         ran.beds
             .push(bed("end to end, what takes long", command, &agent)?);
+        ran.beds.push(of_release(&agent)?);
     }
     let kernels = vm::all(&vm::Arguments::default())?;
     ran.beds.extend(kernels.beds);
@@ -105,6 +106,15 @@ fn end_to_end(filter: Option<&str>) -> Result<Command> {
         .env("CALLGATE_DEB", dist::package(Profile::Dev, dist::VERSION)?)
         .env("CALLGATE_DEB_NEXT", dist::package(Profile::Dev, dist::NEXT)?);
     Ok(command)
+}
+
+/// The package that hosts get, optimised, on booted Debians.
+fn of_release(agent: &Path) -> Result<Bed> {
+    let mut command = end_to_end(Some("installed"))?;
+    command
+        .env("CALLGATE_DEB", dist::package(Profile::Release, dist::VERSION)?)
+        .env("CALLGATE_DEB_NEXT", dist::package(Profile::Release, dist::NEXT)?);
+    bed("end to end, the released package", command, agent)
 }
 
 /// Those that are ignored since they take long.

@@ -1,9 +1,10 @@
 //! The same on a booted Debian, by systemd and dpkg.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
-use anyhow::Result;
-use harness::{Access, Bed, assert_record, bed, require, wait};
+use anyhow::{Context as _, Result};
+use harness::{Access, Bed, Record, assert_record, bed, require, wait};
 use serde_json::Value;
 
 use super::{STREAMS, Streams, all_answered, check_killed, is_refused, of_streams};
@@ -80,6 +81,87 @@ fn under_load(change: impl FnOnce(&Bed) -> Result<()>) -> Result<Bed> {
     Ok(bed)
 }
 
+/// The links that the agent holds to cgroups of workloads, guard included, and the number of the program that each runs (proc(5),
+/// fdinfo). Links to the agent's own cgroup are made anew with it.
+fn linked_programs(bed: &Bed) -> Result<BTreeMap<String, String>> {
+    let script = format!("cat /proc/{}/fdinfo/*", main_pid(bed)?);
+    let shown = bed.sh(&script)?.stdout;
+    let own = bed
+        .run(["stat", "-c%i", "/sys/fs/cgroup/system.slice/callgate.service"])?
+        .ok()?;
+    let mut found = BTreeMap::new();
+    for of_one in shown
+        .split("pos:")
+        .filter(|text| text.contains("link_type:\tcgroup"))
+    {
+        let field = |name: &str| {
+            let line = of_one.lines().find_map(|line| line.strip_prefix(name))?;
+            Some(line.trim().to_owned())
+        };
+        let fields = field("link_id:").zip(field("prog_id:")).zip(field("cgroup_id:"));
+        let ((link, program), cgroup) = fields.with_context(|| of_one.to_owned())?;
+        if cgroup != own.trim() {
+            found.insert(link, program);
+        }
+    }
+    Ok(found)
+}
+
+/// A unit that makes one connection after another, in its condition and before and in its main program, until it is stopped.
+const RESTLESS: &str = r#"
+[Service]
+User=nobody
+Restart=always
+RestartSec=0
+TimeoutStopSec=2
+ExecStartPre=/bin/sh -c 'for i in 1 2 3; do curl -s --max-time 5 -o /dev/null https://api.example.test/load/pre/$$$$-$i; done; true'
+ExecStart=/bin/bash -c 'i=0; while true; do curl -s --max-time 5 -o /dev/null https://api.example.test/load/main/$$$$-$i & i=$((i+1)); [ $((i%%4)) != 0 ] || wait; done'
+[Unit]
+StartLimitIntervalSec=0
+"#;
+
+#[test]
+fn a_unit_that_connects_without_a_pause_is_captured_over_twenty_restarts_of_its_own() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    const RESTARTS: usize = 20;
+    let bed = start()?;
+    bed.unit("restless.service", RESTLESS)?;
+    bed.run(["callgate", "enable", "restless", "--workload", "billing"])?
+        .ok()?;
+    let mut invocations = BTreeSet::new();
+    for _ in 0..RESTARTS {
+        bed.systemctl(&["restart", "restless"])?.ok()?;
+        let invocation = bed.property("restless", "InvocationID")?;
+        wait::until("a call of this start", wait::PATIENCE, || {
+            let records = bed.records().ok()?;
+            let here = |one: &Record| {
+                one.text("invocation") == invocation
+                    && one.text("status") == "200"
+                    && one.text("path").starts_with("/load/main/")
+            };
+            records.iter().any(here).then_some(())
+        })?;
+        invocations.insert(invocation);
+    }
+    assert_eq!(invocations.len(), RESTARTS);
+    bed.systemctl(&["stop", "restless"])?.ok()?;
+    let (records, arrived) = settled(&bed)?;
+    let of_unit = |path: &&str| arrived.iter().filter(|line| line.uri.starts_with(path)).count();
+    assert!(
+        ["/load/pre/", "/load/main/"]
+            .iter()
+            .all(|path| of_unit(path) >= RESTARTS),
+        "{arrived:?}"
+    );
+    check_records(&records, &arrived);
+    let of_another: Vec<_> = records
+        .iter()
+        .filter(|(path, of_it)| path.starts_with("/load/") && of_it[0].text("unit") != "restless.service")
+        .collect();
+    assert!(of_another.is_empty(), "{of_another:?}");
+    Ok(())
+}
+
 fn nobody_drains(bed: &Bed) -> Result<()> {
     wait::until("the old worker's end", wait::PATIENCE, || {
         (status(bed).ok()?["draining"] == 0).then_some(())
@@ -104,10 +186,20 @@ fn systemctl_restart_and_reload_under_load_lose_nothing() -> Result<()> {
 fn an_upgrade_of_the_package_under_load_loses_nothing() -> Result<()> {
     require!(Root, CgroupV2, Btf, Bed);
     let bed = under_load(|bed| {
-        let before = main_pid(bed)?;
+        let (before, old) = (main_pid(bed)?, linked_programs(bed)?);
         bed.install(&bed::next_package()?)?;
-        assert_ne!(main_pid(bed)?, before);
         let pid = main_pid(bed)?;
+        assert_ne!(pid, before);
+        let new = linked_programs(bed)?;
+        assert!(old.len() > 15, "{old:?}");
+        // The same links: nothing was detached in between. With other programs: those of the new binary.
+        let links = |all: &BTreeMap<String, String>| all.keys().cloned().collect::<Vec<_>>();
+        assert_eq!(links(&new), links(&old));
+        let kept: Vec<_> = old
+            .iter()
+            .filter(|(link, program)| new[*link] == **program)
+            .collect();
+        assert!(kept.is_empty(), "{kept:?}");
         let running = bed.run(["readlink", &format!("/proc/{pid}/exe")])?.ok()?;
         assert_eq!(running.trim(), "/usr/bin/callgate");
         Ok(())
