@@ -4,6 +4,8 @@
 //! Its root is an overlay over a Debian that `cargo xtask test` made once, mounted in the world's own mount namespace,
 //! so nothing of it stays. It sees cgroup v2 only, unless a test wants it otherwise, and its own part of it alone.
 
+mod made;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +13,6 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use nix::mount::{MsFlags, mount};
 
 use crate::audit::{self, Expected, Record};
 use crate::launch::{self, Output};
@@ -79,12 +80,12 @@ impl Bed {
 
     fn boot_from(variable: &str, world: World, layout: Layout) -> Result<Self> {
         note::leave(note::BOOTS_VARIABLE, &note::test())?;
-        let root = overlay(&world, &named(variable)?)?;
-        prepare(&world, &root)?;
+        let root = made::overlay(&world, &named(variable)?)?;
+        made::prepare(&world, &root)?;
         let console = world.dir().join("console.log");
         let group = world.cgroup().join("bed");
         fs::create_dir(&group).context("can't make the bed's cgroup")?;
-        let container = start(&world, &root, &group, &console, layout)?;
+        let container = made::start(&world, &root, &group, &console, layout)?;
         let mut bed = Self {
             console,
             root,
@@ -119,7 +120,7 @@ impl Bed {
                 fs::remove_dir_all(&pins).with_context(|| format!("can't remove {}", pins.display()))?;
             }
         }
-        self.container = start(&self.world, &self.root, &self.group, &self.console, self.layout)?;
+        self.container = made::start(&self.world, &self.root, &self.group, &self.console, self.layout)?;
         self.wait_until_up()
             .with_context(|| format!("the console:\n{}", self.console()))
     }
@@ -365,7 +366,7 @@ impl Drop for Bed {
         // With its namespace's first process all others in it end.
         cgroup::kill_all(&self.group);
         drop(launch::wait_for(&mut self.container, wait::PATIENCE));
-        remove_version_1(&self.group);
+        made::remove_version_1(&self.group);
     }
 }
 
@@ -392,113 +393,4 @@ fn named(variable: &str) -> Result<PathBuf> {
         bail!("{variable}={} is not there", path.display());
     }
     Ok(path)
-}
-
-/// Mounts the container's root in the calling thread's mount namespace, which is the world's.
-fn overlay(world: &World, below: &Path) -> Result<PathBuf> {
-    let place = world.dir().join("bed");
-    let [upper, work, root] = ["upper", "work", "root"].map(|name| place.join(name));
-    for dir in [&upper, &work, &root] {
-        fs::create_dir_all(dir).with_context(|| format!("can't make {}", dir.display()))?;
-    }
-    let options = format!(
-        "lowerdir={},upperdir={},workdir={}",
-        below.display(),
-        upper.display(),
-        work.display()
-    );
-    mount(
-        Some("bed"),
-        &root,
-        Some("overlay"),
-        MsFlags::empty(),
-        Some(options.as_str()),
-    )
-    .context("can't mount the container's root")?;
-    Ok(root)
-}
-
-/// The upstreams' authority becomes one of the host's own.
-fn prepare(world: &World, root: &Path) -> Result<()> {
-    let write = |path: &str, bytes: &[u8]| {
-        fs::write(root.join(path), bytes).with_context(|| format!("can't write /{path} of the container"))
-    };
-    let authority = fs::read(world.authority()).context("can't read the test CA")?;
-    let mut bundle =
-        fs::read(root.join("etc/ssl/certs/ca-certificates.crt")).context("no ca-certificates")?;
-    bundle.extend_from_slice(&authority);
-    write("etc/ssl/certs/ca-certificates.crt", &bundle)?;
-    write("usr/local/share/ca-certificates/outside.crt", &authority)?;
-    // A test that wants systemd's resolver starts it; its link would have the file mounted in the resolver's directory.
-    for part in [
-        "etc/systemd/system/sysinit.target.wants/systemd-resolved.service",
-        "etc/resolv.conf",
-    ] {
-        let path = root.join(part);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("can't remove {}", path.display()));
-            }
-            Ok(()) | Err(_) => {}
-        }
-    }
-    write("etc/resolv.conf", b"")?;
-    write("etc/hostname", b"bed\n")?;
-    write("etc/machine-id", b"")
-}
-
-fn start(world: &World, root: &Path, group: &Path, console: &Path, layout: Layout) -> Result<Child> {
-    let log = fs::File::options().append(true).create(true).open(console);
-    let log = log.context("can't make the console's file")?;
-    let errors = log.try_clone().context("can't share the console's file")?;
-    let pins = world.dir().join("bpf");
-    let place = launch::Place::in_cgroup(group);
-    let place = match layout {
-        Layout::Unified => place.with_env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1"),
-        // What it does if it is told nothing.
-        Layout::Hybrid => place,
-    };
-    let dir = |option: &str, path: &Path| format!("--{option}={}", path.display());
-    let mut command = place.command([
-        "systemd-nspawn".to_owned(),
-        "--boot".to_owned(),
-        "--quiet".to_owned(),
-        "--register=no".to_owned(),
-        "--keep-unit".to_owned(),
-        "--console=read-only".to_owned(),
-        "--machine=bed".to_owned(),
-        // By its path it is the one of the thread that starts it.
-        "--network-namespace-path=/proc/self/ns/net".to_owned(),
-        "--resolv-conf=off".to_owned(),
-        "--timezone=off".to_owned(),
-        "--capability=all".to_owned(),
-        "--system-call-filter=bpf perf_event_open pidfd_getfd".to_owned(),
-        dir("directory", root),
-        format!("--bind={}:/sys/fs/bpf", pins.display()),
-        format!("--bind-ro={}:/etc/hosts", world.dir().join("hosts").display()),
-        format!(
-            "--bind-ro={}:/etc/resolv.conf",
-            world.dir().join("resolv.conf").display()
-        ),
-    ]);
-    command
-        .stdout(log)
-        .stderr(errors)
-        .spawn()
-        .context("can't start systemd-nspawn (package systemd-container)")
-}
-
-/// On a hybrid layout nspawn mirrors its cgroups in systemd's own hierarchy of version 1.
-fn remove_version_1(group: &Path) {
-    let (Ok(mount), Some(version_1)) = (cgroup::mount_point(), cgroup::version_1_mount()) else {
-        return;
-    };
-    let Ok(below) = group.strip_prefix(&mount) else {
-        return;
-    };
-    let mirrored = version_1.join(below);
-    // Of the world there is nothing else there.
-    if let Some(world) = mirrored.parent().filter(|dir| dir.exists()) {
-        cgroup::remove(world);
-    }
 }
