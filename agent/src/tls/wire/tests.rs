@@ -1,4 +1,4 @@
-//! What a stream below TLS reads at once, holds and gives out.
+//! What a stream below TLS reads at once, holds and gives out, and by which call it writes.
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -60,4 +60,49 @@ async fn what_came_before_an_error_is_given_out_first() {
     assert_eq!(wire.read(&mut buf).await.unwrap(), 6000 - 4096);
     let error = wire.read(&mut buf).await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+}
+
+/// A stream that notes how it is written to, and takes all.
+#[derive(Default)]
+struct Noting(Vec<(&'static str, usize)>);
+
+impl AsyncWrite for Noting {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.0.push(("one", bytes.len()));
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let count = bytes.iter().map(|piece| piece.len()).sum();
+        self.0.push(("list", count));
+        Poll::Ready(Ok(count))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn a_lone_piece_is_written_by_itself_and_several_as_a_list() {
+    let mut wire = Wire::new(Noting::default());
+    assert!(wire.is_write_vectored());
+    let pieces = [[1; 10], [2; 10]];
+    let [first, second] = pieces.each_ref().map(|piece| IoSlice::new(piece));
+    assert_eq!(wire.write_vectored(&[first]).await.unwrap(), 10);
+    assert_eq!(wire.write_vectored(&[first, second]).await.unwrap(), 20);
+    assert_eq!(wire.write(&pieces[0]).await.unwrap(), 10);
+    assert_eq!(wire.stream.0, [("one", 10), ("list", 20), ("one", 10)]);
 }
