@@ -120,8 +120,12 @@ const TIMED: &[&str] = &[
     "netns::noticed::a_workload_that_makes_namespaces_in_a_loop_keeps_nobody_else_waiting",
 ];
 
-/// Tests that start what a guest has not: podman, with all that it needs.
-const ELSEWHERE: &[&str] = &["netns::container::", "netns::rootless::"];
+/// Tests that start what a guest has not: podman, with all that it needs; a booted Debian.
+const ELSEWHERE: &[&str] = &[
+    "netns::container::",
+    "netns::rootless::",
+    "escape::services::programs_of_the_host_that_act_for_others_are_out_of_a_commands_reach",
+];
 
 /// The file that PID 1 reads: a line for each group, its name (blanks as `_`) and the arguments of the test binary,
 /// which leaves out what is not for a guest, unless it was `asked` for by name.
@@ -174,6 +178,7 @@ mod tests {
         let quick = QUICK.iter().flat_map(|group| group.filters).copied();
         for name in quick
             .chain(TIMED.iter().copied())
+            .chain(ELSEWHERE.iter().copied())
             .filter(|name| !name.ends_with("::"))
         {
             let (module, test) = name.rsplit_once("::").unwrap();
@@ -182,6 +187,31 @@ mod tests {
                 .iter()
                 .any(|file| fs::read_to_string(file).unwrap().contains(&format!("fn {test}")));
             assert!(found, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_boots_a_debian_is_not_for_a_guest() {
+        let tests = cmd::root().join("tests/e2e");
+        for group in FULL {
+            for file in sources(&tests, group.filters[0].trim_end_matches("::")) {
+                let text = fs::read_to_string(&file).unwrap_or_default();
+                for test in text.split("#[test]").skip(1) {
+                    let needs = test
+                        .lines()
+                        .find(|line| line.trim_start().starts_with("require!("));
+                    let (_, rest) = test.split_once("fn ").unwrap();
+                    let (name, _) = rest.split_once('(').unwrap();
+                    let is_known = ELSEWHERE
+                        .iter()
+                        .any(|known| known.ends_with(&format!("::{name}")));
+                    assert!(
+                        is_known || !needs.is_some_and(|line| line.contains("Bed")),
+                        "{name} of {}",
+                        file.display()
+                    );
+                }
+            }
         }
     }
 
