@@ -246,7 +246,9 @@ fn table(checks: &[Check]) -> String {
     let summary = match code(checks) {
         0 => "callgate can run here.",
         1 => "callgate can run here, with the warnings above.",
-        _ => "callgate can't run here until what fails above is put right.",
+        _ => {
+            "callgate can't run here, or does not hold all that it should, until what fails above is put right."
+        }
     };
     format!("{table}\n{summary}")
 }

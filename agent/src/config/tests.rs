@@ -61,6 +61,30 @@ fn each_line_of_the_shipped_file_is_read() {
 }
 
 #[test]
+fn each_limit_sets_the_field_of_its_name_and_no_other() {
+    let stem = |name: &str, units: &[&str]| {
+        let cut = units.iter().find_map(|unit| name.strip_suffix(unit));
+        cut.unwrap_or(name).to_owned()
+    };
+    let default = Limits::default();
+    for limit in limits::ALL {
+        let mut changed = default.clone();
+        limit.set(&mut changed, limit.of(&default) + 1);
+        assert_eq!(limit.of(&changed), limit.of(&default) + 1);
+        let [before, after] = [&default, &changed].map(|limits| format!("{limits:?}").replace(", ", "\n"));
+        let differs = before
+            .lines()
+            .zip(after.lines())
+            .filter(|(before, after)| before != after);
+        let fields: Vec<_> = differs
+            .filter_map(|(line, _)| line.trim_start_matches("Limits { ").split_once(':'))
+            .map(|(field, _)| stem(field, &["_size", "_timeout"]))
+            .collect();
+        assert_eq!(fields, [stem(limit.key, &["_kib", "_mib", "_seconds"])]);
+    }
+}
+
+#[test]
 fn every_fault_comes_at_once_with_its_place() {
     let found = parse(
         "policy_dir = 'x'\nstate_dir = 3\nthreds = 1\nworker_user = 'root'\ncgroup_parent = '../x'\n\

@@ -25,12 +25,15 @@ pub struct Pinned {
 /// Looks at the pins below `bpffs_dir`; `None` if there are none.
 ///
 /// # Errors
-/// If they can't be opened, as by another than root, or are of a version with other maps.
+/// If they can't be looked at or opened, as by another than root, or their maps are of another layout.
 pub fn pinned(bpffs_dir: &Path) -> Result<Option<Pinned>, Error> {
     let maps = bpffs_dir.join(MAPS_DIR);
     let (workloads, sockets) = (maps.join(WORKLOADS), maps.join(SOCKETS));
-    if !workloads.exists() || !sockets.exists() {
-        return Ok(None);
+    for pin in [&workloads, &sockets] {
+        let there = pin.try_exists();
+        if !there.map_err(|source| Error::file("examine", pin, source))? {
+            return Ok(None);
+        }
     }
     let numbers = held(&workloads).map_err(|source| Error::map(WORKLOADS, source))?;
     Ok(Some(Pinned {

@@ -154,6 +154,12 @@ pub fn keep_from_dialling(socket: &impl AsFd) -> io::Result<()> {
     Err(io::Error::other("the socket has another filter"))
 }
 
+/// Whether that has been done to a socket; what can't be read counts as not.
+#[must_use]
+pub fn is_kept_from_dialling(socket: &impl AsFd) -> bool {
+    sys::is_filter_locked(socket.as_fd()).unwrap_or(false) && has_our_filter(socket)
+}
+
 /// One that can't be read is none of ours.
 fn has_our_filter(socket: &impl AsFd) -> bool {
     sys::filter::<{ NO_DIALLING.len() }>(socket.as_fd()).is_ok_and(|found| found == NO_DIALLING)

@@ -21,6 +21,7 @@ const ENTER: &str = r#"
 import os, socket, sys
 made = [socket.socket(family, kind) for family in (socket.AF_INET, socket.AF_INET6)
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)]
+made.append(socket.create_server(("127.0.0.1", 0)))
 open(sys.argv[1] + "/cgroup.procs", "w").write("0")
 print("ready", flush=True)
 sys.stdin.read()
@@ -173,7 +174,7 @@ fn sockets_from_before_a_process_came_to_the_workload_are_counted_cut_off_or_not
     let open = looked(&world, "sockets")?;
     assert_eq!(open["status"], "fail", "{open}");
     assert!(
-        text(&open).ends_with(&format!("no program sees: 4 of {} (python3)", entered.0.id())),
+        text(&open).ends_with(&format!("no program sees: 5 of {} (python3)", entered.0.id())),
         "{open}"
     );
     entered.end()

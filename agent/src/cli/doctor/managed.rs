@@ -11,17 +11,22 @@ use std::time::Duration;
 
 use super::Check;
 use crate::config::Config;
-use crate::ebpf::foreign::Standing;
+use crate::ebpf::foreign::{self, Standing};
 use crate::ebpf::{self, Pinned};
 use crate::enroll::trust::{OwnRoots, Trusted};
 use crate::enroll::{self, Mount};
 use crate::identity::WorkloadName;
 use crate::identity::members::{self, Member};
+use crate::identity::process::ProcessError;
 use crate::policy::store;
 use crate::supervisor::TRUST_DIR;
 
 /// One process may see its files on a file system that never answers.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The cgroup of the agent's canaries, below the workload's.
+const CANARY_ROOM: &str = "/exec-canary";
+/// What is on its way into its program is something else a moment later.
+const MOMENT: Duration = Duration::from_millis(100);
 /// Processes that are named one by one.
 const NAMED: usize = 5;
 
@@ -50,12 +55,18 @@ impl Occupied {
         Self { name, directory }
     }
 
-    /// Those that are there now.
+    /// Those that are there now, but for the agent's own canaries.
     fn members(&self) -> impl Iterator<Item = Member> {
         let slice = self.directory.file_name().unwrap_or_default();
         let pids = members::processes(&self.directory).into_iter();
-        pids.filter_map(|pid| Member::open(pid, slice))
+        let members = pids.filter_map(|pid| Member::open(pid, slice));
+        members.filter(|member| !is_canary(member))
     }
+}
+
+fn is_canary(member: &Member) -> bool {
+    let cgroup = member.process().cgroup();
+    cgroup.is_ok_and(|cgroup| cgroup.is_some_and(|path| path.ends_with(CANARY_ROOM)))
 }
 
 const TRUST: &str = "trust";
@@ -88,20 +99,39 @@ struct Trusting {
     in_place: usize,
     by_variable: usize,
     not: Vec<String>,
+    /// That could not be looked into.
+    unseen: usize,
+}
+
+impl Trusting {
+    /// Counts a process; gives it back if it trusts nobody.
+    fn see(&mut self, own: &mut OwnRoots, member: Member) -> Option<Member> {
+        match own.trusted_by(member.process()) {
+            Ok(Trusted::InPlace) => self.in_place += 1,
+            Ok(Trusted::By(_)) => self.by_variable += 1,
+            Ok(Trusted::Not) => return Some(member),
+            Err(ProcessError::Gone { .. }) => {}
+            Err(ProcessError::Read { .. }) => self.unseen += 1,
+        }
+        None
+    }
 }
 
 fn look_at_trust(mut own: OwnRoots, occupied: &[Occupied], found: &mpsc::Sender<Trusting>) {
     for workload in occupied {
         let mut trusting = Trusting::default();
-        for member in workload.members() {
-            match own.trusted_by(member.process()) {
-                Ok(Trusted::InPlace) => trusting.in_place += 1,
-                Ok(Trusted::By(_)) => trusting.by_variable += 1,
-                Ok(Trusted::Not) => trusting.not.push(called(&member)),
-                // It has ended meanwhile.
-                Err(_) => {}
-            }
+        let mut not: Vec<_> = workload
+            .members()
+            .filter_map(|member| trusting.see(&mut own, member))
+            .collect();
+        if !not.is_empty() {
+            thread::sleep(MOMENT);
+            let again = not.into_iter();
+            not = again
+                .filter_map(|member| trusting.see(&mut own, member))
+                .collect();
         }
+        trusting.not = not.iter().map(called).collect();
         if found.send(trusting).is_err() {
             return;
         }
@@ -113,7 +143,12 @@ fn of_trust(name: &WorkloadName, trusting: &Trusting) -> Check {
         in_place,
         by_variable,
         not,
+        unseen,
     } = trusting;
+    if *unseen > 0 {
+        let found = format!("{name}: {unseen} of its processes can't be looked into");
+        return Check::warn(TRUST, found, "run `callgate doctor` as root");
+    }
     if not.is_empty() {
         let found = format!(
             "{name}: its processes trust the agent's root ({in_place} find it among the host's, {by_variable} by a variable)"
@@ -134,11 +169,11 @@ fn of_trust(name: &WorkloadName, trusting: &Trusting) -> Check {
 }
 
 fn unanswered(name: &WorkloadName) -> Check {
-    let found = format!("{name}: not looked at: the files that one of its processes sees give no answer");
+    let found = format!("{name}: not looked at: that took more than 10 s");
     Check::warn(
         TRUST,
         found,
-        "see which of its file systems hangs; workloads after it were not looked at either",
+        "see which file system of its processes hangs; workloads after it were not looked at either",
     )
 }
 
@@ -166,31 +201,36 @@ fn sockets(config: &Config, occupied: &[Occupied]) -> Vec<Check> {
             )];
         }
     };
-    let policy = store::load_dir(&config.policy_dir).policy.ok();
+    // What is let in can't be told from what is not without the ports that the policy opens.
+    let Ok(policy) = store::load_dir(&config.policy_dir).policy else {
+        let found = "not looked at: the policy has errors";
+        return vec![Check::warn(SOCKETS, found, "`callgate check` shows them")];
+    };
     let of = |workload: &Occupied| {
-        let known = policy.as_ref().and_then(|policy| policy.workload(&workload.name));
+        let known = policy.workload(&workload.name);
         let listen = known.map_or(&[][..], |known| known.listen());
         look_at_sockets(&pinned, workload, listen)
     };
-    occupied.iter().map(of).collect()
+    occupied.iter().filter_map(of).collect()
 }
 
-fn look_at_sockets(pinned: &Pinned, workload: &Occupied, listen: &[u16]) -> Check {
+/// `None` if its cgroup is gone by now.
+fn look_at_sockets(pinned: &Pinned, workload: &Occupied, listen: &[u16]) -> Option<Check> {
     let name = &workload.name;
-    let id = fs::metadata(&workload.directory).map(|found| found.ino());
-    let Some(number) = id.ok().and_then(|id| pinned.numbers.get(&id)) else {
+    let id = fs::metadata(&workload.directory).ok()?.ino();
+    let Some(number) = pinned.numbers.get(&id) else {
         let found = format!("{name}: processes run in its cgroup, which no program holds");
-        return Check::fail(
+        return Some(Check::fail(
             SOCKETS,
             found,
             "`callgate reload`; if that does not help, the agent's log says what goes wrong",
-        );
+        ));
     };
     let mut found = Foreign::default();
     for member in workload.members() {
         found.see(&pinned.marks, &member, *number, listen);
     }
-    of_sockets(name, &found)
+    Some(of_sockets(name, &found))
 }
 
 /// Sockets that were made elsewhere, by who holds them.
@@ -214,9 +254,16 @@ impl Foreign {
                 Err(_) => continue,
             };
             let holders = match marks.standing(&socket, number, listen) {
-                Ok(Standing::Own | Standing::LetIn) => continue,
+                Ok(Standing::Own) => continue,
+                Ok(Standing::LetIn) if foreign::is_kept_from_dialling(&socket) => continue,
                 Ok(Standing::Harmless) => &mut self.cut_off,
-                Ok(Standing::Foreign) | Err(_) => &mut self.open,
+                Ok(Standing::LetIn | Standing::Foreign) => &mut self.open,
+                // Another file has its number by now.
+                Err(error) if error.raw_os_error() == Some(libc::ENOTSOCK) => continue,
+                Err(_) => {
+                    self.blind = true;
+                    continue;
+                }
             };
             *holders.entry(called(member)).or_default() += 1;
         }
@@ -236,7 +283,7 @@ fn of_sockets(name: &WorkloadName, found: &Foreign) -> Check {
         );
     }
     if found.blind {
-        let text = format!("{name}: not looked at: these processes' sockets are root's to see");
+        let text = format!("{name}: not all sockets of its processes can be looked at");
         return Check::warn(SOCKETS, text, "run `callgate doctor` as root");
     }
     if !found.cut_off.is_empty() {
@@ -256,10 +303,14 @@ fn of_sockets(name: &WorkloadName, found: &Foreign) -> Check {
     )
 }
 
-/// A process as an operator looks for it: number and name.
+/// A process as an operator looks for it: number and name, which it gave itself.
 fn called(member: &Member) -> String {
     let name = member.process().read("comm").unwrap_or_default();
-    format!("{} ({})", member.process().pid(), name.trim_end())
+    format!(
+        "{} ({})",
+        member.process().pid(),
+        name.trim_end().escape_default()
+    )
 }
 
 fn counted(holders: &BTreeMap<String, usize>) -> String {
@@ -291,7 +342,7 @@ mod tests {
         let mut trusting = Trusting {
             in_place: 2,
             by_variable: 1,
-            not: Vec::new(),
+            ..Trusting::default()
         };
         assert_eq!(of_trust(&billing(), &trusting).status, Status::Pass);
         trusting.not = (1..=7).map(|pid| format!("{pid} (sleep)")).collect();
@@ -299,6 +350,8 @@ mod tests {
         assert_eq!(check.status, Status::Warn);
         assert!(check.found.contains("7 of 10 processes"), "{check:?}");
         assert!(check.found.ends_with("5 (sleep) and 2 more"), "{check:?}");
+        trusting.unseen = 1;
+        assert!(of_trust(&billing(), &trusting).fix.contains("as root"));
     }
 
     #[test]
@@ -310,7 +363,7 @@ mod tests {
         assert_eq!(check.status, Status::Warn);
         assert!(check.found.contains("2 of 7 (nc)"), "{check:?}");
         found.blind = true;
-        assert!(of_sockets(&billing(), &found).found.contains("not looked at"));
+        assert!(of_sockets(&billing(), &found).found.contains("can be looked at"));
         found.open.insert("8 (nc)".to_owned(), 1);
         assert_eq!(of_sockets(&billing(), &found).status, Status::Fail);
     }

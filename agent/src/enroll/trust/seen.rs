@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
-use std::os::fd::{AsFd as _, BorrowedFd};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
@@ -20,7 +20,7 @@ use crate::identity::process::{HeldProcess, ProcessError};
 pub enum Trusted {
     /// The agent's root is among the host's, as the process sees them.
     InPlace,
-    /// This variable of the process names a bundle with it.
+    /// This variable of the process, one at least, names a bundle with it.
     By(&'static str),
     /// Neither. TLS of its programs fails, unless they were told of the root in a way of their own.
     Not,
@@ -77,16 +77,17 @@ impl OwnRoots {
 
     /// Whether all of them are in the bundle at `path` below `root`. What can't be read there holds none.
     fn are_in(&mut self, root: BorrowedFd<'_>, path: &str) -> bool {
-        // Its links must not lead the reader out of the process's root, nor a pipe there make it wait.
-        let how = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let Ok(file) = openat2(root, path, how, Mode::empty(), ResolveFlags::IN_ROOT) else {
+        // Its links must not lead the reader out of the process's root; and what is there may be no file: to open a device, a
+        // pipe or one of the kernel's own files does something.
+        let how = OFlags::PATH | OFlags::CLOEXEC;
+        let Ok(place) = openat2(root, path, how, Mode::empty(), ResolveFlags::IN_ROOT) else {
             return false;
         };
-        let file = File::from(file);
-        let Ok(found) = file.metadata() else {
+        let place = File::from(place);
+        let Ok(found) = place.metadata() else {
             return false;
         };
-        if !found.is_file() || found.len() > MAX_BUNDLE_BYTES {
+        if !found.is_file() || found.len() == 0 || found.len() > MAX_BUNDLE_BYTES {
             return false;
         }
         let version = (
@@ -99,7 +100,7 @@ impl OwnRoots {
         if let Some(known) = self.known.get(&version) {
             return *known;
         }
-        let holds = read(file).is_ok_and(|text| {
+        let holds = read(&place).is_ok_and(|text| {
             let there = certificates(&text);
             self.roots.iter().all(|own| there.contains(&own.as_str()))
         });
@@ -108,7 +109,11 @@ impl OwnRoots {
     }
 }
 
-fn read(file: File) -> io::Result<String> {
+fn read(place: &File) -> io::Result<String> {
+    let file = File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(format!("/proc/self/fd/{}", place.as_raw_fd()))?;
     let mut bytes = Vec::new();
     file.take(MAX_BUNDLE_BYTES).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
@@ -166,6 +171,11 @@ mod tests {
         let root = open(inside.path());
         assert!(!roots().are_in(root.as_fd(), "/link"));
         assert!(!roots().are_in(root.as_fd(), "/pipe"));
+        let whole = open(Path::new("/"));
+        assert!(
+            !roots().are_in(whole.as_fd(), "/proc/self/status"),
+            "it has no length"
+        );
     }
 
     #[test]
