@@ -153,10 +153,8 @@ pub struct Compared {
 /// # Errors
 /// If one of them can't be read.
 pub fn compare(directory: &Path) -> Result<Option<Compared>, TrustError> {
-    let path = directory.join(BUNDLE);
-    let bundle = match fs::read_to_string(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        read => read.map_err(io_error("read", &path))?,
+    let Some(bundle) = bundle_in(directory)? else {
+        return Ok(None);
     };
     let host = host_bundle()?;
     let host: BTreeSet<&str> = certificates(&host).into_iter().collect();
@@ -220,6 +218,15 @@ fn der(pem: &str) -> Option<Vec<u8>> {
     let body = pem.strip_prefix(BEGIN)?.strip_suffix(END)?;
     let text: String = body.split_ascii_whitespace().collect();
     STANDARD.decode(text).ok()
+}
+
+/// The bundle that the agent wrote to `directory`, if it did.
+fn bundle_in(directory: &Path) -> Result<Option<String>, TrustError> {
+    let path = directory.join(BUNDLE);
+    match fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        read => read.map(Some).map_err(io_error("read", &path)),
+    }
 }
 
 fn host_bundle() -> Result<String, TrustError> {

@@ -78,7 +78,7 @@ fn trust(directory: &Path, occupied: &[Occupied]) -> Vec<Check> {
     };
     let (sender, receiver) = mpsc::channel();
     let looked_at = occupied.to_vec();
-    // Left behind if it hangs: it ends with the doctor.
+    // Left behind if it hangs; only where not even a signal ends that wait does the doctor stay until it ends.
     thread::spawn(move || look_at_trust(own, &looked_at, &sender));
     let mut checks = Vec::new();
     for workload in occupied {

@@ -2,7 +2,7 @@
 //! host's files.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
@@ -11,7 +11,7 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
 use super::{
-    BUNDLE, BUNDLE_VARIABLES, HOST_BUNDLES, MAX_BUNDLE_BYTES, TrustError, certificates, host_bundle, io_error,
+    BUNDLE_VARIABLES, HOST_BUNDLES, MAX_BUNDLE_BYTES, TrustError, bundle_in, certificates, host_bundle,
 };
 use crate::identity::process::{HeldProcess, ProcessError};
 
@@ -42,10 +42,8 @@ impl OwnRoots {
     /// # Errors
     /// If they or the host's can't be read.
     pub fn written_to(directory: &Path) -> Result<Option<Self>, TrustError> {
-        let path = directory.join(BUNDLE);
-        let bundle = match fs::read_to_string(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            read => read.map_err(io_error("read", &path))?,
+        let Some(bundle) = bundle_in(directory)? else {
+            return Ok(None);
         };
         let host = host_bundle()?;
         let host = certificates(&host);
@@ -127,6 +125,8 @@ fn value<'e>(environment: &'e str, name: &str) -> Option<&'e str> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const OWN: &str = "-----BEGIN CERTIFICATE-----\nQ0FMTEdBVEU=\n-----END CERTIFICATE-----";
