@@ -18,6 +18,7 @@ pub mod prepare;
 pub mod release;
 pub mod reload;
 pub mod run;
+mod safe;
 pub mod status;
 pub mod worker;
 

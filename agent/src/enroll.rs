@@ -25,6 +25,7 @@ use crate::identity::WorkloadName;
 use crate::identity::process::ProcessError;
 use crate::rights;
 
+pub use commands::is_in_room;
 pub use leave::{occupied, remove_all};
 pub use mount::{Layout, Mount};
 

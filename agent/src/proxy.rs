@@ -73,7 +73,7 @@ pub struct Shared {
     /// The supervisor, for what only it may look at.
     pub supervisor: channel::worker::Client,
     /// Where names are looked up.
-    pub names: dns::resolver::Settings,
+    pub names: dns::resolver::Names,
     /// What addresses names were given.
     pub given: dns::given::Given,
     /// What each workload has asked about names.

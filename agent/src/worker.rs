@@ -23,7 +23,7 @@ use crate::channel::{self, CredentialState, FrameError, ListenerInfo, PolicySour
 use crate::credential::source::{Update, Value};
 use crate::credential::store::Store as Credentials;
 use crate::dns;
-use crate::dns::resolver::Settings as Names;
+use crate::dns::resolver::{Names, Settings as NameSettings};
 use crate::ebpf::maps::{Liveness, Origins};
 use crate::identity::WorkloadName;
 use crate::memory;
@@ -176,10 +176,10 @@ impl Worker {
             roots: tls::upstream::Roots::from_der(&start.upstream_roots)?,
             origins: Origins::new(descriptors.origins)?,
             supervisor: client.clone(),
-            names: Names {
+            names: Names::new(&NameSettings {
                 resolvers: start.resolvers.clone(),
                 hosts: start.hosts.clone(),
-            },
+            })?,
             given: dns::given::Given::default(),
             questions: questions::Questions::default(),
             limits: Limits::from(start.limits.clone()),

@@ -86,10 +86,41 @@ fn of_resolv_conf() -> Vec<SocketAddr> {
     }
 }
 
+/// What [`Settings`] say, read: for the resolvers of all runtimes, since a hosts file may be long.
+#[derive(Clone)]
+pub struct Names {
+    resolvers: Vec<SocketAddr>,
+    hosts: Arc<Hosts>,
+}
+
+impl Names {
+    /// Reads the text of the hosts file. No file: resolvers live in the sandbox.
+    ///
+    /// # Errors
+    /// If the text makes no sense.
+    pub fn new(settings: &Settings) -> Result<Self, Error> {
+        let mut hosts = Hosts::default();
+        hosts
+            .read_hosts_conf(settings.hosts.as_bytes())
+            .map_err(|error| Error::Setup {
+                detail: error.to_string(),
+            })?;
+        Ok(Self {
+            resolvers: settings.resolvers.clone(),
+            hosts: Arc::new(hosts),
+        })
+    }
+}
+
+impl fmt::Debug for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Names(..)")
+    }
+}
+
 /// Looks names up, and keeps the answers as long as they are good.
 ///
-/// Reads no file: it lives in the sandbox. Clones share cache and sockets, whose tasks run on the runtime that
-/// first asked: make one for each runtime.
+/// Clones share cache and sockets, whose tasks run on the runtime that first asked: make one for each runtime.
 #[derive(Clone)]
 pub struct Resolver {
     resolver: Option<TokioResolver>,
@@ -104,24 +135,19 @@ impl fmt::Debug for Resolver {
 }
 
 impl Resolver {
-    /// Looks up as `settings` say, and notes its answers in `given`.
+    /// Looks up in `names`, and notes its answers in `given`.
     ///
     /// # Errors
-    /// If the text of the hosts file or a resolver's address makes no sense.
-    pub fn new(settings: &Settings, given: Given) -> Result<Self, Error> {
-        let setup = |detail: String| Error::Setup { detail };
-        let mut hosts = Hosts::default();
-        hosts
-            .read_hosts_conf(settings.hosts.as_bytes())
-            .map_err(|error| setup(error.to_string()))?;
-        let resolver = if settings.resolvers.is_empty() {
+    /// If a resolver's address makes no sense.
+    pub fn new(names: &Names, given: Given) -> Result<Self, Error> {
+        let resolver = if names.resolvers.is_empty() {
             None
         } else {
-            Some(asking(&settings.resolvers)?)
+            Some(asking(&names.resolvers)?)
         };
         Ok(Self {
             resolver,
-            hosts: Arc::new(hosts),
+            hosts: Arc::clone(&names.hosts),
             given,
         })
     }

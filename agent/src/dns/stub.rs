@@ -157,7 +157,7 @@ pub(super) mod tests {
     use hickory_proto::rr::Name;
 
     use super::super::given::Given;
-    use super::super::resolver::Settings;
+    use super::super::resolver::{Names, Settings};
     use super::*;
 
     #[derive(Default)]
@@ -181,14 +181,11 @@ pub(super) mod tests {
     pub(in crate::dns) fn resolver() -> Resolver {
         let hosts =
             "192.0.2.7 api.example.com\n2001:db8::7 api.example.com\n192.0.2.8 other.example.com".into();
-        Resolver::new(
-            &Settings {
-                resolvers: Vec::new(),
-                hosts,
-            },
-            Given::default(),
-        )
-        .unwrap()
+        let settings = Settings {
+            resolvers: Vec::new(),
+            hosts,
+        };
+        Resolver::new(&Names::new(&settings).unwrap(), Given::default()).unwrap()
     }
 
     #[tokio::test]

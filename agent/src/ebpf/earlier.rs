@@ -7,11 +7,12 @@ use std::os::unix::fs::DirEntryExt as _;
 use std::path::Path;
 
 use aya::maps::{HashMap, Map, MapData, MapError};
-use callgate_common::names::{SOCKETS, WORKLOADS};
+use callgate_common::DialKey;
+use callgate_common::names::{LISTEN_PORTS, SOCKETS, WORKLOADS};
 
 use super::loader::LoadOptions;
 use super::pins::{MAPS_DIR, Pins};
-use super::{Error, Marks, Programs, cgroup, sys};
+use super::{Error, Marks, Programs, cgroup, loader, sys};
 
 /// What is held, whether or not an agent runs.
 #[derive(Debug)]
@@ -20,26 +21,47 @@ pub struct Pinned {
     pub numbers: collections::HashMap<u64, u32>,
     /// The marks on their sockets.
     pub marks: Marks,
+    listen: collections::HashMap<u32, Vec<u16>>,
+}
+
+impl Pinned {
+    /// The TCP ports on which the workload of this number may take connections.
+    #[must_use]
+    pub fn listen(&self, number: u32) -> &[u16] {
+        self.listen.get(&number).map_or(&[], Vec::as_slice)
+    }
 }
 
 /// Looks at the pins below `bpffs_dir`; `None` if there are none.
 ///
 /// # Errors
-/// If they can't be looked at or opened, as by another than root, or their maps are of another layout.
+/// If they can't be looked at or opened, as by another than root, or an agent of another version made them.
 pub fn pinned(bpffs_dir: &Path) -> Result<Option<Pinned>, Error> {
     let maps = bpffs_dir.join(MAPS_DIR);
-    let (workloads, sockets) = (maps.join(WORKLOADS), maps.join(SOCKETS));
-    for pin in [&workloads, &sockets] {
+    let [workloads, sockets, listen] = [WORKLOADS, SOCKETS, LISTEN_PORTS].map(|name| maps.join(name));
+    for pin in [&workloads, &sockets, &listen] {
         let there = pin.try_exists();
         if !there.map_err(|source| Error::file("examine", pin, source))? {
             return Ok(None);
         }
     }
+    loader::check_version(&maps)?;
     let numbers = held(&workloads).map_err(|source| Error::map(WORKLOADS, source))?;
     Ok(Some(Pinned {
         numbers: numbers.into_iter().collect(),
         marks: Marks::pinned(&sockets)?,
+        listen: listening(&listen).map_err(|source| Error::map(LISTEN_PORTS, source))?,
     }))
+}
+
+fn listening(pin: &Path) -> Result<collections::HashMap<u32, Vec<u16>>, MapError> {
+    let map = MapData::from_pin(pin).and_then(Map::from_map_data)?;
+    let mut ports = collections::HashMap::<_, Vec<_>>::new();
+    for key in HashMap::<_, DialKey, u8>::try_from(map)?.keys() {
+        let key = key?;
+        ports.entry(key.workload).or_default().push(key.port);
+    }
+    Ok(ports)
 }
 
 impl Programs {

@@ -121,7 +121,7 @@ impl Programs {
             return Err(Error::OwnWorkload { path: agent });
         }
         let mut pins = Pins::open(&options.bpffs_dir)?;
-        check_version(&pins)?;
+        check_version(&pins.maps())?;
         let mount_dir = open_cgroup(mount)?.1;
         let level = earlier::workload_level(options, &mount_dir, &pins);
         let mut ebpf = load_object(object, options, &pins, level)?;
@@ -303,10 +303,10 @@ fn check_features(options: &LoadOptions) -> Result<(), Error> {
     missing.map_or(Ok(()), |feature| Err(Error::Missing { feature: *feature }))
 }
 
-/// Maps of another version must not even be opened by the loader.
-fn check_version(pins: &Pins) -> Result<(), Error> {
-    let path = pins.maps().join(LIVENESS);
-    let pinned = fs::read_dir(pins.maps()).is_ok_and(|mut entries| entries.next().is_some());
+/// Maps of another version must not even be opened, by the loader or by who looks at them.
+pub(super) fn check_version(maps: &Path) -> Result<(), Error> {
+    let path = maps.join(LIVENESS);
+    let pinned = fs::read_dir(maps).is_ok_and(|mut entries| entries.next().is_some());
     if !pinned {
         return Ok(());
     }
@@ -319,7 +319,7 @@ fn check_version(pins: &Pins) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::Version {
-        path: pins.maps(),
+        path: maps.to_owned(),
         found,
         ours: abi::VERSION,
     })

@@ -13,6 +13,14 @@ use crate::identity::process::HeldProcess;
 use crate::identity::unit::EXEC_PREFIX;
 use crate::rights;
 
+/// Whether a process whose cgroup is shown like this is in the agent's room `id` of a workload, as [`Workloads::room`]
+/// makes it.
+#[must_use]
+pub fn is_in_room(cgroup: &str, id: &str) -> bool {
+    let name = cgroup.rsplit('/').next();
+    name.and_then(|name| name.strip_prefix(EXEC_PREFIX)) == Some(id)
+}
+
 impl Workloads {
     /// Moves a process, with all its threads, into a new cgroup `exec-ID` of the workload.
     ///

@@ -38,6 +38,9 @@ pub use flight::Told;
 /// Canaries at once.
 const AT_ONCE: usize = 16;
 
+/// The room of a workload from which its canaries set out.
+pub const ROOM: &str = "canary";
+
 /// Where to send a canary.
 #[derive(Clone, Debug)]
 pub(super) struct Cage {

@@ -23,7 +23,7 @@ use crate::policy::{Policy, Workload};
 use crate::systemd::store::Store;
 
 use super::Error;
-use super::canary::Cage;
+use super::canary::{self, Cage};
 use super::foreign::{Place, Watch};
 use super::records::Records;
 use super::view::View;
@@ -252,7 +252,7 @@ impl Capture {
     /// The file by which a process enters a cgroup of its own in this workload.
     pub(super) fn cage(&mut self, workload: &WorkloadName) -> Result<std::fs::File, String> {
         self.workloads
-            .room(workload, "canary")
+            .room(workload, canary::ROOM)
             .map_err(|error| error.to_string())
     }
 

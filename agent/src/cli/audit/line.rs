@@ -4,22 +4,11 @@ use std::fmt;
 use std::io::Write;
 
 use crate::audit::record::{Decision, Kind, Outcome, Record};
+use crate::cli::safe::Safe;
 
 /// One record on one line. What a client chose is shown as it is only if it is plain, else quoted and escaped: it
 /// can't look like another field, or reach the terminal.
 pub(super) struct Human<'a>(pub(super) &'a Record);
-
-/// A value from outside.
-struct Safe<'a>(&'a str);
-
-impl fmt::Display for Safe<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.0.is_empty() && self.0.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"') {
-            return f.write_str(self.0);
-        }
-        write!(f, "\"{}\"", self.0.escape_default())
-    }
-}
 
 impl fmt::Display for Human<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::Check;
+use crate::cli::safe::Safe;
 use crate::config::Config;
 use crate::ebpf::foreign::{self, Standing};
 use crate::ebpf::{self, Pinned};
@@ -18,13 +19,10 @@ use crate::enroll::{self, Mount};
 use crate::identity::WorkloadName;
 use crate::identity::members::{self, Member};
 use crate::identity::process::ProcessError;
-use crate::policy::store;
-use crate::supervisor::TRUST_DIR;
+use crate::supervisor::{TRUST_DIR, canary};
 
 /// One process may see its files on a file system that never answers.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The cgroup of the agent's canaries, below the workload's.
-const CANARY_ROOM: &str = "/exec-canary";
 /// What is on its way into its program is something else a moment later.
 const MOMENT: Duration = Duration::from_millis(100);
 /// Processes that are named one by one.
@@ -66,7 +64,7 @@ impl Occupied {
 
 fn is_canary(member: &Member) -> bool {
     let cgroup = member.process().cgroup();
-    cgroup.is_ok_and(|cgroup| cgroup.is_some_and(|path| path.ends_with(CANARY_ROOM)))
+    cgroup.is_ok_and(|cgroup| cgroup.is_some_and(|path| enroll::is_in_room(&path, canary::ROOM)))
 }
 
 const TRUST: &str = "trust";
@@ -76,21 +74,24 @@ fn trust(directory: &Path, occupied: &[Occupied]) -> Vec<Check> {
     let Ok(Some(own)) = OwnRoots::written_to(directory) else {
         return Vec::new();
     };
+    let mut seen = own.clone();
+    let mut of = |workload: &Occupied| {
+        let Some((seen_since, trusting)) = trust_within(PATIENCE, seen.clone(), workload) else {
+            return unanswered(&workload.name);
+        };
+        seen = seen_since;
+        of_trust(&workload.name, &trusting)
+    };
+    occupied.iter().map(&mut of).collect()
+}
+
+/// `None` if that takes longer. Who looks is left behind then; only where not even a signal ends what it waits for does
+/// the doctor stay until it ends.
+fn trust_within(limit: Duration, own: OwnRoots, workload: &Occupied) -> Option<(OwnRoots, Trusting)> {
     let (sender, receiver) = mpsc::channel();
-    let looked_at = occupied.to_vec();
-    // Left behind if it hangs; only where not even a signal ends that wait does the doctor stay until it ends.
-    thread::spawn(move || look_at_trust(own, &looked_at, &sender));
-    let mut checks = Vec::new();
-    for workload in occupied {
-        match receiver.recv_timeout(PATIENCE) {
-            Ok(trusting) => checks.push(of_trust(&workload.name, &trusting)),
-            Err(_) => {
-                checks.push(unanswered(&workload.name));
-                break;
-            }
-        }
-    }
-    checks
+    let workload = workload.clone();
+    thread::spawn(move || sender.send(look_at_trust(own, &workload)));
+    receiver.recv_timeout(limit).ok()
 }
 
 /// What is said of the processes of one workload.
@@ -117,25 +118,21 @@ impl Trusting {
     }
 }
 
-fn look_at_trust(mut own: OwnRoots, occupied: &[Occupied], found: &mpsc::Sender<Trusting>) {
-    for workload in occupied {
-        let mut trusting = Trusting::default();
-        let mut not: Vec<_> = workload
-            .members()
+fn look_at_trust(mut own: OwnRoots, workload: &Occupied) -> (OwnRoots, Trusting) {
+    let mut trusting = Trusting::default();
+    let mut not: Vec<_> = workload
+        .members()
+        .filter_map(|member| trusting.see(&mut own, member))
+        .collect();
+    if !not.is_empty() {
+        thread::sleep(MOMENT);
+        let again = not.into_iter();
+        not = again
             .filter_map(|member| trusting.see(&mut own, member))
             .collect();
-        if !not.is_empty() {
-            thread::sleep(MOMENT);
-            let again = not.into_iter();
-            not = again
-                .filter_map(|member| trusting.see(&mut own, member))
-                .collect();
-        }
-        trusting.not = not.iter().map(called).collect();
-        if found.send(trusting).is_err() {
-            return;
-        }
     }
+    trusting.not = not.iter().map(called).collect();
+    (own, trusting)
 }
 
 fn of_trust(name: &WorkloadName, trusting: &Trusting) -> Check {
@@ -169,12 +166,8 @@ fn of_trust(name: &WorkloadName, trusting: &Trusting) -> Check {
 }
 
 fn unanswered(name: &WorkloadName) -> Check {
-    let found = format!("{name}: not looked at: that took more than 10 s");
-    Check::warn(
-        TRUST,
-        found,
-        "see which file system of its processes hangs; workloads after it were not looked at either",
-    )
+    let found = format!("{name}: not looked at: that took more than {PATIENCE:?}");
+    Check::warn(TRUST, found, "see which file system of its processes hangs")
 }
 
 const SOCKETS: &str = "sockets";
@@ -201,21 +194,12 @@ fn sockets(config: &Config, occupied: &[Occupied]) -> Vec<Check> {
             )];
         }
     };
-    // What is let in can't be told from what is not without the ports that the policy opens.
-    let Ok(policy) = store::load_dir(&config.policy_dir).policy else {
-        let found = "not looked at: the policy has errors";
-        return vec![Check::warn(SOCKETS, found, "`callgate check` shows them")];
-    };
-    let of = |workload: &Occupied| {
-        let known = policy.workload(&workload.name);
-        let listen = known.map_or(&[][..], |known| known.listen());
-        look_at_sockets(&pinned, workload, listen)
-    };
+    let of = |workload: &Occupied| look_at_sockets(&pinned, workload);
     occupied.iter().filter_map(of).collect()
 }
 
 /// `None` if its cgroup is gone by now.
-fn look_at_sockets(pinned: &Pinned, workload: &Occupied, listen: &[u16]) -> Option<Check> {
+fn look_at_sockets(pinned: &Pinned, workload: &Occupied) -> Option<Check> {
     let name = &workload.name;
     let id = fs::metadata(&workload.directory).ok()?.ino();
     let Some(number) = pinned.numbers.get(&id) else {
@@ -228,7 +212,7 @@ fn look_at_sockets(pinned: &Pinned, workload: &Occupied, listen: &[u16]) -> Opti
     };
     let mut found = Foreign::default();
     for member in workload.members() {
-        found.see(&pinned.marks, &member, *number, listen);
+        found.see(pinned, &member, *number);
     }
     Some(of_sockets(name, &found))
 }
@@ -242,7 +226,7 @@ struct Foreign {
 }
 
 impl Foreign {
-    fn see(&mut self, marks: &ebpf::Marks, member: &Member, number: u32, listen: &[u16]) {
+    fn see(&mut self, pinned: &Pinned, member: &Member, number: u32) {
         for (descriptor, _) in member.sockets() {
             let socket = match member.descriptor(descriptor) {
                 Ok(socket) => socket,
@@ -253,7 +237,7 @@ impl Foreign {
                 // Closed meanwhile.
                 Err(_) => continue,
             };
-            let holders = match marks.standing(&socket, number, listen) {
+            let holders = match pinned.marks.standing(&socket, number, pinned.listen(number)) {
                 Ok(Standing::Own) => continue,
                 Ok(Standing::LetIn) if foreign::is_kept_from_dialling(&socket) => continue,
                 Ok(Standing::Harmless) => &mut self.cut_off,
@@ -306,11 +290,7 @@ fn of_sockets(name: &WorkloadName, found: &Foreign) -> Check {
 /// A process as an operator looks for it: number and name, which it gave itself.
 fn called(member: &Member) -> String {
     let name = member.process().read("comm").unwrap_or_default();
-    format!(
-        "{} ({})",
-        member.process().pid(),
-        name.trim_end().escape_default()
-    )
+    format!("{} ({})", member.process().pid(), Safe(name.trim_end()))
 }
 
 fn counted(holders: &BTreeMap<String, usize>) -> String {

@@ -64,15 +64,11 @@ fn answer(question: &Message) -> Message {
 }
 
 fn resolver(server: &Server, hosts: &str) -> Resolver {
-    let hosts = hosts.to_owned();
-    Resolver::new(
-        &Settings {
-            resolvers: vec![server.address],
-            hosts,
-        },
-        Given::default(),
-    )
-    .unwrap()
+    let settings = Settings {
+        resolvers: vec![server.address],
+        hosts: hosts.to_owned(),
+    };
+    Resolver::new(&Names::new(&settings).unwrap(), Given::default()).unwrap()
 }
 
 #[tokio::test]
@@ -128,7 +124,7 @@ async fn without_resolvers_only_the_hosts_file_answers() {
         resolvers: Vec::new(),
         hosts: "192.0.2.9 listed.example".into(),
     };
-    let resolver = Resolver::new(&settings, Given::default()).unwrap();
+    let resolver = Resolver::new(&Names::new(&settings).unwrap(), Given::default()).unwrap();
     let listed = resolver
         .addresses(&"listed.example".parse().unwrap())
         .await

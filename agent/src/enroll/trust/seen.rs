@@ -27,7 +27,7 @@ pub enum Trusted {
 }
 
 /// The agent's roots, and which bundles have been seen to hold them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct OwnRoots {
     roots: Vec<String>,
     known: HashMap<FileVersion, bool>,
