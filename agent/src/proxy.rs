@@ -147,6 +147,9 @@ impl DataThread {
     /// client that does neither is given a moment, and then loses its connection.
     pub fn redecide(&self) {
         self.callers.clear();
+        let enforced = self.shared.policy.current();
+        let is_named = |name: &WorkloadName| enforced.policy.workload(name).is_some();
+        self.connectors.borrow_mut().retain(|name, _| is_named(name));
         if self.tracker.redecide() {
             let tracker = Rc::clone(&self.tracker);
             tokio::task::spawn_local(async move {

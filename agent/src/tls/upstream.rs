@@ -4,6 +4,7 @@
 //! own: give each pool-key group (workload, namespace, client certificate, pin) one, since sessions are kept
 //! by server name only and an upstream could link the users of one store. No 0-RTT.
 
+mod sessions;
 #[cfg(test)]
 mod tests;
 
@@ -25,14 +26,13 @@ use crate::policy::Permit;
 
 use super::wire::Wire;
 use super::{CertificateFault, Error, Offer, Session, provider};
+use sessions::Sessions;
 
 /// A TLS stream to an upstream.
 pub type Stream<S> = tokio_rustls::client::TlsStream<Wire<S>>;
 
 /// Plaintext and ciphertext that rustls may hold for one connection, each way.
 const BUFFER_LIMIT: usize = 32 * 1024;
-/// Servers whose sessions one connector keeps.
-const SESSIONS: usize = 256;
 
 /// The certificates that upstreams are verified with. Cheap to clone.
 #[derive(Clone)]
@@ -169,7 +169,7 @@ impl Connector {
             .map_err(|source| Error::Setup { source })?
             .with_root_certificates(Arc::clone(&roots.0))
             .with_no_client_auth();
-        config.resumption = Resumption::in_memory_sessions(SESSIONS);
+        config.resumption = Resumption::store(Arc::new(Sessions::new()));
         config.enable_early_data = false;
         let [http1, http2_and_http1] = Offer::ALL.map(|offer| {
             let mut config = config.clone();

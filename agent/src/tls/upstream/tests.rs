@@ -150,6 +150,24 @@ async fn sessions_are_resumed_within_a_connector_and_not_across() {
     assert!(!connect(&other, &server, Offer::Http1).await.unwrap().resumed);
 }
 
+#[tokio::test]
+async fn a_ticket_is_good_for_one_connection_and_a_servers_last_ones_are_kept() {
+    let ca = ca();
+    let mut server = Arc::unwrap_or_clone(ca.server("a.example", |_| {}));
+    server.send_tls13_tickets = sessions::TICKETS + 2;
+    let (generous, silent) = (Arc::new(server.clone()), {
+        server.send_tls13_tickets = 0;
+        Arc::new(server)
+    });
+    let connector = Connector::new(&ca.roots()).unwrap();
+    connect(&connector, &generous, Offer::Http1).await.unwrap();
+    for _ in 0..sessions::TICKETS {
+        let session = connect(&connector, &silent, Offer::Http1).await.unwrap();
+        assert!(session.resumed);
+    }
+    assert!(!connect(&connector, &silent, Offer::Http1).await.unwrap().resumed);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_silent_upstream_is_given_up() {
     let connector = Connector::new(&ca().roots()).unwrap();
