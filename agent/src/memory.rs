@@ -1,4 +1,4 @@
-//! Memory that was used once, at start or reload, and goes back to the system.
+//! Memory that was used once, at start or reload or in a busy time, and goes back to the system.
 #![expect(
     unsafe_code,
     reason = "the C library's and the kernel's own calls; there are no safe wrappers"
@@ -17,7 +17,7 @@ const PAGE: u64 = 64 * 1024;
 
 /// Returns what is free in the allocator's heap to the system, and unmaps the program's code until it runs again. Start
 /// and reload leave holes far larger than what stays (the kernel's types, policy texts, root certificates), and run code
-/// that a call does not. Takes a few milliseconds; not for the path of a call.
+/// that a call does not; so do many connections that are gone. Takes some milliseconds; not for the path of a call.
 pub fn give_back() {
     // SAFETY: takes no pointer and may be called at any time from any thread (malloc_trim(3)).
     #[cfg(target_env = "gnu")]

@@ -6,13 +6,14 @@
 
 mod data;
 mod drain;
+mod lull;
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
@@ -34,6 +35,7 @@ use crate::tls;
 
 use data::DataThreads;
 use drain::Drain;
+use lull::Lull;
 
 /// How often the kernel's liveness word is fed; it counts as stale after two seconds.
 const BEAT: Duration = Duration::from_millis(250);
@@ -89,11 +91,15 @@ async fn control(socket: OwnedFd) -> Result<(), Error> {
     let (mut worker, writer) = Worker::set_up(&start, descriptors, client)?;
     let mut ready = false;
     let mut beat = tokio::time::interval(BEAT);
+    let mut lull = Lull::new(Instant::now());
     let drain = loop {
         let event = tokio::select! {
             event = channel.next() => event?,
             _ = beat.tick() => {
                 worker.feed();
+                if lull.has_come(worker.threads.sum(proxy::Figures::calls), Instant::now()) {
+                    memory::give_back();
+                }
                 continue;
             }
         };
