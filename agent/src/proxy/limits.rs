@@ -17,6 +17,15 @@ pub struct Limits(channel::Limits);
 const HTTP1_BUFFER: usize = 32 * 1024;
 /// What HTTP/2 holds back per stream before the sender has to wait.
 const HTTP2_SEND_BUFFER: usize = 64 * 1024;
+/// What a client may send ahead on one stream. It is on this host: a small window costs it no speed.
+const HTTP2_WINDOW: u32 = 64 * 1024;
+/// The most that a window can be (RFC 9113, section 6.9.1).
+const HTTP2_MAX_WINDOW: u32 = (1 << 31) - 1;
+/// What an upstream may send ahead on one stream: 10 MB a second where a round trip takes 50 ms. A call whose client takes
+/// nothing holds as much.
+const HTTP2_UPSTREAM_WINDOW: u32 = 512 * 1024;
+/// The same on one connection: so many calls may stand still before those beside them do.
+const HTTP2_UPSTREAM_CONNECTION_WINDOW: u32 = 16 * HTTP2_UPSTREAM_WINDOW;
 
 impl From<channel::Limits> for Limits {
     fn from(limits: channel::Limits) -> Self {
@@ -109,6 +118,25 @@ impl Limits {
 
     pub(super) fn h2_send_buffer(&self) -> usize {
         HTTP2_SEND_BUFFER
+    }
+
+    pub(super) fn h2_window(&self) -> u32 {
+        HTTP2_WINDOW
+    }
+
+    /// All streams' together: one that stands still is in no other's way.
+    pub(super) fn h2_connection_window(&self) -> u32 {
+        HTTP2_WINDOW
+            .saturating_mul(self.0.h2_streams)
+            .min(HTTP2_MAX_WINDOW)
+    }
+
+    pub(super) fn h2_upstream_window(&self) -> u32 {
+        HTTP2_UPSTREAM_WINDOW
+    }
+
+    pub(super) fn h2_upstream_connection_window(&self) -> u32 {
+        HTTP2_UPSTREAM_CONNECTION_WINDOW
     }
 
     /// What a client may do on one connection that is no call. A client that measures its path pings often.

@@ -235,10 +235,13 @@ async fn http2<S>(thread: &DataThread, stream: S) -> Result<Dialled, Failure>
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
+    let limits = &thread.shared.limits;
     let (sender, connection) = http2::Builder::new(Local)
         .timer(TokioTimer::new())
-        .max_send_buf_size(thread.shared.limits.h2_send_buffer())
-        .max_header_list_size(thread.shared.limits.header_bytes_u32())
+        .initial_stream_window_size(limits.h2_upstream_window())
+        .initial_connection_window_size(limits.h2_upstream_connection_window())
+        .max_send_buf_size(limits.h2_send_buffer())
+        .max_header_list_size(limits.header_bytes_u32())
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| Failure::upstream(UpstreamFault::Protocol, &error))?;

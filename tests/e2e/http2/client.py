@@ -26,7 +26,7 @@ class Client:
         self.h2 = h2.connection.H2Connection(config)
         self.h2.initiate_connection()
         self.next, self.got, self.bodies, self.trailers, self.ended, self.closed = 1, {}, {}, {}, set(), None
-        self.heads, self.texts, self.held = {}, {}, None
+        self.heads, self.texts, self.held = {}, {}, set()
         self.flush()
 
     def flush(self):
@@ -78,7 +78,7 @@ class Client:
         elif isinstance(event, h2.events.DataReceived):
             self.bodies[stream] = self.bodies.get(stream, 0) + len(event.data)
             self.texts[stream] = self.texts.get(stream, b"") + event.data
-            if stream != self.held:
+            if stream not in self.held:
                 self.h2.acknowledge_received_data(event.flow_controlled_length, stream)
         elif isinstance(event, h2.events.TrailersReceived):
             self.trailers[stream] = dict(event.headers)
@@ -381,12 +381,50 @@ def stalled():
     client = Client()
     client.settled()
     stuck = client.open(client.headers("/big/stalled"))
-    client.held = stuck
+    client.held = {stuck}
     while stuck not in client.ended and not client.closed:
         other = client.answer(client.open(client.headers("/seen/big/stalled")))
         if other != "status 200":
             return other
     return f"{client.got.get(stuck)} {client.closed}"
+
+
+def small(client, path):
+    """A call with a small body both ways."""
+    stream = client.open(client.headers(path, "POST"), end=False)
+    client.until(lambda: client.h2.local_flow_control_window(stream) >= 100)
+    client.h2.send_data(stream, b"u" * 100, end_stream=True)
+    client.flush()
+    return f"{client.answer(stream)} {client.bodies.get(stream)}"
+
+
+def beside_readers():
+    """Takes no more of eight answers than it has to, and has a call beside them."""
+    client = Client()
+    client.settled()
+    client.h2.increment_flow_control_window(1 << 24)
+    client.held = {client.open(client.headers(f"/endless/{n}")) for n in range(8)}
+    client.until(lambda: all(client.bodies.get(stream) == 65535 for stream in client.held))
+    client.seen("/endless/7/full")
+    return small(client, "/echo/beside")
+
+
+def beside_writers():
+    """Sends on eight streams until nothing more is taken of any, and has a call beside them."""
+    client = Client()
+    client.settled()
+    opened = [client.open(client.headers(f"/slow/{n}", "POST"), end=False) for n in range(8)]
+    client.sock.settimeout(1)
+    try:
+        while not client.closed:
+            for stream in opened:
+                while part := min(client.h2.local_flow_control_window(stream), 8192):
+                    client.h2.send_data(stream, b"u" * part)
+                    client.flush()
+            client.read()
+    except TimeoutError:
+        client.sock.settimeout(10)
+    return small(client, "/echo/beside")
 
 
 def slow_head():
@@ -482,6 +520,8 @@ CASES = {
     "made-resets": made_resets,
     "extended-connect": pseudo((":method", "CONNECT"), (":protocol", "websocket"), S, A, P),
     "stalled": stalled,
+    "beside-readers": beside_readers,
+    "beside-writers": beside_writers,
     "slow-head": slow_head,
     "goaway": goaway,
     "dead": dead,

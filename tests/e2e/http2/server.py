@@ -23,6 +23,8 @@ class Conn:
 
     def run(self):
         self.h2.initiate_connection()
+        # What one stream sends must not be in another's way here.
+        self.h2.increment_flow_control_window(1 << 24)
         self.sock.sendall(self.h2.data_to_send())
         while data := self.sock.recv(65536):
             for event in self.h2.receive_data(data):
@@ -47,7 +49,8 @@ class Conn:
             stream = self.streams[event.stream_id]
             stream[1] += len(event.data)
             seen.add(dict(stream[0])[":path"] + "/data")
-            self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            if not dict(stream[0])[":path"].startswith("/slow"):
+                self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
         elif isinstance(event, h2.events.TrailersReceived):
             self.streams[event.stream_id][2] = event.headers
         elif isinstance(event, h2.events.StreamReset):
@@ -91,7 +94,7 @@ class Conn:
             return
         self.h2.send_headers(stream, [(":status", "200"), ("x-version", "h2")])
         ending = [("x-sum", str(body)), ("set-cookie", "a=b"), ("authorization", "none")]
-        body = 1 << 20 if path.startswith("/big") else body
+        body = {"/big": 1 << 20, "/end": 1 << 22}.get(path[:4], body)
         self.pending[stream] = [body, ending if path.startswith("/echo") else None]
 
     def pump(self):
@@ -102,6 +105,8 @@ class Conn:
                 self.h2.send_data(stream, b"x" * part)
                 left -= part
             self.pending[stream][0] = left
+            if left:
+                seen.add(dict(self.streams[stream][0])[":path"] + "/full")
             if not left:
                 del self.pending[stream]
                 if trailers:

@@ -207,6 +207,16 @@ fn a_policy_that_takes_a_call_back_ends_its_stream_also_while_the_client_takes_n
 }
 
 #[test]
+fn streams_that_come_to_a_stop_hold_up_no_other_on_the_connection_either_way() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let (world, _server) = start("")?;
+    let got = run(&world, &["beside-readers", "beside-writers"])?;
+    assert_eq!(got["beside-readers"], "status 200 100");
+    assert_eq!(got["beside-writers"], "status 200 100");
+    Ok(())
+}
+
+#[test]
 fn events_arrive_one_by_one_and_a_refused_grpc_call_has_nothing_but_a_head() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let (world, _server) = start("")?;

@@ -87,6 +87,8 @@ fn builder(limits: &Limits, streams: Streams) -> http2::Builder<Streams> {
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.h2_streams())
+        .initial_stream_window_size(limits.h2_window())
+        .initial_connection_window_size(limits.h2_connection_window())
         .max_header_list_size(limits.h2_header_bytes())
         .max_send_buf_size(limits.h2_send_buffer())
         .max_pending_accept_reset_streams(limits.h2_pending_resets())
