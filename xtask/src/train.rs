@@ -1,7 +1,8 @@
 //! `cargo xtask train`: a profile of the agent under load. The optimised builds that follow use it: the compiler then knows
 //! which code calls run, and lays out and inlines by that.
 //!
-//! The load is that of `bench peers`: calls over HTTP/1.1 and HTTP/2, handshakes, large bodies.
+//! The load is that of `bench peers`: calls over HTTP/1.1 and HTTP/2, handshakes, large bodies. A profile is good for the
+//! folder that it was made in: functions are known by names that cargo makes from the path, too.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -23,6 +23,8 @@ use crate::supervisor::{TRUST_DIR, canary};
 
 /// One process may see its files on a file system that never answers.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Each that does not answer halves it for those behind, down to this: many may be on the same file system.
+const LEAST_PATIENCE: Duration = Duration::from_millis(500);
 /// What is on its way into its program is something else a moment later.
 const MOMENT: Duration = Duration::from_millis(100);
 /// Processes that are named one by one.
@@ -74,10 +76,12 @@ fn trust(directory: &Path, occupied: &[Occupied]) -> Vec<Check> {
     let Ok(Some(own)) = OwnRoots::written_to(directory) else {
         return Vec::new();
     };
-    let mut seen = own.clone();
+    let (mut seen, mut patience) = (own, PATIENCE);
     let mut of = |workload: &Occupied| {
-        let Some((seen_since, trusting)) = trust_within(PATIENCE, seen.clone(), workload) else {
-            return unanswered(&workload.name);
+        let Some((seen_since, trusting)) = trust_within(patience, seen.clone(), workload) else {
+            let check = unanswered(&workload.name, patience);
+            patience = (patience / 2).max(LEAST_PATIENCE);
+            return check;
         };
         seen = seen_since;
         of_trust(&workload.name, &trusting)
@@ -165,8 +169,8 @@ fn of_trust(name: &WorkloadName, trusting: &Trusting) -> Check {
     )
 }
 
-fn unanswered(name: &WorkloadName) -> Check {
-    let found = format!("{name}: not looked at: that took more than {PATIENCE:?}");
+fn unanswered(name: &WorkloadName, patience: Duration) -> Check {
+    let found = format!("{name}: not looked at: that took more than {patience:?}");
     Check::warn(TRUST, found, "see which file system of its processes hangs")
 }
 
