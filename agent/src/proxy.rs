@@ -147,9 +147,6 @@ impl DataThread {
     /// client that does neither is given a moment, and then loses its connection.
     pub fn redecide(&self) {
         self.callers.clear();
-        let enforced = self.shared.policy.current();
-        let is_named = |name: &WorkloadName| enforced.policy.workload(name).is_some();
-        self.connectors.borrow_mut().retain(|name, _| is_named(name));
         if self.tracker.redecide() {
             let tracker = Rc::clone(&self.tracker);
             tokio::task::spawn_local(async move {
@@ -170,9 +167,13 @@ impl DataThread {
         self.tracker.len()
     }
 
-    /// Lets go of upstream connections that have been idle for too long.
+    /// Lets go of upstream connections that have been idle for too long, and of the sessions of workloads that the policy
+    /// does not name any more.
     pub fn sweep(&self) {
         self.pool.sweep();
+        let enforced = self.shared.policy.current();
+        let is_named = |name: &WorkloadName| enforced.policy.workload(name).is_some();
+        self.connectors.borrow_mut().retain(|name, _| is_named(name));
     }
 
     /// Lets go of the upstream connections that are kept for the workload in this network namespace: they would keep it alive.

@@ -98,7 +98,8 @@ async fn control(socket: OwnedFd) -> Result<(), Error> {
             _ = beat.tick() => {
                 worker.feed();
                 if lull.has_come(worker.threads.sum(proxy::Figures::calls), Instant::now()) {
-                    memory::give_back();
+                    // Not here: with a large heap it takes a while, and the beat must go on.
+                    drop(tokio::task::spawn_blocking(memory::give_back));
                 }
                 continue;
             }

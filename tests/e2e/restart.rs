@@ -374,6 +374,14 @@ fn a_binary_that_can_not_take_over_what_is_pinned_says_so_and_opens_nothing() ->
         world.start_agent().expect_err("it can't know this version")
     );
     assert!(refused.contains("pins of version 99"), "{refused}");
+    let mut runs = Place::in_cgroup(&inside).command(["sleep", "60"]).spawn()?;
+    let doctor = world.callgate("doctor", &["--json"])?.stdout;
+    runs.kill()?;
+    runs.wait()?;
+    assert!(
+        doctor.contains("not looked at: ") && doctor.contains("pins of version 99"),
+        "{doctor}"
+    );
     assert_ne!(call()?.code(), Some(0));
     assert!(
         world

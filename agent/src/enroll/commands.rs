@@ -1,7 +1,7 @@
 //! The exec cgroups of workloads: one for each command, from its start until it has ended.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -13,12 +13,16 @@ use crate::identity::process::HeldProcess;
 use crate::identity::unit::EXEC_PREFIX;
 use crate::rights;
 
-/// Whether a process whose cgroup is shown like this is in the agent's room `id` of a workload, as [`Workloads::room`]
-/// makes it.
+/// Whether a process whose cgroup is shown like this is in the agent's room `id` of the workload with this slice, as
+/// [`Workloads::room`] makes it: right below the slice. Further down the workload may make what it likes.
 #[must_use]
-pub fn is_in_room(cgroup: &str, id: &str) -> bool {
-    let name = cgroup.rsplit('/').next();
-    name.and_then(|name| name.strip_prefix(EXEC_PREFIX)) == Some(id)
+pub fn is_in_room(cgroup: &str, slice: &OsStr, id: &str) -> bool {
+    let mut below = Path::new(cgroup)
+        .components()
+        .skip_while(|part| part.as_os_str() != slice)
+        .skip(1);
+    let room = below.next().and_then(|part| part.as_os_str().to_str());
+    room.and_then(|name| name.strip_prefix(EXEC_PREFIX)) == Some(id) && below.next().is_none()
 }
 
 impl Workloads {
@@ -149,4 +153,27 @@ fn commands_in(directory: &Path) -> Result<BTreeSet<OsString>, Error> {
         .filter(is_command)
         .map(|entry| entry.file_name())
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_right_below_the_slice_is_a_room_the_agents() {
+        let slice = OsStr::new("callgate-billing.slice");
+        let is = |cgroup: &str| is_in_room(cgroup, slice, "canary");
+        assert!(is("/callgate.slice/callgate-billing.slice/exec-canary"));
+        for other in [
+            "/callgate.slice/callgate-billing.slice/exec-canary/own",
+            "/callgate.slice/callgate-billing.slice/own.service/exec-canary",
+            "/callgate.slice/callgate-billing.slice/own.service/callgate-billing.slice/exec-canary",
+            "/callgate.slice/callgate-billing.slice/exec-7",
+            "/callgate.slice/callgate-billing.slice",
+            "/callgate.slice/callgate-other.slice/exec-canary",
+            "/exec-canary",
+        ] {
+            assert!(!is(other), "{other}");
+        }
+    }
 }

@@ -19,13 +19,13 @@ const HTTP1_BUFFER: usize = 32 * 1024;
 const HTTP2_SEND_BUFFER: usize = 64 * 1024;
 /// What a client may send ahead on one stream. It is on this host: a small window costs it no speed.
 const HTTP2_WINDOW: u32 = 64 * 1024;
-/// The most that a window can be (RFC 9113, section 6.9.1).
-const HTTP2_MAX_WINDOW: u32 = (1 << 31) - 1;
 /// What an upstream may send ahead on one stream: 10 MB a second where a round trip takes 50 ms. A call whose client takes
 /// nothing holds as much.
 const HTTP2_UPSTREAM_WINDOW: u32 = 512 * 1024;
-/// The same on one connection: so many calls may stand still before those beside them do.
-const HTTP2_UPSTREAM_CONNECTION_WINDOW: u32 = 16 * HTTP2_UPSTREAM_WINDOW;
+/// Calls on one connection that may stand still before those beside them do. For all 100 that there may be it would take
+/// as much more memory: of what a client sends the library also holds small frames, which take more than they count for, up
+/// to half of the connection's window.
+const HTTP2_STALLED: u32 = 16;
 
 impl From<channel::Limits> for Limits {
     fn from(limits: channel::Limits) -> Self {
@@ -124,11 +124,8 @@ impl Limits {
         HTTP2_WINDOW
     }
 
-    /// All streams' together: one that stands still is in no other's way.
     pub(super) fn h2_connection_window(&self) -> u32 {
-        HTTP2_WINDOW
-            .saturating_mul(self.0.h2_streams)
-            .min(HTTP2_MAX_WINDOW)
+        HTTP2_STALLED * HTTP2_WINDOW
     }
 
     pub(super) fn h2_upstream_window(&self) -> u32 {
@@ -136,7 +133,7 @@ impl Limits {
     }
 
     pub(super) fn h2_upstream_connection_window(&self) -> u32 {
-        HTTP2_UPSTREAM_CONNECTION_WINDOW
+        HTTP2_STALLED * HTTP2_UPSTREAM_WINDOW
     }
 
     /// What a client may do on one connection that is no call. A client that measures its path pings often.

@@ -1,8 +1,8 @@
 //! TLS towards the world; no switch turns verification off.
 //!
 //! Roots are the host's own and those that the operator names. A [`Connector`] has a resumption store of its
-//! own: give each pool-key group (workload, namespace, client certificate, pin) one, since sessions are kept
-//! by server name only and an upstream could link the users of one store. No 0-RTT.
+//! own: give each workload one, since sessions are kept by server name only and an upstream could link the users of
+//! one store. No 0-RTT.
 
 mod sessions;
 #[cfg(test)]

@@ -28,6 +28,22 @@ print("ready", flush=True)
 sys.stdin.read()
 "#;
 
+/// Takes a connection on a port, from a process that stays outside, and enters the cgroup with it.
+const ENTER_ACCEPTED: &str = r#"
+import os, socket, sys
+port = int(sys.argv[2])
+listener = socket.create_server(("127.0.0.1", port))
+if os.fork() == 0:
+    listener.close()
+    socket.create_connection(("127.0.0.1", port)).recv(1)
+    os._exit(0)
+accepted, _ = listener.accept()
+listener.close()
+open(sys.argv[1] + "/cgroup.procs", "w").write("0")
+print("ready", flush=True)
+sys.stdin.read()
+"#;
+
 /// Has a program at connect() of a cgroup that lets all pass: BPF_PROG_LOAD, BPF_LINK_CREATE (include/uapi/linux/bpf.h).
 const ATTACH: &str = r#"
 import ctypes, os, struct, sys
@@ -222,12 +238,6 @@ fn sockets_from_before_a_process_came_to_the_workload_are_counted_cut_off_or_not
     );
     own.end()?;
 
-    // What is in force counts, not what lies in the files.
-    world.policy("broken.toml", "[[workload]]\nname = 7\n")?;
-    let own = Staying::start(world.workload("billing")?.command(["sh", "-c", STAY]))?;
-    assert_eq!(looked(&world, "sockets")?["status"], "pass");
-    own.end()?;
-
     // Nobody is there to cut them off.
     world.kill_agent()?;
     let entered = enter(&world)?;
@@ -238,6 +248,38 @@ fn sockets_from_before_a_process_came_to_the_workload_are_counted_cut_off_or_not
         "{open}"
     );
     entered.end()
+}
+
+#[test]
+fn a_connection_that_came_in_elsewhere_is_let_be_on_the_ports_in_force_alone() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start(&workload("billing", "listen = [8080]", ""))?;
+    // What is in force counts, not what lies in the files.
+    world.policy("identity.toml", "[[workload]]\nname = 7\n")?;
+    for (port, status, found) in [
+        (
+            "8080",
+            "pass",
+            "billing: all of its processes' sockets are its own",
+        ),
+        ("8081", "warn", "cut off: 1 of "),
+    ] {
+        let mut command = world.unmanaged()?.command(["python3", "-c", ENTER_ACCEPTED]);
+        command.arg(world.cgroup().join("workloads/callgate-billing.slice"));
+        let entered = Staying::start({
+            command.arg(port);
+            command
+        })?;
+        let mut last = Value::Null;
+        wait::until("the agent's look", wait::PATIENCE, || {
+            last = looked(&world, "sockets").ok()?;
+            (last["status"] == status).then_some(())
+        })
+        .with_context(|| format!("{port}: {last}"))?;
+        assert!(text(&last).contains(found), "{port}: {last}");
+        entered.end()?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -2,12 +2,13 @@
 //! there.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Check;
 use crate::cli::safe::Safe;
@@ -21,10 +22,8 @@ use crate::identity::members::{self, Member};
 use crate::identity::process::ProcessError;
 use crate::supervisor::{TRUST_DIR, canary};
 
-/// One process may see its files on a file system that never answers.
+/// For the looks at all workloads, each by itself: one process may see its files on a file system that never answers.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Each that does not answer halves it for those behind, down to this: many may be on the same file system.
-const LEAST_PATIENCE: Duration = Duration::from_millis(500);
 /// What is on its way into its program is something else a moment later.
 const MOMENT: Duration = Duration::from_millis(100);
 /// Processes that are named one by one.
@@ -60,13 +59,13 @@ impl Occupied {
         let slice = self.directory.file_name().unwrap_or_default();
         let pids = members::processes(&self.directory).into_iter();
         let members = pids.filter_map(|pid| Member::open(pid, slice));
-        members.filter(|member| !is_canary(member))
+        members.filter(|member| !is_canary(member, slice))
     }
 }
 
-fn is_canary(member: &Member) -> bool {
+fn is_canary(member: &Member, slice: &OsStr) -> bool {
     let cgroup = member.process().cgroup();
-    cgroup.is_ok_and(|cgroup| cgroup.is_some_and(|path| enroll::is_in_room(&path, canary::ROOM)))
+    cgroup.is_ok_and(|cgroup| cgroup.is_some_and(|path| enroll::is_in_room(&path, slice, canary::ROOM)))
 }
 
 const TRUST: &str = "trust";
@@ -76,26 +75,26 @@ fn trust(directory: &Path, occupied: &[Occupied]) -> Vec<Check> {
     let Ok(Some(own)) = OwnRoots::written_to(directory) else {
         return Vec::new();
     };
-    let (mut seen, mut patience) = (own, PATIENCE);
-    let mut of = |workload: &Occupied| {
-        let Some((seen_since, trusting)) = trust_within(patience, seen.clone(), workload) else {
-            let check = unanswered(&workload.name, patience);
-            patience = (patience / 2).max(LEAST_PATIENCE);
-            return check;
-        };
-        seen = seen_since;
-        of_trust(&workload.name, &trusting)
+    let looks: Vec<_> = occupied.iter().map(|workload| look(&own, workload)).collect();
+    let deadline = Instant::now() + PATIENCE;
+    let told = |(workload, look): (&Occupied, mpsc::Receiver<Trusting>)| {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match look.recv_timeout(left) {
+            Ok(trusting) => of_trust(&workload.name, &trusting),
+            Err(RecvTimeoutError::Timeout) => unanswered(&workload.name),
+            Err(RecvTimeoutError::Disconnected) => broken_off(&workload.name),
+        }
     };
-    occupied.iter().map(&mut of).collect()
+    occupied.iter().zip(looks).map(told).collect()
 }
 
-/// `None` if that takes longer. Who looks is left behind then; only where not even a signal ends what it waits for does
+/// Looks from a thread of its own. It is left behind if it hangs; only where not even a signal ends what it waits for does
 /// the doctor stay until it ends.
-fn trust_within(limit: Duration, own: OwnRoots, workload: &Occupied) -> Option<(OwnRoots, Trusting)> {
+fn look(own: &OwnRoots, workload: &Occupied) -> mpsc::Receiver<Trusting> {
     let (sender, receiver) = mpsc::channel();
-    let workload = workload.clone();
-    thread::spawn(move || sender.send(look_at_trust(own, &workload)));
-    receiver.recv_timeout(limit).ok()
+    let (own, workload) = (own.clone(), workload.clone());
+    thread::spawn(move || sender.send(look_at_trust(&own, &workload)));
+    receiver
 }
 
 /// What is said of the processes of one workload.
@@ -110,7 +109,7 @@ struct Trusting {
 
 impl Trusting {
     /// Counts a process; gives it back if it trusts nobody.
-    fn see(&mut self, own: &mut OwnRoots, member: Member) -> Option<Member> {
+    fn see(&mut self, own: &OwnRoots, member: Member) -> Option<Member> {
         match own.trusted_by(member.process()) {
             Ok(Trusted::InPlace) => self.in_place += 1,
             Ok(Trusted::By(_)) => self.by_variable += 1,
@@ -122,21 +121,19 @@ impl Trusting {
     }
 }
 
-fn look_at_trust(mut own: OwnRoots, workload: &Occupied) -> (OwnRoots, Trusting) {
+fn look_at_trust(own: &OwnRoots, workload: &Occupied) -> Trusting {
     let mut trusting = Trusting::default();
     let mut not: Vec<_> = workload
         .members()
-        .filter_map(|member| trusting.see(&mut own, member))
+        .filter_map(|member| trusting.see(own, member))
         .collect();
     if !not.is_empty() {
         thread::sleep(MOMENT);
         let again = not.into_iter();
-        not = again
-            .filter_map(|member| trusting.see(&mut own, member))
-            .collect();
+        not = again.filter_map(|member| trusting.see(own, member)).collect();
     }
     trusting.not = not.iter().map(called).collect();
-    (own, trusting)
+    trusting
 }
 
 fn of_trust(name: &WorkloadName, trusting: &Trusting) -> Check {
@@ -169,9 +166,14 @@ fn of_trust(name: &WorkloadName, trusting: &Trusting) -> Check {
     )
 }
 
-fn unanswered(name: &WorkloadName, patience: Duration) -> Check {
-    let found = format!("{name}: not looked at: that took more than {patience:?}");
+fn unanswered(name: &WorkloadName) -> Check {
+    let found = format!("{name}: not looked at: that took more than {PATIENCE:?}");
     Check::warn(TRUST, found, "see which file system of its processes hangs")
+}
+
+fn broken_off(name: &WorkloadName) -> Check {
+    let found = format!("{name}: not looked at: the look broke off");
+    Check::warn(TRUST, found, "report what the doctor printed of it")
 }
 
 const SOCKETS: &str = "sockets";

@@ -7,6 +7,7 @@ use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
@@ -26,11 +27,11 @@ pub enum Trusted {
     Not,
 }
 
-/// The agent's roots, and which bundles have been seen to hold them.
+/// The agent's roots, and which bundles have been seen to hold them. Clones share what they have seen.
 #[derive(Clone, Debug)]
 pub struct OwnRoots {
-    roots: Vec<String>,
-    known: HashMap<FileVersion, bool>,
+    roots: Arc<[String]>,
+    known: Arc<Mutex<HashMap<FileVersion, bool>>>,
 }
 
 /// Device, inode, time of the last change (s, ns) and size: a bundle that is the same one by these is read once.
@@ -50,10 +51,10 @@ impl OwnRoots {
         let own = certificates(&bundle)
             .into_iter()
             .filter(|root| !host.contains(root));
-        let roots: Vec<_> = own.map(str::to_owned).collect();
+        let roots: Arc<[String]> = own.map(str::to_owned).collect();
         Ok((!roots.is_empty()).then(|| Self {
             roots,
-            known: HashMap::new(),
+            known: Arc::default(),
         }))
     }
 
@@ -61,7 +62,7 @@ impl OwnRoots {
     ///
     /// # Errors
     /// If it has ended, or may not be looked into.
-    pub fn trusted_by(&mut self, process: &HeldProcess) -> Result<Trusted, ProcessError> {
+    pub fn trusted_by(&self, process: &HeldProcess) -> Result<Trusted, ProcessError> {
         let root = process.root()?;
         if HOST_BUNDLES.iter().any(|path| self.are_in(root.as_fd(), path)) {
             return Ok(Trusted::InPlace);
@@ -74,7 +75,7 @@ impl OwnRoots {
     }
 
     /// Whether all of them are in the bundle at `path` below `root`. What can't be read there holds none.
-    fn are_in(&mut self, root: BorrowedFd<'_>, path: &str) -> bool {
+    fn are_in(&self, root: BorrowedFd<'_>, path: &str) -> bool {
         // Its links must not lead the reader out of the process's root; and what is there may be no file: to open a device, a
         // pipe or one of the kernel's own files does something.
         let how = OFlags::PATH | OFlags::CLOEXEC;
@@ -95,15 +96,20 @@ impl OwnRoots {
             found.mtime_nsec(),
             found.len(),
         );
-        if let Some(known) = self.known.get(&version) {
+        if let Some(known) = self.known().get(&version) {
             return *known;
         }
         let holds = read(&place).is_ok_and(|text| {
             let there = certificates(&text);
             self.roots.iter().all(|own| there.contains(&own.as_str()))
         });
-        self.known.insert(version, holds);
+        self.known().insert(version, holds);
         holds
+    }
+
+    /// To be held for a moment only, not while a file is read.
+    fn known(&self) -> MutexGuard<'_, HashMap<FileVersion, bool>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -134,8 +140,8 @@ mod tests {
 
     fn roots() -> OwnRoots {
         OwnRoots {
-            roots: vec![OWN.to_owned()],
-            known: HashMap::new(),
+            roots: [OWN.to_owned()].into(),
+            known: Arc::default(),
         }
     }
 
@@ -147,7 +153,7 @@ mod tests {
     fn a_bundle_counts_if_it_holds_the_root_whatever_else_it_holds() {
         let directory = tempfile::tempdir().unwrap();
         let root = open(directory.path());
-        let mut own = roots();
+        let own = roots();
         fs::write(directory.path().join("both"), format!("{OTHER}\n{OWN}\n")).unwrap();
         fs::write(directory.path().join("other"), OTHER).unwrap();
         for _ in 0..2 {

@@ -14,7 +14,7 @@ use rustls::client::{ClientSessionStore, Tls12ClientSessionValue, Tls13ClientSes
 use rustls::pki_types::ServerName;
 
 /// Servers that are remembered; the one that was not connected to for longest is forgotten first.
-pub(super) const SERVERS: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+pub(super) const SERVERS: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 /// TLS 1.3 tickets of one server. Each is good for one connection (RFC 8446, appendix C.4), which brings new ones.
 pub(super) const TICKETS: usize = 4;
 
@@ -31,10 +31,8 @@ struct Server {
 
 impl Sessions {
     pub(super) fn new() -> Self {
-        let mut servers = LruCache::unbounded();
-        // Made with a bound it would take room for all at once.
-        servers.resize(SERVERS);
-        Self(Mutex::new(servers))
+        // `new` would take room for all at once.
+        Self(Mutex::new(LruCache::sparse(SERVERS)))
     }
 
     fn servers(&self) -> MutexGuard<'_, LruCache<ServerName<'static>, Server>> {
