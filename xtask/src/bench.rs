@@ -116,7 +116,9 @@ fn measure(what: &str, script: &str, arguments: &[String], write_down: bool) -> 
         return Ok(Outcome::Lacking);
     }
     setup::all()?;
-    let tables = sandboxed(&train::build()?, script, arguments)?;
+    let agent = train::build()?;
+    let how = train::how_built()?;
+    let tables = format!("{how}\n\n{}", sandboxed(&agent, script, arguments)?);
     println!("{tables}");
     if write_down {
         write(what, &tables)?;

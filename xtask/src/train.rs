@@ -65,6 +65,14 @@ pub(crate) fn build() -> Result<PathBuf> {
     test::built(with_flags(release(), &flags)?, "callgate")
 }
 
+/// What the tables of a measurement say of it.
+pub(crate) fn how_built() -> Result<&'static str> {
+    Ok(match latest()? {
+        Some(_) => "Built with a profile (`cargo xtask train`).",
+        None => "Built without a profile.",
+    })
+}
+
 fn release() -> Command {
     cmd::cargo(["build", "--package", "callgate", "--bin", "callgate", "--release"])
 }
