@@ -14,7 +14,7 @@ use rustls::client::{ClientSessionStore, Tls12ClientSessionValue, Tls13ClientSes
 use rustls::pki_types::ServerName;
 
 /// Servers that are remembered; the one that was not connected to for longest is forgotten first.
-pub(super) const SERVERS: NonZeroUsize = NonZeroUsize::new(64).unwrap();
+pub(super) const SERVERS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(63);
 /// TLS 1.3 tickets of one server. Each is good for one connection (RFC 8446, appendix C.4), which brings new ones.
 pub(super) const TICKETS: usize = 4;
 
