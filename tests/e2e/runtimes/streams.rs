@@ -11,7 +11,7 @@ const GRPC: &str = "grpc.example.test";
 /// The rows that this file runs.
 pub(super) const ROWS: &[&str] = &[
     "Python websockets",
-    "EventSource over Node fetch",
+    "Server-sent events over Node fetch",
     "Python gRPC",
     "Ruby gRPC",
 ];
