@@ -1,5 +1,8 @@
 //! The package on a booted Debian: what an operator installs, upgrades and removes.
 
+use std::fs;
+use std::path::Path;
+
 use anyhow::Result;
 use harness::{Bed, Upstream, World, assert_record, bed, require};
 
@@ -52,6 +55,36 @@ fn a_fresh_package_runs_the_agent_and_its_first_policy_lets_a_call_out() -> Resu
         "status" = 200,
         "credential.name" = "api"
     );
+    Ok(())
+}
+
+#[test]
+fn man_pages_and_completions_lie_where_man_and_the_shells_look() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let bed = installed()?;
+    let listed = bed.run(["dpkg", "-L", "callgate"])?.ok()?;
+    let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("../agent/dist/man");
+    let mut places: Vec<_> = fs::read_dir(&made)?
+        .map(|page| Ok(format!("/usr/share/man/man8/{}.gz", page?.file_name().display())))
+        .collect::<Result<_>>()?;
+    assert!(places.len() > 10, "{places:?}");
+    places.extend(
+        [
+            "bash-completion/completions/callgate",
+            "zsh/vendor-completions/_callgate",
+            "fish/vendor_completions.d/callgate.fish",
+        ]
+        .map(|place| format!("/usr/share/{place}")),
+    );
+    let lacks: Vec<_> = places
+        .iter()
+        .filter(|place| !listed.lines().any(|line| line == place.as_str()))
+        .collect();
+    assert!(lacks.is_empty(), "{lacks:?} not in {listed}");
+    // What shells read works there: bash by itself.
+    let script = ". /usr/share/bash-completion/completions/callgate && complete -p callgate";
+    let shown = bed.run(["bash", "-c", script])?.ok()?;
+    assert!(shown.contains("_callgate"), "{shown}");
     Ok(())
 }
 
@@ -156,11 +189,11 @@ fn a_removed_package_keeps_what_the_operator_wrote_and_a_new_one_takes_it_up() -
     );
     assert!(bed.path("/etc/callgate/policy.d/test.toml").exists());
     assert!(bed.path("/etc/callgate/secrets/api").exists());
-    let authority = std::fs::read(bed.path("/var/lib/callgate/ca.pem"))?;
+    let authority = fs::read(bed.path("/var/lib/callgate/ca.pem"))?;
     bed.install(&bed::package()?)?;
     let reply = bed.run(CALL)?.ok()?;
     assert!(reply.contains("acme"), "{reply}");
-    assert_eq!(std::fs::read(bed.path("/var/lib/callgate/ca.pem"))?, authority);
+    assert_eq!(fs::read(bed.path("/var/lib/callgate/ca.pem"))?, authority);
     Ok(())
 }
 
