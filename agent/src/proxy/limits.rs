@@ -22,9 +22,9 @@ const HTTP2_WINDOW: u32 = 64 * 1024;
 /// What an upstream may send ahead on one stream: 10 MB a second where a round trip takes 50 ms. A call whose client takes
 /// nothing holds as much.
 const HTTP2_UPSTREAM_WINDOW: u32 = 512 * 1024;
-/// Calls on one connection that may stand still before those beside them do. For all 100 that there may be it would take
-/// as much more memory: of what a client sends the library also holds small frames, which take more than they count for, up
-/// to half of the connection's window.
+/// So many calls that stand still stop those beside them on the connection; fewer do not. Room for all 100 that there may
+/// be would be as much more memory: of what a client sends the library also holds small frames, which take more than they
+/// count for, up to half of the connection's window.
 const HTTP2_STALLED: u32 = 16;
 
 impl From<channel::Limits> for Limits {

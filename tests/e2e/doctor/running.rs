@@ -266,10 +266,8 @@ fn a_connection_that_came_in_elsewhere_is_let_be_on_the_ports_in_force_alone() -
     ] {
         let mut command = world.unmanaged()?.command(["python3", "-c", ENTER_ACCEPTED]);
         command.arg(world.cgroup().join("workloads/callgate-billing.slice"));
-        let entered = Staying::start({
-            command.arg(port);
-            command
-        })?;
+        command.arg(port);
+        let entered = Staying::start(command)?;
         let mut last = Value::Null;
         wait::until("the agent's look", wait::PATIENCE, || {
             last = looked(&world, "sockets").ok()?;

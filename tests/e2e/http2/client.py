@@ -399,21 +399,21 @@ def small(client, path):
 
 
 def beside_readers():
-    """Takes no more of eight answers than it has to, and has a call beside them."""
+    """Takes no more of fifteen answers than it has to, and has a call beside them."""
     client = Client()
     client.settled()
     client.h2.increment_flow_control_window(1 << 24)
-    client.held = {client.open(client.headers(f"/endless/{n}")) for n in range(8)}
+    client.held = {client.open(client.headers(f"/endless/{n}")) for n in range(15)}
     client.until(lambda: all(client.bodies.get(stream) == 65535 for stream in client.held))
-    client.seen("/endless/7/full")
+    client.seen("/endless/14/full")
     return small(client, "/echo/beside")
 
 
 def beside_writers():
-    """Sends on eight streams until nothing more is taken of any, and has a call beside them."""
+    """Sends on fifteen streams until nothing more is taken of any, and has a call beside them."""
     client = Client()
     client.settled()
-    opened = [client.open(client.headers(f"/slow/{n}", "POST"), end=False) for n in range(8)]
+    opened = [client.open(client.headers(f"/slow/{n}", "POST"), end=False) for n in range(15)]
     quiet = False
     while not quiet and not client.closed:
         for stream in opened:
