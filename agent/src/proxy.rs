@@ -7,6 +7,7 @@
 //! One data thread is one core: its runtime, its upstream pool, its live calls. What the threads share is
 //! immutable and swapped whole.
 
+mod ahead;
 mod alert;
 mod body;
 mod callers;

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use crate::credential::is_client_credential;
 use crate::http::headers::clean_trailers;
 use crate::net::deadline::Silence;
 
+use super::ahead::{Ahead, Piece};
 use super::finish::Finish;
 use super::taking::Taking;
 
@@ -197,6 +198,8 @@ pub(super) enum DownloadBody {
 pub(super) struct Relay {
     inner: Incoming,
     finish: Option<Finish>,
+    /// There on HTTP/1.
+    ahead: Option<Rc<Ahead>>,
     silence: Silence,
 }
 
@@ -204,6 +207,7 @@ impl Relay {
     pub(super) fn new(inner: Incoming, finish: Finish) -> Self {
         Self {
             inner,
+            ahead: (!finish.is_http2()).then(Rc::default),
             silence: Silence::new(finish.limits().idle()),
             finish: Some(finish),
         }
@@ -225,15 +229,18 @@ pub(super) enum DownloadError {
 }
 
 impl Body for DownloadBody {
-    type Data = Bytes;
+    type Data = Piece;
     type Error = DownloadError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    ) -> Poll<Option<Result<Frame<Piece>, Self::Error>>> {
         match self.get_mut() {
-            Self::Own(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            Self::Own(body) => Pin::new(body)
+                .poll_frame(cx)
+                .map_ok(|frame| frame.map_data(Piece::from))
+                .map_err(|never| match never {}),
             Self::Upstream(relay) => relay.poll_frame(cx),
         }
     }
@@ -255,7 +262,7 @@ impl Body for DownloadBody {
 }
 
 impl Relay {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, DownloadError>>> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, DownloadError>>> {
         let Some(finish) = &mut self.finish else {
             return Poll::Ready(None);
         };
@@ -263,6 +270,9 @@ impl Relay {
         if let Some(end) = finish.ended(cx) {
             self.end(|finish| finish.cut(end));
             return Poll::Ready(Some(Err(DownloadError::Revoked)));
+        }
+        if let Some(ahead) = &self.ahead {
+            ready!(ahead.poll_room(cx));
         }
         match Pin::new(&mut self.inner).poll_frame(cx) {
             Poll::Pending if self.silence.poll(cx).is_ready() => {
@@ -282,7 +292,7 @@ impl Relay {
         }
     }
 
-    fn pass(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
+    fn pass(&mut self, frame: Frame<Bytes>) -> Frame<Piece> {
         self.silence.heard();
         let frame = cleaned(frame);
         if let (Some(finish), Some(data)) = (&mut self.finish, frame.data_ref()) {
@@ -292,7 +302,10 @@ impl Relay {
         if frame.is_trailers() || self.inner.is_end_stream() {
             self.end(Finish::complete);
         }
-        frame
+        frame.map_data(|data| match &self.ahead {
+            Some(ahead) => ahead.piece(data),
+            None => data.into(),
+        })
     }
 
     fn end(&mut self, how: impl FnOnce(Finish)) {

@@ -133,6 +133,11 @@ impl Finish {
         }
     }
 
+    /// Whether the client speaks HTTP/2.
+    pub(super) fn is_http2(&self) -> bool {
+        self.tail.taking.is_some()
+    }
+
     /// Why the call must end now; if it need not, the task is woken when it must.
     pub(super) fn ended(&self, cx: &Context<'_>) -> Option<End> {
         self.tail.registration.ended(cx)
