@@ -271,7 +271,8 @@ async fn tls(connection: &Rc<Connection>, hello: ClientHello, stream: ClientStre
     match way {
         Ok(Way::Intercept(handshake)) => super::intercept::tls(connection, handshake, stream).await,
         Ok(Way::Tunnel(permit)) => {
-            super::tunnel::serve(connection, &permit, stream).await;
+            // Boxed: most connections are none, and all would carry the room for it.
+            Box::pin(super::tunnel::serve(connection, &permit, stream)).await;
             Ok(())
         }
         Err(failure) => {

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::{Request, Response, StatusCode, request, response};
+use http::{Request, Response, StatusCode, response};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
@@ -29,19 +29,16 @@ pub(super) enum Answer {
     Upgrade(upgrade::Switched),
 }
 
-/// A request that may go out.
-pub(super) struct Outgoing {
+/// What a request may go out by.
+pub(super) struct Cleared {
     pub(super) permit: Permit,
     pub(super) address: UpstreamAddr,
-    pub(super) parts: request::Parts,
-    pub(super) body: UploadBody,
     pub(super) credential: Option<credential::Injected>,
-    pub(super) form: Form,
 }
 
-impl Outgoing {
-    fn key(&self, entry: &Entry) -> Key {
-        let versions = match (self.permit.scheme(), &self.form) {
+impl Cleared {
+    fn key(&self, entry: &Entry, form: &Form) -> Key {
+        let versions = match (self.permit.scheme(), form) {
             (Scheme::Http, _) | (_, Form::WebSocket(_)) => Versions::Http1,
             (Scheme::Https, Form::Plain) if entry.http2 => Versions::Http2First,
             (Scheme::Https, Form::Plain) => Versions::Http1First,
@@ -65,22 +62,17 @@ impl Outgoing {
 pub(super) async fn forward(
     entry: &Rc<Entry>,
     finish: &mut Finish,
-    outgoing: Outgoing,
+    cleared: &Cleared,
+    form: &Form,
+    mut request: Request<UploadBody>,
 ) -> Result<Answer, Failure> {
-    let key = outgoing.key(entry);
-    let Outgoing {
-        permit,
-        address,
-        mut parts,
-        body,
-        credential,
-        form,
-    } = outgoing;
+    let key = cleared.key(entry, form);
+    let (permit, address) = (&cleared.permit, cleared.address);
     finish.recorder().upstream(address.0);
-    let client = parts.extensions.remove::<OnUpgrade>();
+    let client = request.extensions_mut().remove::<OnUpgrade>();
     let thread = &entry.connection.thread;
     // Boxed: few calls dial, and all would carry the room for it.
-    let dial = async || Box::pin(upstream::dial(&entry.connection, &permit, address, key.versions)).await;
+    let dial = async || Box::pin(upstream::dial(&entry.connection, permit, address, key.versions)).await;
 
     let leased = finish
         .registration()
@@ -89,9 +81,8 @@ pub(super) async fn forward(
     entry.connection.arrived();
     finish.recorder().upstream(lease.peer().0);
     finish.recorder().reached(Phase::Connected);
-    let mut request = Request::from_parts(parts, body);
     let response = loop {
-        request = speak(request, &permit, lease.is_http2())?;
+        request = speak(request, permit, lease.is_http2())?;
         let sent = tokio::select! {
             biased;
             end = finish.until_ended() => return Err(end.into()),
@@ -124,7 +115,7 @@ pub(super) async fn forward(
     };
     finish.recorder().reached(Phase::FirstByte);
     finish.leased(lease);
-    answer(finish, response, client, &form, credential.is_some())
+    answer(finish, response, client, form, cleared.credential.is_some())
 }
 
 /// Gives the request the form of the protocol that the upstream speaks.

@@ -3,12 +3,11 @@
 mod http2;
 
 use std::future::Future;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -25,10 +24,9 @@ use crate::tls::Offer;
 use crate::tls::client_hello::Alpn;
 use crate::tls::leaf::Leaf;
 
-use super::body::DownloadBody;
 use super::connection::{ClientStream, Connection};
 use super::failure::{self, Failure};
-use super::request::{self, Entry};
+use super::request::{self, Answering, Entry};
 use super::taking::Taking;
 
 /// Reads requests in the clear.
@@ -106,7 +104,8 @@ pub(super) async fn tls(
         notice: Notice::default(),
     });
     if session.http2 {
-        http2::serve(Rc::clone(&entry), stream).await?;
+        // Boxed, as what [`http1`] has is: a connection would carry the room for either.
+        Box::pin(http2::serve(Rc::clone(&entry), stream)).await?;
     } else {
         http1(Rc::clone(&entry), stream).await;
     }
@@ -152,7 +151,8 @@ fn unsigned(refusal: &AskError) -> Failure {
     }
 }
 
-async fn http1<S>(entry: Rc<Entry>, stream: S)
+/// Serves requests until the connection ends.
+fn http1<S>(entry: Rc<Entry>, stream: S) -> impl Future<Output = ()>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -173,50 +173,34 @@ where
         .max_header_size(limits.header_bytes())
         // Not `pipeline_flush`: with it hyper buffers answers without a bound.
         .max_headers(limits.header_fields());
-    let service = service_fn(|request| answer(&entry, request, None));
-    let mut serving = pin!(
+    let callers = Rc::clone(&entry);
+    let service = service_fn(move |request| answer(&callers, request, None));
+    let mut serving = Box::pin(
         builder
             .serve_connection(TokioIo::new(stream), service)
-            .with_upgrades()
+            .with_upgrades(),
     );
     // Not as soon as the drain begins: a connection that waits for a request would be closed under it. Its next
-    // answer is the last instead ([`last`]).
-    let served = tokio::select! {
-        served = serving.as_mut() => served,
-        () = entry.connection.cut.cancelled() => return,
-        () = entry.connection.thread.closing_idle.cancelled() => {
-            serving.as_mut().graceful_shutdown();
-            tokio::select! {
-                served = serving => served,
-                () = entry.connection.cut.cancelled() => return,
-            }
-        }
-    };
-    ended(&entry, served);
-}
-
-fn answer(
-    entry: &Rc<Entry>,
-    request: Request<Incoming>,
-    taking: Option<Rc<Taking>>,
-) -> impl Future<Output = Result<Response<DownloadBody>, h2::Error>> + 'static + use<> {
-    let refused = entry.notice.take_refused();
-    let entry = Rc::clone(entry);
+    // answer is the last instead.
     async move {
-        let response = request::serve(Rc::clone(&entry), request, refused, taking).await?;
-        Ok(last(&entry, response))
+        let served = tokio::select! {
+            served = serving.as_mut() => served,
+            () = entry.connection.cut.cancelled() => return,
+            () = entry.connection.thread.closing_idle.cancelled() => {
+                serving.as_mut().graceful_shutdown();
+                tokio::select! {
+                    served = serving => served,
+                    () = entry.connection.cut.cancelled() => return,
+                }
+            }
+        };
+        ended(&entry, served);
     }
 }
 
-/// When the worker drains, an HTTP/1 client is told that its connection carries no other request: it can't send one
-/// that meets a closed connection (RFC 9112 section 9.6). HTTP/2 has GOAWAY for that.
-fn last(entry: &Entry, mut response: Response<DownloadBody>) -> Response<DownloadBody> {
-    let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    if !entry.http2 && !switched && entry.connection.thread.draining.is_cancelled() {
-        let close = HeaderValue::from_static("close");
-        response.headers_mut().insert(header::CONNECTION, close);
-    }
-    response
+fn answer(entry: &Rc<Entry>, request: Request<Incoming>, taking: Option<Rc<Taking>>) -> Answering {
+    let refused = entry.notice.take_refused();
+    request::serve(Rc::clone(entry), request, refused, taking)
 }
 
 fn ended(entry: &Entry, served: Result<(), hyper::Error>) {

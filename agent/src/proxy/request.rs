@@ -2,11 +2,13 @@
 
 mod asked;
 
+use std::future::{self, Future};
+use std::pin::Pin;
 use std::rc::Rc;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Request, Response, Uri, request, response};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, header, request, response};
 use http_body_util::Full;
 use hyper::body::{Body, Incoming};
 
@@ -24,7 +26,7 @@ use super::body::{DownloadBody, Relay, UploadBody};
 use super::connection::Connection;
 use super::failure::Failure;
 use super::finish::Finish;
-use super::forward::{Answer, Outgoing, forward};
+use super::forward::{Answer, Cleared, forward};
 use super::in_force::Enforced;
 use super::taking::Taking;
 use super::tracker::StillAllowed;
@@ -50,29 +52,65 @@ struct Target {
     query: Option<Box<str>>,
 }
 
+/// The answer to come. On HTTP/2 alone an error, REFUSED_STREAM: the upstream has not read the request, and clients send it
+/// again by themselves (RFC 9113 section 8.7). Boxed: a call's state is kilobytes, for which a connection without a call
+/// should have no room, and which the library would move several times.
+pub(super) type Answering = Pin<Box<dyn Future<Output = Result<Response<DownloadBody>, h2::Error>>>>;
+
 /// Answers one request; what goes wrong becomes the answer, and the record.
-///
-/// # Errors
-/// REFUSED_STREAM, on HTTP/2 alone: the upstream has not read the request, and clients send it again by themselves (RFC
-/// 9113 section 8.7).
-pub(super) async fn serve(
+pub(super) fn serve(
     entry: Rc<Entry>,
     request: Request<Incoming>,
     refused: Option<Refused>,
     taking: Option<Rc<Taking>>,
-) -> Result<Response<DownloadBody>, h2::Error> {
+) -> Answering {
+    match begin(&entry, request, refused, taking) {
+        Ok(mut begun) => Box::pin(async move {
+            let cleared = clear(&entry, &mut begun).await;
+            let answer = match cleared {
+                Ok(cleared) => {
+                    let request = Request::from_parts(begun.parts, begun.body);
+                    forward(&entry, &mut begun.finish, &cleared, &begun.target.form, request).await
+                }
+                Err(failure) => Err(failure),
+            };
+            conclude(&entry, answer, begun.finish, begun.client)
+        }),
+        Err(answer) => Box::pin(future::ready(Ok(last(&entry, answer)))),
+    }
+}
+
+/// A call whose record has begun.
+struct Begun {
+    finish: Finish,
+    target: Target,
+    parts: request::Parts,
+    body: UploadBody,
+    client: Client,
+}
+
+/// Reads what the request is for and begins its record.
+///
+/// # Errors
+/// The answer to one that goes no further.
+fn begin(
+    entry: &Rc<Entry>,
+    request: Request<Incoming>,
+    refused: Option<Refused>,
+    taking: Option<Rc<Taking>>,
+) -> Result<Begun, Response<DownloadBody>> {
     let (mut parts, body) = request.into_parts();
     let client = Client::of(parts.version, &parts.headers);
     let as_came = parts.uri.clone();
     let target = match &refused {
-        None => target(&entry, &mut parts).map_err(Failure::denied),
+        None => target(entry, &mut parts).map_err(Failure::denied),
         Some(refused) => Err(Failure::from(refused)),
     };
     let asked = match &refused {
         None => Asked::new(&parts, &as_came, target.as_ref().ok(), client),
         Some(refused) => Asked::unread(refused),
     };
-    let recorder = match asked.open(&entry) {
+    let recorder = match asked.open(entry) {
         Ok(recorder) => recorder,
         Err(unavailable) => {
             // The log has said once that it fails, and the count of such calls becomes a record.
@@ -86,16 +124,51 @@ pub(super) async fn serve(
             if let Some(taking) = &taking {
                 taking.linger(body);
             }
-            return Ok(own(answers::refuse(&refusal, "", client)));
+            return Err(own(answers::refuse(&refusal, "", client)));
         }
     };
-    let mut finish = Finish::new(&entry, recorder, taking);
+    let mut finish = Finish::new(entry, recorder, taking);
     let body = finish.uploading(body);
-    let answer = match target {
-        Ok(target) => go(&entry, &mut finish, target, parts, body).await,
-        Err(failure) => Err(failure),
-    };
-    Ok(match answer {
+    match target {
+        Ok(target) => Ok(Begun {
+            finish,
+            target,
+            parts,
+            body,
+            client,
+        }),
+        Err(failure) => Err(refuse(failure, finish, client)),
+    }
+}
+
+/// Everything that can refuse.
+async fn clear(entry: &Rc<Entry>, begun: &mut Begun) -> Result<Cleared, Failure> {
+    let Begun {
+        finish,
+        target,
+        parts,
+        ..
+    } = begun;
+    finish.has_room()?;
+    let permit = decide(entry, finish, parts, target).await?;
+    let credential = inject(entry, finish, &permit, parts)?;
+    let address = upstream::address(&entry.connection, &permit);
+    let address = finish.registration().unless_ended(address).await??;
+    Ok(Cleared {
+        permit,
+        address,
+        credential,
+    })
+}
+
+/// Makes of what came of the call its answer.
+fn conclude(
+    entry: &Entry,
+    answer: Result<Answer, Failure>,
+    finish: Finish,
+    client: Client,
+) -> Result<Response<DownloadBody>, h2::Error> {
+    let response = match answer {
         Ok(Answer::Relay(head, body)) => relay(head, body, finish),
         Ok(Answer::Upgrade(switched)) => upgrade::relay(switched, finish),
         Err(failure) if entry.http2 && failure.is_unread() => {
@@ -103,35 +176,19 @@ pub(super) async fn serve(
             return Err(h2::Reason::REFUSED_STREAM.into());
         }
         Err(failure) => refuse(failure, finish, client),
-    })
+    };
+    Ok(last(entry, response))
 }
 
-/// The phases of a call. Everything that can refuse comes before [`forward`].
-async fn go(
-    entry: &Rc<Entry>,
-    finish: &mut Finish,
-    target: Target,
-    mut parts: request::Parts,
-    body: UploadBody,
-) -> Result<Answer, Failure> {
-    finish.has_room()?;
-    let permit = decide(entry, finish, &parts, &target).await?;
-    let credential = inject(entry, finish, &permit, &mut parts)?;
-    let address = upstream::address(&entry.connection, &permit);
-    let address = finish.registration().unless_ended(address).await??;
-    forward(
-        entry,
-        finish,
-        Outgoing {
-            permit,
-            address,
-            parts,
-            body,
-            credential,
-            form: target.form,
-        },
-    )
-    .await
+/// When the worker drains, an HTTP/1 client is told that its connection carries no other request: it can't send one
+/// that meets a closed connection (RFC 9112 section 9.6). HTTP/2 has GOAWAY for that.
+fn last(entry: &Entry, mut response: Response<DownloadBody>) -> Response<DownloadBody> {
+    let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    if !entry.http2 && !switched && entry.connection.thread.draining.is_cancelled() {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+    }
+    response
 }
 
 /// Reads what the request is for and brings it into the one form that is matched and sent.

@@ -4,9 +4,12 @@
 //! decision and the registration.
 
 use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
+use pin_project_lite::pin_project;
 use slab::Slab;
 use tokio_util::sync::CancellationToken;
 
@@ -175,12 +178,31 @@ impl Registration {
     ///
     /// # Errors
     /// Why the call must end.
-    pub(super) async fn unless_ended<T>(&self, work: impl Future<Output = T>) -> Result<T, End> {
-        tokio::select! {
-            biased;
-            end = self.until_ended() => Err(end),
-            done = work => Ok(done),
+    pub(super) fn unless_ended<W: Future>(&self, work: W) -> UnlessEnded<'_, W> {
+        UnlessEnded {
+            registration: self,
+            work,
         }
+    }
+}
+
+pin_project! {
+    /// Work that ends when its call must. By hand: an async function would have room for the work twice.
+    pub(super) struct UnlessEnded<'a, W> {
+        registration: &'a Registration,
+        #[pin]
+        work: W,
+    }
+}
+
+impl<W: Future> Future for UnlessEnded<'_, W> {
+    type Output = Result<W::Output, End>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Some(end) = self.registration.ended(cx) {
+            return Poll::Ready(Err(end));
+        }
+        self.project().work.poll(cx).map(Ok)
     }
 }
 

@@ -39,7 +39,8 @@ pub(super) async fn address(connection: &Connection, permit: &Permit) -> Result<
     let address = allowed(permit, dialled)?;
     let host = &permit.authority().host;
     if !connection.is_named(host) {
-        let given = thread.resolver.gives(host, dialled.ip()).await;
+        // Boxed: the first call of a connection asks, and all would carry the room for it.
+        let given = Box::pin(thread.resolver.gives(host, dialled.ip())).await;
         if !given.map_err(|error| Failure::upstream(UpstreamFault::Resolve, &error))? {
             return Err(denied(permit, DenialReason::AddressNotOfName));
         }

@@ -48,8 +48,7 @@ where
     let streams = Streams::new(limits.write_stall());
     let service = service_fn(|request| {
         handed_over.set(handed_over.get() + 1);
-        // Boxed: a call's state is kilobytes, and on its way into a task the library moves it several times.
-        Box::pin(super::answer(&entry, request, Some(streams.begin())))
+        super::answer(&entry, request, Some(streams.begin()))
     });
     let mut serving = pin!(builder(limits, streams.clone()).serve_connection(TokioIo::new(stream), service));
     let mut draining = pin!(entry.connection.thread.draining.cancelled());
