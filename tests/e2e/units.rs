@@ -8,6 +8,7 @@ mod hybrid;
 mod kinds;
 mod letting_go;
 mod privileged;
+mod reboot;
 mod trust;
 
 pub(crate) use confined::prepare_ways_out;

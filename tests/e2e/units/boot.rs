@@ -114,55 +114,6 @@ fn no_unit_starts_while_the_agent_is_missing_or_its_settings_are_broken_and_it_s
     Ok(())
 }
 
-/// What is on record of the unit's starts: its call, with the boot's own invocation.
-fn starts(bed: &Bed) -> Result<usize> {
-    let records = bed.records()?;
-    let calls = records.iter().filter(|record| record.text("kind") == "call");
-    Ok(calls
-        .filter(|record| record.text("unit") == "billing.service" && record.text("status") == "200")
-        .count())
-}
-
-#[test]
-fn a_reboot_brings_agent_and_units_back_held_and_without_the_agent_no_unit() -> Result<()> {
-    require!(Root, CgroupV2, Btf, Bed);
-    let mut bed = host()?;
-    bed.unit(
-        "billing.service",
-        &format!(
-            "[Service]\nUser=nobody\nType=oneshot\nRemainAfterExit=yes\nExecStart={}\n[Install]\nWantedBy=multi-user.target\n",
-            call("/v1/boot")
-        ),
-    )?;
-    bed.systemctl(&["enable", "billing.service"])?.ok()?;
-    enable(&bed, "billing")?;
-    let authority = std::fs::read(bed.path("/var/lib/callgate/ca.pem"))?;
-
-    bed.reboot()?;
-    assert_eq!(bed.property("billing.service", "ActiveState")?, "active");
-    was_called(&bed, "billing.service", "/v1/boot")?;
-    assert_eq!(bed.run(["callgate", "status"])?.code(), Some(0));
-    assert_eq!(std::fs::read(bed.path("/var/lib/callgate/ca.pem"))?, authority);
-
-    bed.write("/etc/callgate/callgate.toml", "threads = \"many\"\n")?;
-    bed.reboot()?;
-    assert_ne!(bed.property("billing.service", "ActiveState")?, "active");
-    let status = bed.systemctl(&["status", "billing.service"])?.stdout;
-    assert!(
-        status.contains("AssertPathExists=/run/callgate/armed/billing was not met"),
-        "{status}"
-    );
-    assert_eq!(starts(&bed)?, 1, "it ran without the agent");
-
-    bed.write("/etc/callgate/callgate.toml", "")?;
-    bed.systemctl(&["reset-failed"])?.ok()?;
-    bed.systemctl(&["start", "callgate.service", "billing.service"])?
-        .ok()?;
-    wait::until("the unit's call", wait::PATIENCE, || {
-        (starts(&bed).ok()? == 2).then_some(())
-    })
-}
-
 #[test]
 fn a_unit_waits_for_an_agent_that_is_slow_to_start() -> Result<()> {
     require!(Root, CgroupV2, Btf, Bed);
