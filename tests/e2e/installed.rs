@@ -263,11 +263,9 @@ fn workloads_are_let_go_by_a_stopped_agent_alone_and_in_use_only_when_told() -> 
     let bed = installed()?;
     let held = bed.run(["callgate", "release", "--all"])?;
     assert_eq!(held.code(), Some(3), "{held:?}");
-    assert!(
-        held.stderr
-            .contains("another agent holds /run/callgate/lock; stop it first"),
-        "{held:?}"
-    );
+    let first = bed.property("callgate", "MainPID")?;
+    let why = format!("another agent holds /run/callgate/lock (process {first}); stop it first");
+    assert!(held.stderr.contains(&why), "{held:?}");
     bed.run([
         "systemd-run",
         "--slice=callgate-billing.slice",

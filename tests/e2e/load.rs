@@ -157,9 +157,13 @@ pub(crate) fn check_records(records: &Recorded, arrived: &[harness::Access]) {
             assert_eq!(line.authorization, format!("Bearer {TOKEN}"), "{line:?}");
         }
     }
+    let mut arrivals = BTreeMap::<&str, usize>::new();
+    for line in arrived {
+        *arrivals.entry(&line.uri).or_default() += 1;
+    }
     for (path, of_it) in records {
         assert_eq!(of_it.len(), 1, "{path}: {of_it:?}");
-        let arrivals = arrived.iter().filter(|line| line.uri == *path).count();
-        assert!(arrivals <= 1, "{path} arrived {arrivals} times");
+        let times = arrivals.get(path.as_str()).copied().unwrap_or_default();
+        assert!(times <= 1, "{path} arrived {times} times");
     }
 }

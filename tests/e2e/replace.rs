@@ -2,7 +2,7 @@
 //! record, and nothing opens in between.
 
 /// Processes that are stopped by SIGSTOP.
-mod stopped;
+pub(crate) mod stopped;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};

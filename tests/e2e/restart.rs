@@ -2,9 +2,11 @@
 //! failing, calls under way end well, each has its one record, and nobody else gets at the ports.
 
 mod broken;
+mod by_root;
 mod installed;
 mod kinds;
 mod late;
+mod seized;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};

@@ -21,10 +21,12 @@ pub enum Error {
     #[error(transparent)]
     Admin(#[from] crate::admin::server::BindError),
     /// Another agent runs here.
-    #[error("another agent holds {path}; stop it first")]
+    #[error("another agent holds {path}{}; stop it first", process(*holder))]
     Locked {
         /// The lock file.
         path: PathBuf,
+        /// Its process, if it has said.
+        holder: Option<u32>,
     },
     /// Workloads that were to be let go are in use.
     #[error(
@@ -95,6 +97,10 @@ pub enum Error {
 pub(super) fn io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     let path = path.to_path_buf();
     move |source| Error::Io { what, path, source }
+}
+
+fn process(holder: Option<u32>) -> String {
+    holder.map_or_else(String::new, |pid| format!(" (process {pid})"))
 }
 
 fn list(workloads: &[WorkloadName]) -> String {

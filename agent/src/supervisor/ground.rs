@@ -1,7 +1,8 @@
 //! What must hold before the agent does anything: its rights, its directories, and that it is the only one.
 
 use std::fs::{File, Permissions};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::io::Read as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use caps::{CapSet, Capability};
@@ -69,6 +70,7 @@ fn make_runtime_dir(dir: &Path) -> Result<(), Error> {
 pub(super) fn lock(dir: &Path) -> Result<Flock<File>, Error> {
     let path = dir.join("lock");
     let file = File::options()
+        .read(true)
         .write(true)
         .create(true)
         .truncate(false)
@@ -80,5 +82,51 @@ pub(super) fn lock(dir: &Path) -> Result<Flock<File>, Error> {
         file.set_permissions(Permissions::from_mode(0o600))
             .map_err(io("close to others", &path))?;
     }
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_held| Error::Locked { path })
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(held) => {
+            // In the first line; what is left of a longer number follows it.
+            let own = format!("{}\n", std::process::id());
+            held.write_all_at(own.as_bytes(), 0).map_err(io("write", &path))?;
+            Ok(held)
+        }
+        Err((file, _held)) => Err(Error::Locked {
+            holder: holder(&file),
+            path,
+        }),
+    }
+}
+
+/// The process that says of itself that it has this lock.
+fn holder(mut file: &File) -> Option<u32> {
+    let mut text = String::new();
+    // One without a number may just have been taken; one that can't be read is held all the same.
+    file.read_to_string(&mut text).ok()?;
+    text.lines().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(dir: &Path) -> String {
+        lock(dir).expect_err("it is held").to_string()
+    }
+
+    #[test]
+    fn who_is_refused_a_lock_is_told_whose_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        std::fs::write(&path, "4194304\n").unwrap();
+        let held = lock(dir.path()).unwrap();
+        let (own, path) = (std::process::id(), path.display());
+        assert_eq!(
+            refused(dir.path()),
+            format!("another agent holds {path} (process {own}); stop it first")
+        );
+        held.set_len(0).unwrap();
+        assert_eq!(
+            refused(dir.path()),
+            format!("another agent holds {path}; stop it first")
+        );
+    }
 }

@@ -1,7 +1,8 @@
 //! Supervisor and worker stopped by SIGSTOP, one or both: callers are served or refused, and nobody goes out directly.
 
 use std::fs::{self, File};
-use std::process::Child;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -20,10 +21,14 @@ const LIVENESS: Duration = Duration::from_secs(2);
 const SERVED: &str = "200 0";
 const REFUSED: &str = "000 7";
 const TIMED_OUT: &str = "000 28";
-/// Calls without a pause, each for a second at most, until there is a file; says the status and curl's exit code of each.
+/// Calls without a pause, each for a second at most, until standard input ends; says the status and curl's exit code of
+/// each.
 const DIAL: &str = r#"
+trap enough=1 TERM
+exec 3<&0
+(read -r end; kill -TERM $$) <&3 &
 turn=0
-while [ ! -e "$1" ]; do
+while [ -z "$enough" ]; do
     turn=$((turn + 1))
     curl -sS -m 1 -o /dev/null -w '%{http_code} %{exitcode}\n' "$0/$turn"
 done"#;
@@ -56,26 +61,26 @@ fn a_stopped_worker_refuses_connections_until_it_goes_on() -> Result<()> {
 }
 
 /// Managed callers that were enrolled before anything was stopped.
-struct Dials<'a> {
-    world: &'a World,
+pub(crate) struct Dials {
     child: Child,
+    said: PathBuf,
 }
 
-impl<'a> Dials<'a> {
-    fn start(world: &'a World) -> Result<Self> {
-        let (enough, url) = (world.dir().join("enough"), format!("https://{API}/dial"));
-        let mut command = world.workload("billing")?.command(["sh", "-c", DIAL, &url]);
-        let child = command
-            .arg(enough)
-            .stdout(File::create(world.dir().join("dials"))?)
+impl Dials {
+    /// Starts them as `command` does with these arguments.
+    pub(crate) fn start(world: &World, command: impl FnOnce(&[&str]) -> Command) -> Result<Self> {
+        let (said, url) = (world.dir().join("dials"), format!("https://{API}/dial"));
+        let child = command(&["sh", "-c", DIAL, &url])
+            .stdin(Stdio::piped())
+            .stdout(File::create(&said)?)
             .spawn()?;
-        let dials = Self { world, child };
+        let dials = Self { child, said };
         dials.until("served", |line| line == SERVED)?;
         Ok(dials)
     }
 
     fn lines(&self) -> Result<Vec<String>> {
-        let text = fs::read_to_string(self.world.dir().join("dials"))?;
+        let text = fs::read_to_string(&self.said)?;
         let whole = text.rsplit_once('\n').map_or("", |(lines, _)| lines);
         Ok(whole.lines().map(ToOwned::to_owned).collect())
     }
@@ -89,16 +94,24 @@ impl<'a> Dials<'a> {
         })
     }
 
-    /// How all of them ended.
-    fn end(mut self) -> Result<Vec<String>> {
-        fs::write(self.world.dir().join("enough"), "")?;
+    /// Ends them. One that went out directly was answered by the upstream, which wants a token.
+    pub(crate) fn end(mut self) -> Result<()> {
+        drop(self.child.stdin.take());
         ensure!(wait_for(&mut self.child, wait::PATIENCE)?.success());
-        self.lines()
+        let said = self.lines()?;
+        let answered: Vec<_> = said.iter().filter(|line| !line.starts_with("000 ")).collect();
+        assert!(answered.iter().all(|line| *line == SERVED), "{answered:?}");
+        Ok(())
     }
 }
 
-/// Stops these for longer than the kernel takes a worker without a pulse for alive, and has them go on.
-fn stop_for_a_while(dials: &Dials<'_>, pids: &[u32], meanwhile: &[&str]) -> Result<()> {
+/// Stops these, by `signal`, for longer than the kernel takes a worker without a pulse for alive, and has them go on.
+fn stop_for_a_while(
+    dials: &Dials,
+    signal: impl Fn(u32, Signal) -> Result<()>,
+    pids: &[u32],
+    meanwhile: &[&str],
+) -> Result<()> {
     for pid in pids {
         signal(*pid, Signal::SIGSTOP)?;
     }
@@ -114,21 +127,28 @@ fn stop_for_a_while(dials: &Dials<'_>, pids: &[u32], meanwhile: &[&str]) -> Resu
     dials.until("a call afterwards", |line| line == SERVED)
 }
 
+/// Each of them stopped, and both.
+pub(crate) fn stop_each(
+    dials: &Dials,
+    signal: impl Fn(u32, Signal) -> Result<()> + Copy,
+    supervisor: u32,
+    serving: u32,
+) -> Result<()> {
+    // What a worker must ask its supervisor for waits for it.
+    stop_for_a_while(dials, signal, &[supervisor], &[SERVED, REFUSED, TIMED_OUT])?;
+    stop_for_a_while(dials, signal, &[serving], &[REFUSED])?;
+    stop_for_a_while(dials, signal, &[supervisor, serving], &[REFUSED])?;
+    stop_for_a_while(dials, signal, &[serving, supervisor], &[REFUSED])
+}
+
 #[test]
 fn whichever_of_supervisor_and_worker_is_stopped_nobody_goes_out_directly() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let world = start()?;
-    let (supervisor, serving) = (world.agent()?.pid(), worker(&world)?);
-    let dials = Dials::start(&world)?;
-    // What a worker must ask its supervisor for waits for it.
-    stop_for_a_while(&dials, &[supervisor], &[SERVED, REFUSED, TIMED_OUT])?;
-    stop_for_a_while(&dials, &[serving], &[REFUSED])?;
-    stop_for_a_while(&dials, &[supervisor, serving], &[REFUSED])?;
-    stop_for_a_while(&dials, &[serving, supervisor], &[REFUSED])?;
-    // One that goes out directly is answered by the upstream, which wants a token.
-    let said = dials.end()?;
-    let answered: Vec<_> = said.iter().filter(|line| !line.starts_with("000 ")).collect();
-    assert!(answered.iter().all(|line| *line == SERVED), "{answered:?}");
+    let client = world.workload("billing")?;
+    let dials = Dials::start(&world, |args| client.command(args))?;
+    stop_each(&dials, signal, world.agent()?.pid(), worker(&world)?)?;
+    dials.end()?;
     let (mut records, arrived) = settled(&world)?;
     // Who gave up before a request was read has said no path.
     records.remove("-");

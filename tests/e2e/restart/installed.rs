@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use harness::{Access, Bed, Record, assert_record, bed, require, wait};
 use serde_json::Value;
 
-use super::{STREAMS, Streams, all_answered, check_killed, is_refused, of_streams};
+use super::{STREAMS, Streams, all_answered, is_refused, of_streams};
 use crate::identity::API;
 use crate::load::{Load, Recorded, TOKEN, allowing, by_path, check_records, prepared};
 
@@ -49,7 +49,7 @@ pub(super) fn call(bed: &Bed, path: &str) -> Result<()> {
     Ok(())
 }
 
-fn status(bed: &Bed) -> Result<Value> {
+pub(super) fn status(bed: &Bed) -> Result<Value> {
     let said = bed.run(["callgate", "status", "--json"])?;
     Ok(serde_json::from_str(&said.stdout)?)
 }
@@ -209,36 +209,6 @@ fn an_upgrade_of_the_package_under_load_loses_nothing() -> Result<()> {
         .ok()?;
     assert!(version.ends_with("+next"), "{version}");
     nobody_drains(&bed)
-}
-
-#[test]
-fn an_agent_that_is_killed_comes_back_on_its_ports_within_seconds() -> Result<()> {
-    require!(Root, CgroupV2, Btf, Bed);
-    let bed = start()?;
-    let listeners = bed.sh(LISTENERS)?.ok()?;
-    let load = Load::start(bed.world(), |args| bed.command(managed(args)), 4, 4)?;
-    for _ in 0..3 {
-        let before = main_pid(&bed)?;
-        bed.systemctl(&["kill", "--signal=KILL", "callgate"])?.ok()?;
-        wait::until("another agent", wait::PATIENCE, || {
-            let active = bed.property("callgate", "ActiveState").ok()? == "active";
-            (active && main_pid(&bed).ok()? != before).then_some(())
-        })?;
-        load.goes_on()?;
-    }
-    assert_eq!(bed.sh(LISTENERS)?.ok()?, listeners);
-    let said = load.end()?;
-    let (records, arrived) = settled(&bed)?;
-    check_records(&records, &arrived);
-    check_killed(&said, &records)?;
-    // The sockets may be of a cgroup that a former agent had; the programs on it are this one's to keep.
-    bed.sh("rm -r /sys/fs/bpf/callgate/links")?.ok()?;
-    wait::until("the pins put back", wait::PATIENCE, || {
-        let status = status(&bed).ok()?;
-        (status["perimeter_repairs"].as_u64() > Some(0) && status["perimeter_intact"] == true).then_some(())
-    })?;
-    bed.systemctl(&["restart", "callgate"])?.ok()?;
-    call(&bed, "/repaired")
 }
 
 #[test]
