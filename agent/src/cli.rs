@@ -79,6 +79,7 @@ enum Command {
         args: exec::Args,
     },
     /// Make a systemd service a workload, or a part of one
+    #[command(after_long_help = enable::CONTAINERS)]
     Enable {
         #[command(flatten)]
         settings: Settings,

@@ -16,6 +16,9 @@ mod canary;
 mod capture;
 /// The wire outside: what leaves the host, and what does not.
 mod capture_wire;
+/// Containers that systemd starts for podman, on a booted Debian.
+#[cfg(test)]
+mod containers;
 /// A secret reaches its upstream and nothing else; bad sources give none.
 mod credential;
 /// A process that says that it runs another program.

@@ -23,6 +23,8 @@ use crate::{cgroup, note, wait};
 pub const ROOT_VARIABLE: &str = "CALLGATE_BED";
 /// The variable that names the one that has the runtimes of the README's table.
 pub const RUNTIMES_VARIABLE: &str = "CALLGATE_BED_RUNTIMES";
+/// The variable that names the one that has podman.
+pub const CONTAINERS_VARIABLE: &str = "CALLGATE_BED_CONTAINERS";
 /// The variable that names the package under test.
 pub const PACKAGE_VARIABLE: &str = "CALLGATE_DEB";
 
@@ -151,6 +153,16 @@ impl Bed {
     /// If either fails.
     pub fn with_runtimes(world: World) -> Result<Self> {
         let bed = Self::boot_from(RUNTIMES_VARIABLE, world, Layout::Unified)?;
+        bed.install(&package()?)?;
+        Ok(bed)
+    }
+
+    /// As [`Bed::installed`], one that has podman.
+    ///
+    /// # Errors
+    /// If either fails.
+    pub fn with_containers(world: World) -> Result<Self> {
+        let bed = Self::boot_from(CONTAINERS_VARIABLE, world, Layout::Unified)?;
         bed.install(&package()?)?;
         Ok(bed)
     }

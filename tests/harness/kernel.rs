@@ -31,6 +31,8 @@ pub enum Feature {
     Bed,
     /// One that has many runtimes, named by `CALLGATE_BED_RUNTIMES`.
     Runtimes,
+    /// One that has podman, named by `CALLGATE_BED_CONTAINERS`.
+    Containers,
     /// A file that says which process id comes next (CONFIG_CHECKPOINT_RESTORE).
     NextPid,
 }
@@ -69,10 +71,8 @@ impl Feature {
                 .into_iter()
                 .find(|variable| std::env::var_os(variable).is_none())
                 .map(|variable| format!("{variable} is not set; run `cargo xtask test`")),
-            Self::Runtimes => std::env::var_os(bed::RUNTIMES_VARIABLE).is_none().then(|| {
-                let variable = bed::RUNTIMES_VARIABLE;
-                format!("{variable} is not set; run `cargo xtask test --filter runtimes`")
-            }),
+            Self::Runtimes => larger(bed::RUNTIMES_VARIABLE, "runtimes"),
+            Self::Containers => larger(bed::CONTAINERS_VARIABLE, "containers"),
             Self::NextPid => {
                 let file = "/proc/sys/kernel/ns_last_pid";
                 (!Path::new(file).exists()).then(|| format!("the kernel has no {file}"))
@@ -83,6 +83,13 @@ impl Feature {
             }
         }
     }
+}
+
+/// Why there is no Debian of those that not every run of the tests makes.
+fn larger(variable: &str, filter: &str) -> Option<String> {
+    std::env::var_os(variable)
+        .is_none()
+        .then(|| format!("{variable} is not set; run `cargo xtask test --filter {filter}`"))
 }
 
 /// Ends the test as skipped where one of the features is missing: `require!(Root, Agent)`, first line of a test

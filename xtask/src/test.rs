@@ -103,6 +103,7 @@ fn end_to_end(filter: Option<&str>) -> Result<Command> {
     command
         .env("CALLGATE_BED", bed::debian()?)
         .envs(bed::runtimes(filter)?.map(|dir| ("CALLGATE_BED_RUNTIMES", dir)))
+        .envs(bed::containers(filter)?.map(|dir| ("CALLGATE_BED_CONTAINERS", dir)))
         .env("CALLGATE_DEB", dist::package(Profile::Dev, dist::VERSION)?)
         .env("CALLGATE_DEB_NEXT", dist::package(Profile::Dev, dist::NEXT)?);
     Ok(command)

@@ -56,7 +56,7 @@ complete -c callgate -n "__fish_callgate_using_subcommand enable" -l dry-run -d 
 complete -c callgate -n "__fish_callgate_using_subcommand enable" -l force -d 'Do it also if something is refused'
 complete -c callgate -n "__fish_callgate_using_subcommand enable" -l allow-privileged -d 'Accept commands that the unit runs with full privileges (`+`), outside of what holds it'
 complete -c callgate -n "__fish_callgate_using_subcommand enable" -l json -d 'One JSON document'
-complete -c callgate -n "__fish_callgate_using_subcommand enable" -s h -l help -d 'Print help'
+complete -c callgate -n "__fish_callgate_using_subcommand enable" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c callgate -n "__fish_callgate_using_subcommand disable" -s h -l help -d 'Print help'
 complete -c callgate -n "__fish_callgate_using_subcommand check" -l config -d 'The agent\'s settings' -r -F
 complete -c callgate -n "__fish_callgate_using_subcommand check" -l policy-dir -d 'The policy\'s directory, instead of the one that the settings name' -r -F

@@ -11,6 +11,12 @@ use super::Layout;
 use crate::world::World;
 use crate::{cgroup, launch};
 
+const STORAGE: &[u8] = b"[storage]
+driver = \"vfs\"
+runroot = \"/run/containers/storage\"
+graphroot = \"/var/lib/containers/storage\"
+";
+
 /// Mounts the container's root in the calling thread's mount namespace, which is the world's.
 pub(super) fn overlay(world: &World, below: &Path) -> Result<PathBuf> {
     let place = world.dir().join("bed");
@@ -58,6 +64,15 @@ pub(super) fn prepare(world: &World, root: &Path) -> Result<()> {
             }
             Ok(()) | Err(_) => {}
         }
+    }
+    if root.join("etc/containers").exists() {
+        // podman's usual driver makes overlays, which can't lie on one.
+        write("etc/containers/storage.conf", STORAGE)?;
+        // systemd-nspawn refuses keyrings to all that its systemd starts.
+        write(
+            "etc/containers/containers.conf",
+            b"[containers]\nkeyring = false\n",
+        )?;
     }
     write("etc/resolv.conf", b"")?;
     write("etc/hostname", b"bed\n")?;

@@ -49,17 +49,29 @@ const RUNTIMES: &[&str] = &[
     "wget",
 ];
 
+/// What a third one has beside the first's: a container engine and what it needs for networks.
+const CONTAINERS: &[&str] = &["iptables", "netavark", "podman", "runc"];
+
 /// Where the Debian is that most tests boot.
 pub(super) fn debian() -> Result<PathBuf> {
     made(SUITE, PACKAGES)
 }
 
-/// Where the one with the runtimes is. It is large, so a `filter` that does not name the tests that need it does not
-/// have it made; one that is there is used.
+/// Where the one with the runtimes is.
 pub(super) fn runtimes(filter: Option<&str>) -> Result<Option<PathBuf>> {
-    let packages = [PACKAGES, RUNTIMES].concat();
-    let wanted = filter.is_none_or(|filter| filter.contains("runtimes"));
-    let name = "runtimes";
+    larger("runtimes", RUNTIMES, filter)
+}
+
+/// Where the one with podman is.
+pub(super) fn containers(filter: Option<&str>) -> Result<Option<PathBuf>> {
+    larger("containers", CONTAINERS, filter)
+}
+
+/// It takes long to make, so a `filter` that does not name the tests that need it, which have its name, does not have it
+/// made; one that is there is used.
+fn larger(name: &str, more: &[&str], filter: Option<&str>) -> Result<Option<PathBuf>> {
+    let packages = [PACKAGES, more].concat();
+    let wanted = filter.is_none_or(|filter| filter.contains(name));
     if wanted || is_made(&place(name), &packages) {
         return made(name, &packages).map(Some);
     }
