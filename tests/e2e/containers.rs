@@ -9,13 +9,15 @@ use crate::load::TOKEN;
 
 const README: &str = include_str!("../../README.md");
 /// What makes a container a part of the workload, as the README has it.
-const MANAGED: &str = "--cgroup-parent=callgate-billing.slice -v /run/callgate/trust:/run/callgate/trust:ro -e SSL_CERT_FILE=/run/callgate/trust/ca-bundle.pem";
+const MANAGED: &str = "--cgroup-parent=callgate-billing.slice --cap-drop=all --security-opt=no-new-privileges -v /run/callgate/trust:/run/callgate/trust:ro -e SSL_CERT_FILE=/run/callgate/trust/ca-bundle.pem";
 /// What a unit that starts one says, as the README has it.
 const UNIT: &[&str] = &[
     "[Unit]",
     "Wants=callgate.service",
     "After=callgate.service",
     "AssertPathExists=/run/callgate/armed/billing",
+    "[Service]",
+    "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK",
 ];
 /// The bed's own programs serve as the image, and this machine lacks controllers and the right to raise limits.
 const HERE: &str =
@@ -162,6 +164,30 @@ fn a_container_without_a_network_of_its_own_is_served_and_one_without_any_reache
     Ok(())
 }
 
+/// Makes sockets of the families that no hook of a cgroup sees, and uses none of them; says what came of each.
+const UNSEEN: &str = r#"
+import errno, socket
+XDP = 44
+for family, kind in (socket.AF_PACKET, socket.SOCK_RAW), (XDP, socket.SOCK_RAW), (socket.AF_VSOCK, socket.SOCK_STREAM):
+    try:
+        socket.socket(family, kind)
+        print("made")
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+"#;
+
+/// A unit with the README's lines, which starts a container with this script.
+fn unit(bed: &Bed, script: &str) -> Result<()> {
+    bed.write("/opt/script.sh", script)?;
+    let start = managed(&["-v", "/opt:/opt:ro"], "exec sh /opt/script.sh", &[]);
+    let quoted: Vec<_> = start.iter().map(|word| format!("'{word}'")).collect();
+    let (lines, start) = (UNIT.join("\n"), quoted.join(" "));
+    bed.unit(
+        "box.service",
+        &format!("{lines}\nType=oneshot\nExecStart={start}\n"),
+    )
+}
+
 #[test]
 fn a_unit_that_starts_a_container_as_the_readme_says_does_so_only_where_the_workload_is_held() -> Result<()> {
     require!(Root, CgroupV2, Btf, Containers);
@@ -169,20 +195,13 @@ fn a_unit_that_starts_a_container_as_the_readme_says_does_so_only_where_the_work
     let lines: Vec<&str> = README.lines().map(str::trim).collect();
     assert!(lines.windows(UNIT.len()).any(|some| some == UNIT), "{UNIT:?}");
     let bed = host()?;
-    bed.write("/opt/call.sh", PATIENT)?;
-    let url = format!("https://{API}/unit");
-    let start = managed(&["-v", "/opt:/opt:ro"], r#"exec sh /opt/call.sh "$@""#, &[&url]);
-    let quoted: Vec<_> = start.iter().map(|word| format!("'{word}'")).collect();
-    let (unit, start) = (UNIT.join("\n"), quoted.join(" ").replace('$', "$$"));
-    bed.unit(
-        "box.service",
-        &format!("{unit}\n[Service]\nType=oneshot\nExecStart={start}\n"),
-    )?;
+    let script = format!("python3 -c '{UNSEEN}'\nset -- https://{API}/unit\n{PATIENT}");
+    unit(&bed, &script)?;
     let started = bed.systemctl(&["start", "box.service"])?;
-    started
-        .ok()
-        .with_context(|| bed.journal("box").unwrap_or_default())?;
+    let journal = bed.journal("box")?;
+    started.ok().with_context(|| journal.clone())?;
     assert_record!(bed, "path" = "/unit", "status" = 200, "workload" = "billing");
+    assert!(journal.contains(&"EAFNOSUPPORT\n".repeat(3)), "{journal}");
 
     // As after a boot without a working agent: nothing holds the slice.
     bed.systemctl(&["stop", "callgate"])?.ok()?;
@@ -193,5 +212,17 @@ fn a_unit_that_starts_a_container_as_the_readme_says_does_so_only_where_the_work
     let refused = bed.systemctl(&["start", "box.service"])?;
     assert!(refused.stderr.contains("Assertion failed"), "{refused:?}");
     assert_eq!(arrived(&bed, API)?, ["/unit"]);
+    Ok(())
+}
+
+#[test]
+fn a_container_that_is_started_by_hand_has_no_capabilities_for_packets_that_no_hook_sees() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Containers);
+    let bed = host()?;
+    let made = bed
+        .run(managed(&[], r#"exec python3 -c "$1""#, &[UNSEEN]))?
+        .ok()?;
+    // Sockets of virtual machines take none: the README's unit is for those.
+    assert!(made.starts_with("EPERM\nEPERM\n"), "{made}");
     Ok(())
 }

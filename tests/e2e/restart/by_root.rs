@@ -1,6 +1,6 @@
 //! What root may do beside an installed agent: start a second one, stop its processes, take its kernel programs away.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use harness::{Bed, Record, require, wait};
 use nix::sys::signal::Signal;
 
@@ -44,14 +44,14 @@ fn whichever_of_the_service_s_processes_is_stopped_nobody_goes_out_directly() ->
     require!(Root, CgroupV2, Btf, Bed);
     let bed = start()?;
     let supervisor = main_pid(&bed)?;
-    let serving = u32::try_from(status(&bed)?["worker_pid"].as_u64().unwrap_or_default())?;
+    let serving = status(&bed)?["worker_pid"].as_u64().context("no worker")?;
     let send = |pid: u32, signal: Signal| {
         let signal = format!("--signal={}", signal.as_str());
         bed.run(["/bin/kill", &signal, &pid.to_string()])?.ok()?;
         Ok(())
     };
     let dials = Dials::start(bed.world(), |args| bed.command(managed(args)))?;
-    stop_each(&dials, &send, supervisor.parse()?, serving)?;
+    stop_each(&dials, send, supervisor.parse()?, u32::try_from(serving)?)?;
     dials.end()?;
     let (mut records, arrived) = settled(&bed)?;
     // Who gave up before a request was read has said no path.
