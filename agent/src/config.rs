@@ -162,6 +162,12 @@ pub struct Faulty {
 }
 
 impl Config {
+    /// The agent's root, with its key.
+    #[must_use]
+    pub fn root_file(&self) -> PathBuf {
+        self.state_dir.join("ca.pem")
+    }
+
     /// Reads the settings; a file that is not there at the default place means the defaults.
     ///
     /// # Errors

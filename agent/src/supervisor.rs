@@ -126,7 +126,7 @@ struct Supervisor {
 impl Supervisor {
     async fn start(config: Config, store: Store) -> Result<Self, Error> {
         let user = unprivileged(&config.worker_user)?;
-        let root = tls::ca::Root::load_or_create(&config.state_dir.join("ca.pem"), SystemTime::now())?;
+        let root = tls::ca::Root::load_or_create(&config.root_file(), SystemTime::now())?;
         let (roots_watch, trust) =
             trust::Watch::start(root.certificate_pem(), config.runtime_dir.join(TRUST_DIR))?;
         let roots = tls::upstream::Roots::read(&config.upstream_ca)?;

@@ -4,10 +4,14 @@
 //! can be set back; CLOCK_BOOTTIME counts on through sleep and can't be set, so grants and origins use it;
 //! CLOCK_MONOTONIC stops in sleep and feeds the liveness word.
 
+mod kept;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use nix::time::{ClockId, clock_gettime};
+
+pub use kept::{Kept, kept};
 
 /// A source of time.
 pub trait Clock: Send + Sync {

@@ -1,5 +1,6 @@
 //! What the doctor finds on a host where something is wrong, and that each finding names it.
 
+mod clock;
 mod running;
 
 use anyhow::{Context, Result};

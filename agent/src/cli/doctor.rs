@@ -3,6 +3,7 @@
 //! Looks only; changes nothing. What the kernel's programs need is probed one by one where they are loaded,
 //! and handed in as further checks.
 
+mod clock;
 mod managed;
 mod probes;
 mod settings;

@@ -9,6 +9,7 @@ mod file;
 mod tests;
 
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -116,6 +117,23 @@ impl Root {
             certificate_pem,
         })
     }
+}
+
+/// From when to when the root in this file is good, whoever owns it; `None` if there is none. Its key is not looked at.
+///
+/// # Errors
+/// If the file can't be read, or has no certificate.
+pub fn validity(path: &Path) -> Result<Option<Range<SystemTime>>, Error> {
+    let damaged = |what: String| Error::RootDamaged {
+        path: path.into(),
+        what,
+    };
+    let Some(pem) = file::look(path)? else {
+        return Ok(None);
+    };
+    let pem = file::certificate_part(&pem).ok_or_else(|| damaged("it has no certificate".into()))?;
+    let valid = file::validity(pem).map_err(|error| damaged(format!("its certificate: {error}")))?;
+    Ok(Some(valid))
 }
 
 /// A CA certificate for one host, with its key. Travels from the supervisor to the worker.

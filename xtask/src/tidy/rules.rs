@@ -17,6 +17,7 @@ const UNSAFE: &[&str] = &[
     "agent/src/ebpf/",
     "agent/src/linkage.rs",
     "agent/src/memory.rs",
+    "agent/src/time/kept.rs",
     "tests/probe/",
 ];
 

@@ -1,19 +1,15 @@
-//! The checks that need nothing but to look: kernel, rights, cgroups, bpffs, BTF, lockdown, clocks, users.
+//! The checks that need nothing but to look: kernel, rights, cgroups, bpffs, BTF, lockdown, clock, swap.
 
 use std::fs;
 use std::path::Path;
 
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
-use nix::time::{ClockId, clock_gettime};
 
-use super::Check;
+use super::{Check, clock};
 use crate::ebpf::features;
 use crate::enroll::{Layout, Mount};
 use crate::identity::process::in_initial_pid_namespace;
 use crate::supervisor::ground;
-
-/// Before this day (2025-01-01) the wall clock is surely wrong; nothing valid would be signed.
-const EARLIEST_TIME: i64 = 1_735_689_600;
 
 /// All of them, in the order in which one would mend things.
 #[must_use]
@@ -26,7 +22,7 @@ pub fn host_checks(bpffs_dir: &Path) -> Vec<Check> {
         btf(),
         lockdown(),
         pid_namespace(),
-        clock(),
+        clock::check(),
         swap(),
     ]
 }
@@ -162,24 +158,6 @@ fn pid_namespace() -> Check {
     }
 }
 
-const CLOCK: &str = "clock";
-const SET_CLOCK: &str = "set the clock and keep it so (systemd-timesyncd, chrony)";
-
-fn clock() -> Check {
-    match clock_gettime(ClockId::CLOCK_REALTIME) {
-        Ok(now) => of_clock(now.tv_sec()),
-        Err(errno) => Check::fail(CLOCK, errno.to_string(), SET_CLOCK),
-    }
-}
-
-fn of_clock(seconds: i64) -> Check {
-    if seconds >= EARLIEST_TIME {
-        return Check::pass(CLOCK, "set");
-    }
-    let found = format!("{seconds} seconds since 1970 is in the past: no certificate is valid then");
-    Check::fail(CLOCK, found, SET_CLOCK)
-}
-
 /// The agent forbids cores of itself; pages that are swapped out could still hold a secret.
 fn swap() -> Check {
     const NAME: &str = "swap";
@@ -207,14 +185,6 @@ mod tests {
         let check = bpffs(&elsewhere.path().join("below/callgate"));
         assert_eq!(check.status, Status::Warn);
         assert!(check.found.contains("lies on none"), "{check:?}");
-    }
-
-    #[test]
-    fn a_clock_that_was_never_set_fails() {
-        assert_eq!(clock().status, Status::Pass);
-        let check = of_clock(86_400);
-        assert_eq!(check.status, Status::Fail);
-        assert!(check.found.contains("86400 seconds since 1970"), "{check:?}");
     }
 
     #[test]

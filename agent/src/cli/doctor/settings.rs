@@ -1,4 +1,4 @@
-//! The checks of what the settings name: policy, the worker's user, resolvers, room for records, and whose programs run
+//! The checks of what the settings name: policy, the worker's user, the agent's root, resolvers, room for records, and whose programs run
 //! for the workloads' cgroups.
 
 use std::net::{SocketAddr, UdpSocket};
@@ -9,7 +9,7 @@ use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::{Name, RecordType};
 use nix::sys::statvfs::statvfs;
 
-use super::Check;
+use super::{Check, clock};
 use crate::cli::enable::own;
 use crate::config::Config;
 use crate::dns::resolver;
@@ -28,6 +28,7 @@ pub(super) fn checks(config: &Config) -> Vec<Check> {
     vec![
         policy(&config.policy_dir),
         worker_user(&config.worker_user),
+        clock::root(&config.root_file()),
         resolvers(&config.resolvers),
         room(&config.audit.file),
         programs(config),

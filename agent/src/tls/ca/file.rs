@@ -2,13 +2,18 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use rcgen::{KeyPair, PublicKeyData};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::server::ParsedCertificate;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer as _;
+use x509_parser::time::ASN1Time;
 use zeroize::Zeroizing;
 
 use crate::tls::Error;
@@ -22,43 +27,52 @@ const END_KEY: &str = "-----END PRIVATE KEY-----";
 
 /// Reads the file after checking its owner and mode on the open descriptor; `None` if there is none.
 pub(super) fn read(path: &Path) -> Result<Option<Zeroizing<String>>, Error> {
-    let failed = |action| {
-        move |source| Error::RootFile {
-            path: path.into(),
-            action,
-            source,
-        }
+    let Some(file) = open(path)? else {
+        return Ok(None);
     };
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed("opened")(error)),
-    };
-    check(path, &file.metadata().map_err(failed("examined"))?)?;
+    check(path, &file.metadata().map_err(failed(path, "examined"))?)?;
     check_directory(path)?;
+    content(path, file).map(Some)
+}
+
+/// Reads the file whoever owns it: for who looks, and signs nothing with it.
+pub(super) fn look(path: &Path) -> Result<Option<Zeroizing<String>>, Error> {
+    open(path)?.map(|file| content(path, file)).transpose()
+}
+
+fn open(path: &Path) -> Result<Option<File>, Error> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(path, "opened")(error)),
+    }
+}
+
+fn content(path: &Path, file: File) -> Result<Zeroizing<String>, Error> {
     let mut pem = Zeroizing::new(String::with_capacity(4096));
     file.take(MAX_SIZE)
         .read_to_string(&mut pem)
-        .map_err(failed("read"))?;
-    Ok(Some(pem))
+        .map_err(failed(path, "read"))?;
+    Ok(pem)
+}
+
+fn failed(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> Error {
+    move |source| Error::RootFile {
+        path: path.into(),
+        action,
+        source,
+    }
 }
 
 /// Makes the file, whole or not at all; one that is there already stays.
 pub(super) fn create(path: &Path, pem: &str) -> Result<(), Error> {
-    let failed = |action| {
-        move |source| Error::RootFile {
-            path: path.into(),
-            action,
-            source,
-        }
-    };
     let parent = parent(path);
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(&parent)
-        .map_err(failed("given a directory"))?;
+        .map_err(failed(path, "given a directory"))?;
     check_directory(path)?;
     let temporary = parent.join(format!(".ca.{}.{}", std::process::id(), unique()?));
     let written = write_new(&temporary, pem)
@@ -69,7 +83,7 @@ pub(super) fn create(path: &Path, pem: &str) -> Result<(), Error> {
         .and_then(|()| File::open(&parent)?.sync_all());
     // The name goes in every case; if even that fails, the first error says more.
     let removed = fs::remove_file(&temporary);
-    written.and(removed).map_err(failed("made"))
+    written.and(removed).map_err(failed(path, "made"))
 }
 
 fn write_new(path: &Path, pem: &str) -> std::io::Result<()> {
@@ -160,6 +174,16 @@ fn part<'a>(pem: &'a str, begin: &str, end: &str) -> Option<&'a str> {
     let length = block.find(end)? + end.len();
     let newline = block.get(length..)?.find('\n').map_or(0, |at| at + 1);
     block.get(..length + newline)
+}
+
+/// From when to when the certificate is good.
+pub(super) fn validity(certificate_pem: &str) -> Result<Range<SystemTime>, String> {
+    let der =
+        CertificateDer::from_pem_slice(certificate_pem.as_bytes()).map_err(|error| error.to_string())?;
+    let (_, parsed) = X509Certificate::from_der(&der).map_err(|error| error.to_string())?;
+    let validity = parsed.validity();
+    let time = |time: ASN1Time| SystemTime::from(time.to_datetime());
+    Ok(time(validity.not_before)..time(validity.not_after))
 }
 
 /// Whether the certificate is about this key: one of them replaced alone would sign what nobody trusts.

@@ -1,0 +1,88 @@
+//! What the doctor finds of time: whether the clock is kept, and whether the agent's root is good by it.
+
+use std::fs;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use callgate::tls::ca::{ROOT_LIFE, Root};
+use harness::{Output, World, require};
+
+use super::check;
+
+/// Asks the kernel as the doctor does, at other hands: adjtimex(2) with `struct timex` as 64-bit machines have it.
+const KEPT: &str = r#"
+import ctypes, struct
+libc = ctypes.CDLL(None, use_errno=True)
+told = ctypes.create_string_buffer(256)
+assert libc.adjtimex(told) >= 0, ctypes.get_errno()
+modes, offset, frequency, largest, estimated, status = struct.unpack_from("<I4xqqqqi", told.raw)
+STA_UNSYNC = 0x40
+print("unkept" if status & STA_UNSYNC or largest > 5_000_000 else "kept")
+"#;
+
+/// Whether something keeps this machine's clock.
+pub(super) fn is_kept(world: &World) -> Result<bool> {
+    let told = world.unmanaged()?.run(["python3", "-c", KEPT])?.ok()?;
+    Ok(told.trim() == "kept")
+}
+
+#[test]
+fn the_doctor_says_of_the_clock_what_the_kernel_knows() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = World::new()?;
+    world.write_config()?;
+    let clock = check(&world.callgate("doctor", &["--json"])?, "clock")?;
+    let shown = world.callgate("doctor", &[])?;
+    match is_kept(&world)? {
+        true => {
+            assert_eq!(clock["status"], "pass", "{clock}");
+            assert!(shown.stdout.contains("set and synchronised"), "{shown:?}");
+        }
+        false => {
+            assert_eq!(clock["status"], "warn", "{clock}");
+            let found = clock["found"].as_str().context("text")?;
+            for hurt in ["leaves", "upstreams' certificates", "records"] {
+                assert!(found.contains(hurt), "{found}");
+            }
+            assert!(shown.stdout.contains("warn clock"), "{shown:?}");
+            assert!(shown.stdout.contains("-> keep it right: "), "{shown:?}");
+            assert_ne!(shown.code(), Some(0), "{shown:?}");
+        }
+    }
+    Ok(())
+}
+
+/// The doctor's word, in text, where the agent's root was made by a clock that showed this.
+fn with_root_of(world: &World, made: SystemTime) -> Result<Output> {
+    let file = world.dir().join("state/ca.pem");
+    if file.exists() {
+        fs::remove_file(&file)?;
+    }
+    Root::load_or_create(&file, made)?;
+    world.callgate("doctor", &[])
+}
+
+#[test]
+fn a_root_that_is_not_good_now_fails_and_one_that_is_about_to_end_is_warned_about() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let world = World::new()?;
+    world.write_config()?;
+    let none = world.callgate("doctor", &["--json"])?;
+    assert_eq!(check(&none, "agent's root")?["status"], "pass");
+    let now = SystemTime::now();
+    for (made, code, said) in [
+        (now + 2 * DAY, Some(3), "FAIL agent's root"),
+        (now - ROOT_LIFE - DAY, Some(3), "FAIL agent's root"),
+        (now - ROOT_LIFE + 10 * DAY, Some(1), "warn agent's root"),
+    ] {
+        let told = with_root_of(&world, made)?;
+        assert!(told.stdout.contains(said), "{told:?}");
+        assert!(told.stdout.contains("ca.pem away"), "{told:?}");
+        assert_eq!(told.code(), code, "{told:?}");
+    }
+    let told = with_root_of(&world, now)?;
+    assert!(told.stdout.contains("pass agent's root"), "{told:?}");
+    assert!(told.code() < Some(3), "{told:?}");
+    Ok(())
+}
