@@ -2,6 +2,7 @@
 //! until it is mended.
 
 mod installed;
+mod several;
 
 use std::path::Path;
 
@@ -13,8 +14,8 @@ use harness::{Record, Upstream, World, assert_record, require, wait};
 use crate::audit::{agent_status, call};
 use crate::identity::{API, workload};
 
-/// Deletes all entries of a pinned hash map, over and over for a while: BPF_OBJ_GET, BPF_MAP_GET_NEXT_KEY,
-/// BPF_MAP_DELETE_ELEM (include/uapi/linux/bpf.h).
+/// Deletes entries of a pinned hash map, all or those of these keys alone, over and over for a while: BPF_OBJ_GET,
+/// BPF_MAP_GET_NEXT_KEY, BPF_MAP_DELETE_ELEM (include/uapi/linux/bpf.h).
 const EMPTY: &str = r#"
 import ctypes, os, sys, time
 libc = ctypes.CDLL(None, use_errno=True)
@@ -22,15 +23,20 @@ bpf = lambda command, attributes: libc.syscall(321, command, attributes, len(att
 path = ctypes.create_string_buffer(os.fsencode(sys.argv[1]))
 table = bpf(7, ctypes.addressof(path).to_bytes(8, "little") + bytes(8))
 assert table >= 0, sys.argv
-key, size = ctypes.create_string_buffer(64), int(sys.argv[2])
-until = time.monotonic() + float(sys.argv[3])
+until = time.monotonic() + float(sys.argv[2])
 word = lambda value: value.to_bytes(8, "little")
+only = [ctypes.create_string_buffer(word(int(key)), 8) for key in sys.argv[3:]]
+key = ctypes.create_string_buffer(64)
+delete = lambda key: bpf(3, word(table) + word(ctypes.addressof(key)) + word(0) + word(0)) == 0
+deleted = 0
 while True:
-    while bpf(4, word(table) + word(0) + word(ctypes.addressof(key)) + word(0)) == 0:
-        assert bpf(3, word(table) + word(ctypes.addressof(key)) + word(0) + word(0)) == 0
+    deleted += sum(map(delete, only))
+    while not only and bpf(4, word(table) + word(0) + word(ctypes.addressof(key)) + word(0)) == 0:
+        assert delete(key)
     if time.monotonic() > until:
         break
     time.sleep(0.05)
+assert deleted or not only, "no such key"
 "#;
 
 /// A world whose canaries fly every second.
@@ -46,9 +52,7 @@ fn start() -> Result<World> {
 fn empty(world: &World, map: &str, seconds: &str) -> Result<()> {
     let pin = world.dir().join("bpf/maps").join(map);
     let pin = pin.to_str().unwrap_or_default();
-    let done = world
-        .unmanaged()?
-        .run(["python3", "-c", EMPTY, pin, "16", seconds])?;
+    let done = world.unmanaged()?.run(["python3", "-c", EMPTY, pin, seconds])?;
     done.ok().map(drop)
 }
 
