@@ -1,9 +1,11 @@
 //! The package on a booted Debian: what an operator installs, upgrades and removes.
 
+mod purge;
+
 use std::fs;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use harness::{Bed, Upstream, World, assert_record, bed, require};
 
 const POLICY: &str = r#"
@@ -108,75 +110,6 @@ fn filters_that_systemd_puts_on_workloads_are_named_by_the_doctor_and_do_no_harm
     Ok(())
 }
 
-/// What a package must not leave behind: files, users, units, cgroups, pins, and sockets that listen.
-const HOST: &str = r#"
-    find / -xdev \( -path /proc -o -path /sys -o -path /run/systemd/journal -o -path /run/log -o -path /var/log/journal \
-        -o -path /var/cache -o -path /var/lib/dpkg -o -path /var/log/dpkg.log -o -path /var/log/alternatives.log \
-        -o -path /run/systemd/units -o -path /run/systemd/journal -o -path /var/tmp -o -path /tmp \) -prune -o -print | sort
-    find /run -xdev -name '*callgate*' -not -path '/run/systemd/*' | sort
-    cat /etc/passwd /etc/group /etc/shadow /etc/subuid
-    systemctl list-unit-files --no-legend | sort
-    find /sys/fs/cgroup -name '*callgate*' | sort
-    find /sys/fs/bpf | sort
-    ss -Hltn
-"#;
-
-#[test]
-fn a_purge_leaves_the_host_as_it_was() -> Result<()> {
-    require!(Root, CgroupV2, Btf, Bed);
-    let mut world = World::new()?;
-    world.upstream(Upstream::new("api.example.test").bearer("s3cret", "acme"))?;
-    let bed = Bed::boot(world)?;
-    bed.unit(
-        "billing.service",
-        "[Service]\nType=oneshot\nRemainAfterExit=yes\nUser=nobody\nExecStart=curl -sS https://api.example.test/v1/charges\nExecStart=sh -c 'sleep 600 &'\n",
-    )?;
-    let before = bed.sh(HOST)?.ok()?;
-    bed.install(&bed::package()?)?;
-    bed.secret("api", "s3cret")?;
-    bed.policy(POLICY)?;
-    bed.run(["callgate", "enable", "--workload", "billing", "billing"])?
-        .ok()?;
-    bed.systemctl(&["start", "billing"])?.ok()?;
-    assert_record!(bed, "unit" = "billing.service", "status" = 200);
-    let during = bed.sh(HOST)?.ok()?;
-    for made in [
-        "/usr/bin/callgate",
-        "callgate-billing.slice",
-        "/sys/fs/bpf/callgate/links",
-        "\ncallgate:",
-        "billing.service.d/50-callgate.conf",
-    ] {
-        assert!(during.contains(made), "{made} is not there");
-    }
-    let purged = bed.run(["dpkg", "--purge", "callgate"])?.ok()?;
-    for told in [
-        "billing.service is managed no more",
-        "billing: its processes run on",
-    ] {
-        assert!(purged.contains(told), "{purged}");
-    }
-    // As it would run without us.
-    bed.systemctl(&["restart", "billing"])?.ok()?;
-    assert_eq!(bed.property("billing.service", "Slice")?, "system.slice");
-    // systemd keeps a slice that a unit was in; without us it is one like any other.
-    bed.systemctl(&["stop", "billing", "callgate.slice"])?.ok()?;
-    let after = bed.sh(HOST)?.ok()?;
-    assert_eq!(difference(&before, &after), Vec::<String>::new());
-    // Who was a managed process is nobody's now.
-    let direct = bed.run([
-        "curl",
-        "-sS",
-        "-o",
-        "/dev/null",
-        "-w",
-        "%{http_code}",
-        "https://api.example.test/v1/charges",
-    ])?;
-    assert_eq!(direct.ok()?, "401");
-    Ok(())
-}
-
 #[test]
 fn a_removed_package_keeps_what_the_operator_wrote_and_a_new_one_takes_it_up() -> Result<()> {
     require!(Root, CgroupV2, Btf, Bed);
@@ -234,6 +167,26 @@ fn pins_elsewhere_take_a_drop_in_which_is_told_and_go_with_the_package() -> Resu
         "what was held is held twice"
     );
     bed.systemctl(&["restart", "callgate.service"])?.ok()?;
+    assert!(bed.run(CALL)?.ok()?.contains("acme"));
+
+    // What others have at the usual place meanwhile is theirs, and so is what is mounted there.
+    bed.systemctl(&["stop", "callgate.service"])?.ok()?;
+    for (theirs, back) in [
+        (
+            "mkdir -p /sys/fs/bpf/callgate/others",
+            "rmdir /sys/fs/bpf/callgate/others",
+        ),
+        (
+            "mount -t tmpfs none /sys/fs/bpf/callgate",
+            "umount /sys/fs/bpf/callgate",
+        ),
+    ] {
+        bed.sh(theirs)?.ok()?;
+        bed.run(["callgate", "release", "--all"])?.ok()?;
+        assert!(!bed.exists(ELSEWHERE)?, "{theirs}: its own stays");
+        bed.sh(back)?.ok().context(theirs)?;
+    }
+    bed.systemctl(&["start", "callgate.service"])?.ok()?;
     assert!(bed.run(CALL)?.ok()?.contains("acme"));
     bed.run(["dpkg", "--purge", "callgate"])?.ok()?;
     for dir in [ELSEWHERE, "/sys/fs/bpf/callgate"] {

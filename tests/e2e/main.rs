@@ -66,6 +66,8 @@ mod quota;
 mod readme;
 /// Neither the agent nor the kernel sends a managed process's words to another host.
 mod reflect;
+/// Letting go of all workloads with the agent stopped, and what can stand in the way.
+mod release;
 /// One worker after another, by request and by death: nothing lost, nothing opened.
 #[cfg(test)]
 mod replace;

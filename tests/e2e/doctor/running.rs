@@ -45,6 +45,15 @@ print("ready", flush=True)
 sys.stdin.read()
 "#;
 
+/// Enters the cgroup and makes sockets there that no hook of a cgroup sees: AF_PACKET and AF_XDP (include/linux/socket.h).
+const ENTER_PAST: &str = r#"
+import socket, sys
+open(sys.argv[1] + "/cgroup.procs", "w").write("0")
+made = [socket.socket(family, socket.SOCK_RAW, 0) for family in (17, 44)]
+print("ready", flush=True)
+sys.stdin.read()
+"#;
+
 /// Has a program at connect() of a cgroup that lets all pass: BPF_PROG_LOAD, BPF_LINK_CREATE (include/uapi/linux/bpf.h).
 const ATTACH: &str = r#"
 import ctypes, os, struct, sys
@@ -265,6 +274,32 @@ fn sockets_from_before_a_process_came_to_the_workload_are_counted_cut_off_or_not
         "{open}"
     );
     entered.end()
+}
+
+#[test]
+fn packet_and_xdp_sockets_of_a_root_process_that_was_moved_in_are_named_by_log_and_doctor() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start(&workload("billing", "", ""))?;
+    let mut command = world.unmanaged()?.command(["python3", "-c", ENTER_PAST]);
+    command.arg(world.cgroup().join("workloads/callgate-billing.slice"));
+    let entered = Staying::start(command)?;
+    let said = world.callgate("doctor", &[])?;
+    assert_eq!(said.code(), Some(3), "{said:?}");
+    let named = format!("no program sees: 2 of {} (python3)", entered.0.id());
+    let line = said.stdout.lines().find(|line| line.starts_with("FAIL sockets"));
+    assert!(line.is_some_and(|line| line.ends_with(&named)), "{said:?}");
+    for family in [17, 44] {
+        let word = format!("no program sees sockets of family {family}");
+        wait::until(&word, wait::PATIENCE, || {
+            let log = world.agent().ok()?.log();
+            let is_named = |line: &str| line.contains(&word) && line.contains("end the process");
+            log.lines().any(is_named).then_some(())
+        })?;
+    }
+    entered.end()?;
+    let gone = check(&world.callgate("doctor", &["--json"])?, "sockets");
+    assert!(gone.is_err(), "{gone:?}");
+    Ok(())
 }
 
 #[test]

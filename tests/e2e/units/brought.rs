@@ -50,6 +50,18 @@ const WAYS: &[(&str, &str, &str)] = &[
     ),
     ("StateDirectory", "StateDirectory=callgate\n", "/var/lib/callgate"),
     ("RuntimeDirectory", "RuntimeDirectory=callgate\n", "/run/callgate"),
+    // Newer than this bed's systemd, which shows nothing of them: the unit's files tell.
+    (
+        "OpenFile",
+        "OpenFile=/etc/callgate/secrets/api:key:read-only\n",
+        "brings back what is taken from it (/etc/callgate/secrets)",
+    ),
+    ("OpenFile", "OpenFile=/run/docker.sock:docker\n", "docker.sock"),
+    (
+        "ImportCredential",
+        "ImportCredential=str*\n",
+        "gives it what is the agent's (stripe)",
+    ),
     // Names with blanks are in quotes and escapes in files, and again where systemd shows them.
     (
         "StateDirectory",
@@ -105,6 +117,21 @@ fn settings_that_bring_back_what_is_taken_away_are_refused() -> Result<()> {
         assert!(line.is_some_and(|line| line.contains(reason)), "{text}: {done:?}");
     }
     Ok(())
+}
+
+#[test]
+fn credentials_of_its_own_reach_a_unit_that_is_held() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let bed = host()?;
+    bed.sh("umask 077; printf own-key >/etc/own-key")?.ok()?;
+    let read = r#"ExecStartPre=/bin/sh -c 'echo "it read $(cat "$CREDENTIALS_DIRECTORY/own")"'"#;
+    let own = format!("User=nobody\nLoadCredential=own:/etc/own-key\n{read}\n");
+    service(&bed, "billing.service", &own)?;
+    let said = enable(&bed, "billing")?;
+    assert!(!said.contains("LoadCredential"), "{said}");
+    let journal = started(&bed, "billing.service")?;
+    assert!(journal.contains("it read own-key"), "{journal}");
+    was_called(&bed, "billing.service", "/v1/billing.service")
 }
 
 #[test]
