@@ -76,7 +76,7 @@ pub(super) fn serve(
             };
             conclude(&entry, answer, begun.finish, begun.client)
         }),
-        Err(answer) => Box::pin(future::ready(Ok(last(&entry, answer)))),
+        Err(answer) => Box::pin(future::ready(Ok(last(&entry, *answer)))),
     }
 }
 
@@ -98,7 +98,7 @@ fn begin(
     request: Request<Incoming>,
     refused: Option<Refused>,
     taking: Option<Rc<Taking>>,
-) -> Result<Begun, Response<DownloadBody>> {
+) -> Result<Begun, Box<Response<DownloadBody>>> {
     let (mut parts, body) = request.into_parts();
     let client = Client::of(parts.version, &parts.headers);
     let as_came = parts.uri.clone();
@@ -124,7 +124,7 @@ fn begin(
             if let Some(taking) = &taking {
                 taking.linger(body);
             }
-            return Err(own(answers::refuse(&refusal, "", client)));
+            return Err(Box::new(own(answers::refuse(&refusal, "", client))));
         }
     };
     let mut finish = Finish::new(entry, recorder, taking);
@@ -137,7 +137,7 @@ fn begin(
             body,
             client,
         }),
-        Err(failure) => Err(refuse(failure, finish, client)),
+        Err(failure) => Err(Box::new(refuse(failure, finish, client))),
     }
 }
 
