@@ -48,6 +48,11 @@ pub enum ToWorker {
         /// The texts, in the order in which the supervisor compiled them.
         sources: Vec<PolicySource>,
     },
+    /// What upstreams are verified by from now on, instead of what [`Start`] named.
+    Roots {
+        /// Root certificates, DER.
+        certificates: Vec<Vec<u8>>,
+    },
     /// A credential's value, or that there is none now.
     Credential {
         /// Its name in the policy.

@@ -49,7 +49,7 @@ use crate::tls;
 
 use callers::Callers;
 pub use figures::{Arriving, Figures};
-pub use in_force::{Enforced, InForce};
+pub use in_force::{Enforced, InForce, RootsInForce};
 pub use limits::Limits;
 use pool::{Pool, PoolLimits};
 use tracker::Tracker;
@@ -68,7 +68,7 @@ pub struct Shared {
     /// The downstream side of TLS.
     pub acceptor: tls::downstream::Acceptor,
     /// What upstreams are verified with.
-    pub roots: tls::upstream::Roots,
+    pub roots: RootsInForce,
     /// The kernel's record of each accepted connection.
     pub origins: ebpf::maps::Origins,
     /// The supervisor, for what only it may look at.
@@ -104,7 +104,8 @@ pub struct DataThread {
     draining: CancellationToken,
     closing_idle: CancellationToken,
     connections: Cell<usize>,
-    connectors: RefCell<HashMap<WorkloadName, tls::upstream::Connector>>,
+    /// Each with the number of the roots that it verifies by.
+    connectors: RefCell<HashMap<WorkloadName, (u64, tls::upstream::Connector)>>,
 }
 
 /// Records of refused connections or questions of one workload, each for itself; beyond it they are counted.
@@ -200,14 +201,18 @@ impl DataThread {
     }
 
     /// TLS towards the world with the workload's own session store: an upstream must not be able to link two
-    /// workloads by a resumed session.
+    /// workloads by a resumed session. Sessions of other roots than those in force go with their store: one that is
+    /// resumed is not verified.
     fn connector(&self, workload: &WorkloadName) -> Result<tls::upstream::Connector, tls::Error> {
+        let roots = self.shared.roots.current();
         let mut connectors = self.connectors.borrow_mut();
-        if let Some(connector) = connectors.get(workload) {
+        if let Some((number, connector)) = connectors.get(workload)
+            && *number == roots.number
+        {
             return Ok(connector.clone());
         }
-        let connector = tls::upstream::Connector::new(&self.shared.roots)?;
-        connectors.insert(workload.clone(), connector.clone());
+        let connector = tls::upstream::Connector::new(&roots.roots)?;
+        connectors.insert(workload.clone(), (roots.number, connector.clone()));
         Ok(connector)
     }
 }

@@ -286,7 +286,11 @@ impl Supervisor {
             Ok(roots) if roots == self.roots => {}
             Ok(roots) => {
                 self.roots = roots;
-                self.replace_worker();
+                let certificates = &self.roots;
+                self.crew.tell(|worker, _role| {
+                    let certificates = certificates.clone();
+                    Ok(worker.send(ToWorker::Roots { certificates })?)
+                });
             }
             Err(error) => {
                 self.roots_watch.again(&error);

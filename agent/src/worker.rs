@@ -30,7 +30,7 @@ use crate::identity::WorkloadName;
 use crate::memory;
 use crate::net::listener::{self, Quota};
 use crate::policy::{CredentialName, DenialReason, Policy, Source};
-use crate::proxy::{self, InForce, Limits, Shared, questions};
+use crate::proxy::{self, InForce, Limits, RootsInForce, Shared, questions};
 use crate::tls;
 
 use data::DataThreads;
@@ -180,7 +180,7 @@ impl Worker {
             audit: log,
             leaves: tls::leaf::Leaves::new(LEAVES)?,
             acceptor: tls::downstream::Acceptor::new()?,
-            roots: tls::upstream::Roots::from_der(&start.upstream_roots)?,
+            roots: RootsInForce::new(tls::upstream::Roots::from_der(&start.upstream_roots)?),
             origins: Origins::new(descriptors.origins)?,
             supervisor: client.clone(),
             names: Names::new(&NameSettings {
@@ -215,6 +215,7 @@ impl Worker {
             Event::Start(..) => return Err(Error::NoStart),
             Event::Policy { generation, sources } => self.set_policy(generation, sources).await?,
             Event::Credential { name, state } => self.set_credential(&name, state),
+            Event::Roots { certificates } => self.set_roots(&certificates).await?,
             // Offered while the drain was on its way: the successor has them too.
             Event::Listener(..) | Event::Names(..) if self.draining => {}
             Event::Listener(info, socket) => self.listen(info, socket)?,
@@ -299,6 +300,18 @@ impl Worker {
             },
         };
         self.shared.credentials.update(Update { name, value });
+    }
+
+    /// Calls that are under way go on; what they were sent over is not used for others any more.
+    async fn set_roots(&self, certificates: &[Vec<u8>]) -> Result<(), Error> {
+        match tls::upstream::Roots::from_der(certificates) {
+            Ok(roots) => self.shared.roots.replace(roots),
+            Err(error) => {
+                tracing::error!(%error, "upstreams are verified by the roots from before");
+                self.client.fault(error.to_string()).await?;
+            }
+        }
+        Ok(())
     }
 
     fn listen(&mut self, info: ListenerInfo, socket: std::net::TcpListener) -> Result<(), Error> {

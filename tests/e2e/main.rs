@@ -76,6 +76,8 @@ mod replace;
 mod restart;
 /// A right that is taken back while it is used.
 mod revoke;
+/// The host's roots as they change, for the verification of upstreams.
+mod roots;
 /// Unmodified programs of many runtimes on a booted Debian, each with its row in the README's table.
 #[cfg(test)]
 mod runtimes;

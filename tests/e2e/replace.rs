@@ -35,7 +35,7 @@ pub(crate) fn signal(pid: u32, signal: Signal) -> Result<()> {
 }
 
 /// SIGUSR2, until another worker serves.
-fn replace(world: &World) -> Result<u32> {
+pub(crate) fn replace(world: &World) -> Result<u32> {
     let before = worker(world)?;
     world.agent()?.signal(Signal::SIGUSR2)?;
     another(world, before)

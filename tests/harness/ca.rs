@@ -45,11 +45,17 @@ impl Ca {
     /// # Errors
     /// If a key can't be made or a file not written.
     pub fn new(dir: &Path) -> Result<Self> {
+        Self::named(dir, "upstream test authority")
+    }
+
+    /// As [`Ca::new`], for one beside others: who verifies finds an issuer by its name.
+    ///
+    /// # Errors
+    /// As [`Ca::new`].
+    pub fn named(dir: &Path, name: &str) -> Result<Self> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new(Vec::new())?;
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "upstream test authority");
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = dir.join("ca.pem");

@@ -26,6 +26,7 @@ pub struct Upstream {
     formats: Vec<(String, String)>,
     certificate_of: Option<String>,
     flaw: Option<Flaw>,
+    leaf: Option<Leaf>,
     requests: u32,
 }
 
@@ -43,6 +44,7 @@ impl Upstream {
             formats: Vec::new(),
             certificate_of: None,
             flaw: None,
+            leaf: None,
             requests: 1_000_000,
         }
     }
@@ -108,6 +110,18 @@ impl Upstream {
     pub fn flawed(mut self, flaw: Flaw) -> Self {
         self.flaw = Some(flaw);
         self
+    }
+
+    /// With this certificate, which need not be of the world's authority.
+    #[must_use]
+    pub fn with_leaf(mut self, leaf: Leaf) -> Self {
+        self.leaf = Some(leaf);
+        self
+    }
+
+    /// The certificate that it was given, if it was given one.
+    pub(crate) fn leaf(&self) -> Option<&Leaf> {
+        self.leaf.as_ref()
     }
 
     /// What is wrong with its certificate.

@@ -100,10 +100,11 @@ impl World {
         self.sandbox.add_host(what.host(), addresses.0, addresses.1)?;
         let dir = self.path("upstream").join(what.host());
         fs::create_dir(&dir).context("can't make the upstream's directory (two for one host?)")?;
-        let files = Files {
-            dir,
-            leaf: self.ca.issue_flawed(what.certified(), what.flaw())?,
+        let leaf = match what.leaf() {
+            Some(leaf) => leaf.clone(),
+            None => self.ca.issue_flawed(what.certified(), what.flaw())?,
         };
+        let files = Files { dir, leaf };
         let server = Server::start(&what, &files, &self.outside()?, addresses)?;
         self.upstreams.push(server);
         self.server(what.host())

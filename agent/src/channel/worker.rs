@@ -381,6 +381,7 @@ fn sort(
             deadline: Duration::from_millis(deadline_ms),
             idle: Duration::from_millis(idle_ms),
         }),
+        ToWorker::Roots { certificates } => Some(Event::Roots { certificates }),
         ToWorker::Memory { short } => Some(Event::Memory { short }),
         ToWorker::Status { request } => Some(Event::Status { request }),
         ToWorker::Intermediate { host, result } => answer_intermediate(host, result, pending),

@@ -48,6 +48,7 @@ impl Cleared {
             netns_cookie: entry.connection.identity().netns_cookie,
             authority: self.permit.authority().clone(),
             scheme: self.permit.scheme(),
+            roots: entry.connection.thread.shared.roots.current().number,
             credential: self
                 .credential
                 .as_ref()

@@ -1,4 +1,5 @@
-//! The policy that the worker decides by, with the name that records give it.
+//! What the worker goes by until the supervisor sends another: the policy, with the name that records give it, and the
+//! roots that upstreams are verified by.
 
 use std::sync::Arc;
 
@@ -6,6 +7,7 @@ use arc_swap::ArcSwap;
 
 use crate::audit::record::PolicyVersion;
 use crate::policy::Policy;
+use crate::tls::upstream::Roots;
 
 /// A policy and which one it is.
 #[derive(Debug)]
@@ -53,5 +55,40 @@ impl InForce {
     /// Puts another in force.
     pub fn replace(&self, policy: Policy, generation: u64) {
         self.0.store(Arc::new(Enforced::new(policy, generation)));
+    }
+}
+
+/// Roots and which ones they are.
+#[derive(Debug)]
+pub struct Numbered {
+    /// The roots.
+    pub roots: Roots,
+    /// How many there were before them.
+    pub number: u64,
+}
+
+/// Holds the roots in force. Reading never blocks.
+#[derive(Debug)]
+pub struct RootsInForce(ArcSwap<Numbered>);
+
+impl RootsInForce {
+    /// Begins with these.
+    #[must_use]
+    pub fn new(roots: Roots) -> Self {
+        Self(ArcSwap::from_pointee(Numbered { roots, number: 0 }))
+    }
+
+    /// What is in force now.
+    #[must_use]
+    pub fn current(&self) -> Arc<Numbered> {
+        self.0.load_full()
+    }
+
+    /// Puts others in force.
+    pub fn replace(&self, roots: Roots) {
+        self.0.rcu(|before| Numbered {
+            roots: roots.clone(),
+            number: before.number + 1,
+        });
     }
 }

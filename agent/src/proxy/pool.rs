@@ -33,6 +33,8 @@ pub(super) struct Key {
     pub authority: Authority,
     /// TLS or plain.
     pub scheme: Scheme,
+    /// The number of the roots in force when the call came: who has proven the name by others has to prove it again.
+    pub roots: u64,
     /// A server may tie what it knows of a credential to the connection.
     pub credential: Option<(CredentialName, Arc<str>)>,
     /// What may be spoken to the upstream.

@@ -22,6 +22,11 @@ pub enum Event {
         /// Its texts.
         sources: Vec<PolicySource>,
     },
+    /// What upstreams are verified by from now on.
+    Roots {
+        /// Root certificates, DER.
+        certificates: Vec<Vec<u8>>,
+    },
     /// A credential's new state.
     Credential {
         /// Its name in the policy.

@@ -18,6 +18,7 @@ fn key(host: &str, workload: &str) -> Key {
             port: 443,
         },
         scheme: Scheme::Https,
+        roots: 0,
         credential: None,
         versions: Versions::Http1,
         public: true,
@@ -94,6 +95,12 @@ async fn a_kept_connection_says_where_it_leads() {
             !other.reused(),
             "what a rule with `private` opened is for such rules"
         );
+        let other_roots = Key {
+            roots: 1,
+            ..key.clone()
+        };
+        let (other, _far) = call(&pool, &other_roots, peer(4)).await;
+        assert!(!other.reused(), "other roots have verified it");
         let (again, _none) = call(&pool, &key, peer(3)).await;
         assert!(again.reused());
         assert_eq!(again.peer(), peer(1));
