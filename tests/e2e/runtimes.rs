@@ -6,6 +6,7 @@ mod calls;
 mod git;
 mod names;
 mod packages;
+mod roots;
 mod streams;
 
 use std::collections::BTreeMap;

@@ -30,6 +30,7 @@ const RUNTIMES: &[&str] = &[
     "golang-go",
     "libnss-resolve",
     "musl-tools",
+    "node-eventsource",
     "nodejs",
     "npm",
     "openjdk-17-jdk-headless",

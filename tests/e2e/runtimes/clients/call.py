@@ -1,7 +1,7 @@
-"""`call.py LIBRARY URL` prints the answer's body."""
+"""`call.py LIBRARY URL` prints the answer's body; without a URL, with requests, that of each line that it is told."""
 import sys
 
-library, url = sys.argv[1:]
+library, url = [*sys.argv[1:], None][:2]
 if library == "urllib":
     import urllib.request
 
@@ -9,7 +9,8 @@ if library == "urllib":
 elif library == "requests":
     import requests
 
-    print(requests.get(url, timeout=20).text)
+    for one in [url] if url else map(str.strip, sys.stdin):
+        print(requests.get(one, timeout=20).text, flush=True)
 elif library == "httpx":
     import httpx
 
