@@ -39,10 +39,16 @@ fn what_two_servers_read_differently_is_refused() {
         ("/a/%2e%2E/b", DotSegment),
         ("/a/..;x=1/b", DotSegment),
         ("/a/..%3b/b", DotSegment),
-        ("/a/%252e%252e/b", EncodedSeparator),
+        ("/a/%252e%252e/b", DotSegment),
+        ("/a/%25%32%65%25%32%65/b", DotSegment),
+        ("/a/..%253bx/b", DotSegment),
         ("/a%2fb", EncodedSeparator),
         ("/a%252Fb", EncodedSeparator),
         ("/a%25252Fb", EncodedSeparator),
+        ("/a%25%32%66b", EncodedSeparator),
+        ("/a%25%32%35%32%66b", EncodedSeparator),
+        ("/a%25%2532%2566b", EncodedSeparator),
+        ("/a%2500", EncodedSeparator),
         ("/a%5cb", EncodedSeparator),
         ("/a%00", EncodedSeparator),
         ("/a%0d%0a", EncodedSeparator),
@@ -59,9 +65,22 @@ fn what_two_servers_read_differently_is_refused() {
         ("/a#b", ForbiddenByte),
         ("/a/;x/b", BareParameters),
         ("/a/%3bx", BareParameters),
+        ("/a/%253bx/b", BareParameters),
     ] {
         assert_eq!(NormalPath::parse(raw), Err(error), "{raw:?}");
     }
+}
+
+/// Decoding round by round takes minutes for these, and a data thread serves others too.
+#[test]
+fn a_path_encoded_many_times_over_costs_no_more_than_another_of_its_length() {
+    let start = std::time::Instant::now();
+    for layer in ["25", "%25", "%2525"] {
+        let raw = format!("/%25{}", layer.repeat(60_000 / layer.len()));
+        let deny = Template::parse("/admin/{rest..}").unwrap();
+        assert!(!deny.matches_wider(&path(&raw)));
+    }
+    assert!(start.elapsed() < std::time::Duration::from_secs(2));
 }
 
 #[test]
@@ -157,6 +176,20 @@ proptest! {
     fn normalisation_is_idempotent(raw in "/([a-cA-C./;\\\\%~ ]|%[0-9a-fA-F]{2}){0,12}") {
         if let Ok(normal) = NormalPath::parse(&raw) {
             prop_assert_eq!(NormalPath::parse(normal.as_str()), Ok(normal));
+        }
+    }
+
+    #[test]
+    fn a_normal_path_stays_one_however_often_a_server_decodes_it(raw in "/(a|/|%25|%32|%35|%65|%66|%3b|2|5|e|f){0,12}") {
+        if let Ok(normal) = NormalPath::parse(&raw) {
+            let mut decoded = normal.as_str().to_owned();
+            for _ in 0..12 {
+                decoded = percent_encoding::percent_decode_str(&decoded).decode_utf8_lossy().into_owned();
+                let segments = || decoded.split('/').skip(1);
+                prop_assert_eq!(segments().count(), normal.segments().count(), "{} {}", &raw, &decoded);
+                let dots = segments().any(|segment| matches!(segment.split(';').next(), Some("." | "..")));
+                prop_assert!(!dots, "{} {}", &raw, &decoded);
+            }
         }
     }
 
