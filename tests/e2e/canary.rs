@@ -5,6 +5,7 @@ mod installed;
 mod several;
 
 use std::path::Path;
+use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result};
 use harness::launch;
@@ -56,6 +57,19 @@ fn empty(world: &World, map: &str, seconds: &str) -> Result<()> {
     done.ok().map(drop)
 }
 
+/// As [`empty`], until it is killed; of these keys alone if there are any.
+fn keep_empty(world: &World, map: &str, keys: &[String]) -> Result<Child> {
+    let pin = world.dir().join("bpf/maps").join(map);
+    let mut command = world.unmanaged()?.command(["python3", "-c", EMPTY]);
+    command.arg(pin).arg("300").args(keys);
+    Ok(command.stdin(Stdio::null()).spawn()?)
+}
+
+fn end(mut emptying: Child) -> Result<()> {
+    emptying.kill()?;
+    launch::wait_for(&mut emptying, wait::PATIENCE).map(drop)
+}
+
 /// The findings that `status` has, when they are none or some.
 fn findings(world: &World, some: bool) -> Result<String> {
     wait::until("the canary's word", wait::PATIENCE, || {
@@ -96,7 +110,7 @@ fn canaries_arrive_and_leave_no_record() -> Result<()> {
 fn a_listener_that_the_kernel_forgot_is_found_and_put_back() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let world = start()?;
-    empty(&world, "LISTENERS", "3")?;
+    let emptying = keep_empty(&world, "LISTENERS", &[])?;
     let found = findings(&world, true)?;
     assert!(found.contains("the kernel side refuses connections"), "{found}");
     let said = world.agent()?.command("doctor", &[])?;
@@ -111,6 +125,7 @@ fn a_listener_that_the_kernel_forgot_is_found_and_put_back() -> Result<()> {
         "workload" = "billing",
         "outcome" = "failed"
     );
+    end(emptying)?;
     findings(&world, false)?;
     assert_eq!(call(&world, "/after")?, 200);
     Ok(())
@@ -146,7 +161,7 @@ fn canaries_try_other_namespaces_too_and_what_fails_there_is_a_finding_until_it_
     let room = world.room()?;
     let inside = world.workload("billing")?.in_netns(&room.file);
     let mut command = inside.command(["sh", "-c", "read -r end"]);
-    let mut stays = command.stdin(std::process::Stdio::piped()).spawn()?;
+    let mut stays = command.stdin(Stdio::piped()).spawn()?;
     let served = "a workload is served in a network namespace";
     wait::until("listeners in the namespace", wait::PATIENCE, || {
         world.agent().ok()?.log().contains(served).then_some(())

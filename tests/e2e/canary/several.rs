@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::process::{Child, Stdio};
+use std::process::Child;
 
 use anyhow::{Context, Result};
-use harness::{Record, Upstream, World, assert_record, launch, require, wait};
+use harness::{Record, Upstream, World, assert_record, require, wait};
 
-use super::{EMPTY, doctor, findings, inode, redirected};
+use super::{doctor, end, findings, inode, keep_empty, redirected};
 use crate::audit::agent_status;
 use crate::identity::{API, CODE, status, workload};
 
@@ -27,14 +27,9 @@ fn start() -> Result<World> {
 
 /// Takes out of the kernel what it knows of this workload alone, again and again, until it is killed.
 fn break_one(world: &World, name: &str) -> Result<Child> {
-    let pin = world.dir().join("bpf/maps/WORKLOADS");
-    let directory = world.cgroup().join(format!("workloads/callgate-{name}.slice"));
-    let id = inode(&fs::metadata(directory)?).to_string();
-    let pin = pin.to_str().context("a path that is not UTF-8")?;
-    let mut command = world
-        .unmanaged()?
-        .command(["python3", "-c", EMPTY, pin, "300", &id]);
-    Ok(command.stdin(Stdio::null()).spawn()?)
+    let slice = format!("workloads/callgate-{name}.slice");
+    let id = inode(&fs::metadata(world.cgroup().join(slice))?);
+    keep_empty(world, "WORKLOADS", &[id.to_string()])
 }
 
 fn call(world: &World, name: &str, path: &str) -> Result<u16> {
@@ -71,7 +66,7 @@ fn of_several_workloads_that_one_which_the_kernel_forgot_is_a_finding_and_the_ot
     for name in ALL {
         assert_eq!(call(&world, name, "/before")?, 200, "{name}");
     }
-    let mut breaking = break_one(&world, BROKEN)?;
+    let breaking = break_one(&world, BROKEN)?;
 
     let found: serde_json::Value = serde_json::from_str(&findings(&world, true)?)?;
     assert_eq!(found.as_array().map(Vec::len), Some(1), "{found}");
@@ -112,8 +107,7 @@ fn of_several_workloads_that_one_which_the_kernel_forgot_is_a_finding_and_the_ot
         "{document}"
     );
 
-    breaking.kill()?;
-    launch::wait_for(&mut breaking, wait::PATIENCE)?;
+    end(breaking)?;
     findings(&world, false)?;
     assert!(doctor(&world)?.contains("no workload's canary failed"));
     for name in ALL {

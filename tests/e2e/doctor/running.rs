@@ -12,7 +12,7 @@ use harness::{World, require, wait};
 use serde_json::Value;
 
 use super::check;
-use super::clock::is_kept;
+use super::clock::kept;
 use crate::identity::{NOBODY, start, workload};
 
 /// Says a word once it is ready, and ends with its input.
@@ -140,20 +140,19 @@ fn a_good_host_passes_in_every_line_that_is_not_the_machines_own_and_the_code_sa
     assert!(checks.len() > 20, "{said:?}");
     // What the sandbox can't choose.
     let of_machine = [
-        ("clock", !is_kept(&world)?),
+        ("clock", kept(&world)? != "kept"),
         ("swap", fs::read_to_string("/proc/swaps")?.lines().count() > 1),
     ];
     let warned: Vec<_> = of_machine.into_iter().filter(|(_, warned)| *warned).collect();
     let bad: Vec<_> = checks.iter().filter(|check| check["status"] != "pass").collect();
     let names: Vec<_> = bad
         .iter()
-        .map(|check| (&check["name"], &check["status"]))
+        .map(|check| (check["name"].as_str(), check["status"].as_str()))
         .collect();
     let expected: Vec<_> = warned
         .iter()
-        .map(|(name, _)| (Value::from(*name), Value::from("warn")))
+        .map(|(name, _)| (Some(*name), Some("warn")))
         .collect();
-    let expected: Vec<_> = expected.iter().map(|(name, status)| (name, status)).collect();
     assert_eq!(names, expected, "{bad:?}");
     let good = expected.is_empty();
     assert_eq!(
