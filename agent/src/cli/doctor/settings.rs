@@ -1,5 +1,5 @@
-//! The checks of what the settings name: policy, the worker's user, the agent's root, resolvers, room for records, and whose programs run
-//! for the workloads' cgroups.
+//! The checks of what the settings name: policy, the worker's user, the agent's root, resolvers, room for records, and
+//! whose programs run for the workloads' cgroups.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
