@@ -34,8 +34,11 @@ fn main() -> Result<()> {
     for name in ["CALLGATE_BPF_RUSTC", "CALLGATE_BPF_SKIP"] {
         println!("cargo:rerun-if-env-changed={name}");
     }
-    // A linker that appears later must trigger a rebuild.
+    // A linker that appears later must trigger a rebuild, wherever it does.
     println!("cargo:rerun-if-env-changed=PATH");
+    if let Some(installed) = cargo_bin() {
+        println!("cargo:rerun-if-changed={}", installed.display());
+    }
     let object = out.join(OBJECT);
     if env::var_os("CALLGATE_BPF_SKIP").is_some_and(|value| value == "1") {
         return fs::write(&object, []).context("can't write the empty object");
@@ -57,13 +60,17 @@ fn variable(name: &str) -> Result<OsString> {
     env::var_os(name).with_context(|| format!("cargo did not set {name}"))
 }
 
+/// Where cargo installs programs.
+fn cargo_bin() -> Option<PathBuf> {
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")))?;
+    Some(home.join("bin"))
+}
+
 fn find(program: &str) -> Option<PathBuf> {
-    let home = env::var_os("CARGO_HOME")
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
-        .chain(home.map(|home| home.join("bin")))
+        .chain(cargo_bin())
         .map(|dir| dir.join(program))
         .find(|candidate| candidate.is_file())
 }
