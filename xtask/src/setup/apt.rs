@@ -13,6 +13,9 @@ use crate::cmd;
 /// invoke-rc.d and deb-systemd-invoke ask this file whether a service may be started (Debian Policy 9.3.3).
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
+/// How long to wait for another apt or dpkg that is at work, in seconds.
+pub(super) const WAIT: &str = "--option=DPkg::Lock::Timeout=900";
+
 /// Installs those of `packages` that are not there.
 pub(super) fn install(packages: &[&str]) -> Result<()> {
     let missing = missing(packages);
@@ -98,7 +101,8 @@ fn is_known(package: &str) -> bool {
 }
 
 fn apt<const N: usize>(args: [&str; N]) -> std::process::Command {
-    let mut command = cmd::command("apt-get", ["--quiet"]);
+    // Another may be at work: on a fresh host that is unattended-upgrades.
+    let mut command = cmd::command("apt-get", ["--quiet", WAIT]);
     command.args(args).env("DEBIAN_FRONTEND", "noninteractive");
     command
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use super::apt;
 use crate::cmd;
 
 /// How old an index may be; past it a package's file may be gone from the mirror.
@@ -120,7 +121,13 @@ impl Suite {
     /// apt-get's arguments to install from here, as `apt::install` runs it.
     pub(super) fn install(&self, package: &str) -> Command {
         let mut install = self.command("apt-get");
-        install.args(["--quiet", "install", "--yes", "--no-install-recommends"]);
+        install.args([
+            "--quiet",
+            apt::WAIT,
+            "install",
+            "--yes",
+            "--no-install-recommends",
+        ]);
         install
             .args(["--target-release", &self.name, package])
             .env("DEBIAN_FRONTEND", "noninteractive");
