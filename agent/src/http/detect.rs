@@ -44,7 +44,7 @@ fn http1(bytes: &[u8]) -> Protocol {
     if method == 0 || method > MAX_METHOD || bytes.get(method) != Some(&b' ') {
         return Protocol::Unknown;
     }
-    let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else {
+    let Some(end) = memchr::memchr(b'\n', bytes) else {
         return Protocol::NeedMore;
     };
     // A bare LF is let through to the HTTP layer, whose refusal the client can read.

@@ -45,7 +45,10 @@ pub struct Head {
 /// Reads a head line by line as it comes in; no byte is read twice.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HeadReader {
+    /// Where the line begins that is not whole yet.
     position: usize,
+    /// Up to where that line has been searched for its end.
+    searched: usize,
     began: bool,
     http10: bool,
     fields: usize,
@@ -59,12 +62,15 @@ impl HeadReader {
     /// # Errors
     /// See [`Fault`]; the connection can carry no further request then.
     pub fn read(&mut self, bytes: &[u8], limits: HeadLimits) -> Result<Option<Head>, Fault> {
-        while let Some(rest) = bytes.get(self.position..)
-            && let Some(end) = rest.iter().position(|byte| *byte == b'\n')
+        while let Some(unread) = bytes.get(self.searched..)
+            && let Some(end) = memchr::memchr(b'\n', unread)
         {
-            let line = rest.get(..end).and_then(|line| line.strip_suffix(b"\r"));
+            let end = self.searched + end;
+            let line = bytes.get(self.position..end);
+            let line = line.and_then(|line| line.strip_suffix(b"\r"));
             let line = line.ok_or(Fault::Malformed("a line ends in a bare LF"))?;
-            self.position += end + 1;
+            self.position = end + 1;
+            self.searched = self.position;
             if self.position > limits.bytes {
                 return Err(Fault::TooLarge);
             }
@@ -77,6 +83,7 @@ impl HeadReader {
                 }));
             }
         }
+        self.searched = bytes.len();
         if bytes.len() > limits.bytes {
             return Err(Fault::TooLarge);
         }

@@ -17,6 +17,8 @@ fn head(bytes: &[u8]) -> Result<Option<Head>, Fault> {
         if parts != Ok(None) {
             break;
         }
+        // A head that comes byte by byte must not be searched again for each of them.
+        assert_eq!(reader.searched, length);
     }
     assert_eq!(whole, parts, "{:?}", String::from_utf8_lossy(bytes));
     whole
