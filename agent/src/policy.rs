@@ -13,6 +13,7 @@ pub mod model;
 pub mod parse;
 pub mod path;
 pub mod reader;
+pub mod spelling;
 pub mod store;
 
 use std::fmt;
@@ -134,6 +135,16 @@ impl Permit {
     #[must_use]
     pub fn observed(&self) -> Option<&Denial> {
         self.observed.as_ref()
+    }
+    /// Whether a call that went out by `before` has no right that this one, of a later policy, would not give it: what it
+    /// carries, and where it may go, can't be taken back from it. The client's own credentials on what was only observed
+    /// don't count: a rule that is written for it should end nothing.
+    #[must_use]
+    pub fn keeps(&self, before: &Self) -> bool {
+        let passed = before.client_auth == ClientAuth::Pass && before.observed.is_none();
+        (before.credential.is_none() || self.credential == before.credential)
+            && (!passed || self.client_auth == ClientAuth::Pass)
+            && (self.private || !before.private)
     }
 }
 

@@ -259,7 +259,8 @@ impl Prepared {
     fn put_on(&self, parts: &mut Parts) -> Result<(), Error> {
         match self {
             Self::Header(name, value) => {
-                // Replaces all that the client sent under this name.
+                // Of what the client sent under this name nothing may be left, in no spelling.
+                strip::header(&mut parts.headers, name);
                 parts.headers.insert(name.clone(), value.clone());
                 Ok(())
             }

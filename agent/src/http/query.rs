@@ -1,45 +1,37 @@
 //! Taking parameters out of a query. Pure.
 
-use percent_encoding::percent_decode_str;
+use crate::policy::spelling;
 
 /// Parameters that make a framework take another method than the request's (Rack, Symfony, Laravel, Slim, OData and
-/// others): what policy matches would not be what is done. Lower case, with `-` for `_`.
+/// others): what policy matches would not be what is done. As [`spelling::parameter`] has them.
 const OVERRIDES: [&str; 6] = [
-    "-method",
-    "-httpmethod",
-    "-http-method",
-    "x-http-method",
-    "x-http-method-override",
-    "x-method-override",
+    "_method",
+    "_httpmethod",
+    "_http_method",
+    "x_http_method",
+    "x_http_method_override",
+    "x_method_override",
 ];
 
 /// The query without parameters that override the method; `None` if it has none.
 #[must_use]
 pub fn without_overrides(query: &str) -> Option<String> {
     without(query, |key| {
-        key.starts_with(['_', '-', 'x']) && OVERRIDES.contains(&key.replace('_', "-").as_str())
+        key.starts_with(['_', 'x']) && OVERRIDES.contains(&key)
     })
 }
 
-/// The query without the parameters whose key, decoded and in lower case, `is_one`; `None` if it has none.
+/// The query without the parameters whose key may be read ([`spelling::readings`]) as one that `is_one`; `None` if it has
+/// none.
 ///
 /// Servers differ on whether `;` separates as `&` does (WHATWG URL against HTML 4.01 appendix B.2.2): here both do.
 /// The others' bytes stay as they are.
 #[must_use]
 pub fn without(query: &str, is_one: impl Fn(&str) -> bool) -> Option<String> {
     let goes = |piece: &str| {
-        let key = piece
-            .trim_end_matches(['&', ';'])
-            .split('=')
-            .next()
-            .unwrap_or_default();
-        let key = key.replace('+', " ");
-        let key = percent_decode_str(&key)
-            .decode_utf8_lossy()
-            .trim()
-            .to_ascii_lowercase();
-        // PHP and Rack read `key[]` and `key[a]` as `key` too.
-        is_one(&key) || key.split_once('[').is_some_and(|(key, _)| is_one(key))
+        let pair = piece.trim_end_matches(['&', ';']);
+        let key = pair.split('=').next().unwrap_or_default();
+        spelling::readings(key).any(|key| is_one(&key))
     };
     if !query.split_inclusive(['&', ';']).any(goes) {
         return None;
@@ -69,6 +61,8 @@ mod tests {
             "X-HTTP-Method-Override=PUT",
             "x_http_method=PUT",
             "_HttpMethod=PUT",
+            ".method=PUT",
+            "x.http-method+=PUT",
         ] {
             assert_eq!(without_overrides(query).as_deref(), Some(""), "{query}");
             let among = format!("a=1&{query}&b=2");

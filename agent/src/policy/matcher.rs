@@ -9,6 +9,7 @@ use std::sync::Arc;
 use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};
 
+use super::spelling;
 use crate::addr::{HostName, HostNameError};
 use crate::identity::{Identity, Sha256};
 
@@ -198,44 +199,50 @@ impl<N: PartialEq> ValueMatcher<N> {
 
     /// Whether no single value satisfies both.
     pub(crate) fn excludes(&self, other: &Self) -> bool {
+        let is_one = |glob: &Glob| glob.is_exact() && !glob.as_str().contains(',');
         self.name == other.name
-            && self.values.iter().chain(&other.values).all(Glob::is_exact)
+            && self.values.iter().chain(&other.values).all(is_one)
             && !self.values.iter().any(|value| other.values.contains(value))
     }
 }
 
 impl ValueMatcher<HeaderName> {
-    /// There, and every value of it is one that is named.
+    /// There, and every value of it is one that is named: in a list (RFC 9110 section 5.6.1) every member, unless the
+    /// value is named to the letter, or by a pattern that has commas itself.
     #[must_use]
     pub fn matches(&self, headers: &HeaderMap) -> bool {
+        let whole = |value: &str| {
+            let meant = |glob: &&Glob| glob.is_exact() || glob.as_str().contains(',');
+            self.values.iter().filter(meant).any(|glob| glob.matches(value))
+        };
+        let named =
+            |value: &str| whole(value) || value.split(',').all(|member| self.allows(member.trim_ascii()));
         let mut values = self.values_in(headers).peekable();
-        values.peek().is_some() && values.all(|value| value.to_str().is_ok_and(|value| self.allows(value)))
+        values.peek().is_some() && values.all(|value| value.to_str().is_ok_and(named))
     }
 
-    /// Any value of it is one that is named, or can't be read.
+    /// Any value of it is one that is named, or can't be read; or has a member, or a part between semicolons, that is.
     #[must_use]
     pub fn matches_wider(&self, headers: &HeaderMap) -> bool {
+        let within =
+            |value: &str, between: &[char]| value.split(between).any(|part| self.denies(part.trim_ascii()));
+        let named = |value: &str| self.denies(value) || within(value, &[',']) || within(value, &[',', ';']);
         self.values_in(headers)
-            .any(|value| value.to_str().map_or(true, |value| self.denies(value)))
+            .any(|value| value.to_str().map_or(true, named))
     }
 
-    /// The values under every spelling of the name: CGI and WSGI read `x_role` as `X-Role`.
+    /// The values under every spelling of the name.
     fn values_in<'h>(&self, headers: &'h HeaderMap) -> impl Iterator<Item = &'h HeaderValue> {
-        let fold = |byte: u8| if byte == b'_' { b'-' } else { byte };
-        let is_one = move |name: &HeaderName| {
-            let (own, other) = (self.name.as_str().bytes(), name.as_str().bytes());
-            own.map(fold).eq(other.map(fold))
-        };
         headers
             .iter()
-            .filter(move |(name, _)| is_one(name))
+            .filter(|(name, _)| spelling::is_one_header(self.name.as_str(), name.as_str()))
             .map(|(_, value)| value)
     }
 }
 
 impl ValueMatcher<Box<str>> {
-    /// There, and every value of it is one that is named. A `;`, which some servers read as `&`, or an
-    /// encoding that can't be read makes the query ambiguous: no match.
+    /// There, and every value of it is one that is named. What makes the query ambiguous is no match: a `;`, which some
+    /// servers read as `&`, an encoding that can't be read, and the key in another spelling.
     #[must_use]
     pub fn matches(&self, query: &str) -> bool {
         if query.contains(';') {
@@ -244,25 +251,34 @@ impl ValueMatcher<Box<str>> {
         let mut found = false;
         for pair in query.split('&') {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let Some(key) = decode_form(key) else { return false };
-            if *key == *self.name {
+            let Some(decoded) = decode_form(key) else {
+                return false;
+            };
+            if *decoded == *self.name {
                 found = true;
                 if !decode_form(value).is_some_and(|value| self.allows(&value)) {
                     return false;
                 }
+            } else if self.may_be(key) {
+                return false;
             }
         }
         found
     }
 
-    /// Any value of it, in any letter case and with `;` read as `&` too, is one that is named or can't be read.
+    /// Any value of it, in any spelling of the key and with `;` read as `&` too, is one that is named or can't be read.
     #[must_use]
     pub fn matches_wider(&self, query: &str) -> bool {
         query.split(['&', ';']).chain(query.split('&')).any(|pair| {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let same_key = decode_form(key).is_none_or(|key| key.eq_ignore_ascii_case(&self.name));
-            same_key && decode_form(value).is_none_or(|value| self.denies(&value))
+            (decode_form(key).is_none() || self.may_be(key))
+                && decode_form(value).is_none_or(|value| self.denies(&value))
         })
+    }
+
+    fn may_be(&self, key: &str) -> bool {
+        let own = spelling::parameter(&self.name);
+        spelling::readings(key).any(|reading| reading == own)
     }
 }
 

@@ -5,6 +5,7 @@
 
 use super::{Error, retarget};
 use crate::http::query;
+use crate::policy::spelling;
 use http::{HeaderMap, HeaderName, Uri};
 
 /// Lower case, `-` for `_`, sorted. RFC 9110 and 6265, then by service: AWS, Azure, Google, GitLab, HashiCorp, Shopify, Datadog,
@@ -85,13 +86,13 @@ const HEADERS: &[&str] = &[
     "xi-api-key",
 ];
 
-/// Lower case, sorted. OAuth 2 (RFC 6750 section 2.3), API keys, AWS signature 2, Azure SAS and Google signed URLs.
+/// As [`spelling::parameter`] has them, sorted. OAuth 2 (RFC 6750 section 2.3), API keys, AWS signature 2, Azure SAS and
+/// Google signed URLs.
 const PARAMETERS: &[&str] = &[
     "access_key",
     "access_token",
     "accesskey",
     "accesstoken",
-    "api-key",
     "api_key",
     "api_secret",
     "api_token",
@@ -122,12 +123,12 @@ const PARAMETERS: &[&str] = &[
     "security_token",
     "sig",
     "signature",
-    "subscription-key",
+    "subscription_key",
     "token",
 ];
 
 /// Presigned parameters: AWS signature 4 and Google's.
-const PARAMETER_PREFIXES: &[&str] = &["x-amz-", "x-goog-"];
+const PARAMETER_PREFIXES: &[&str] = &["x_amz_", "x_goog_"];
 
 /// Whether a header (or trailer) is a client's own credential. CGI and WSGI read `x_api_key` as `X-API-Key`.
 #[must_use]
@@ -140,11 +141,12 @@ pub fn is_client_credential(name: &HeaderName) -> bool {
 }
 
 pub(super) fn headers(headers: &mut HeaderMap) {
-    let found: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| is_client_credential(name))
-        .cloned()
-        .collect();
+    let ours = headers.keys().filter(|name| is_client_credential(name));
+    let found = ours.cloned().collect();
+    remove(headers, found);
+}
+
+fn remove(headers: &mut HeaderMap, found: Vec<HeaderName>) {
     if found.is_empty() {
         return;
     }
@@ -169,10 +171,17 @@ pub(super) fn query(uri: &mut Uri) -> Result<(), Error> {
     })
 }
 
-/// Takes off one parameter, whatever its letter case.
+/// Takes off one parameter, in every spelling.
 pub(super) fn parameter(uri: &mut Uri, name: &str) -> Result<(), Error> {
-    let name = name.to_ascii_lowercase();
+    let name = spelling::parameter(name);
     without(uri, |key| key == name)
+}
+
+/// Takes off what a server may take for this header.
+pub(super) fn header(headers: &mut HeaderMap, name: &HeaderName) {
+    let is_twin = |other: &&HeaderName| spelling::is_one_header(name.as_str(), other.as_str());
+    let found = headers.keys().filter(is_twin).cloned().collect();
+    remove(headers, found);
 }
 
 fn without(uri: &mut Uri, is_one: impl Fn(&str) -> bool) -> Result<(), Error> {

@@ -54,6 +54,12 @@ fn every_value_counts_for_an_allow_and_any_for_a_deny() {
         ("mode=read&mode=write", false, true),
         ("mode=write", false, false),
         ("Mode=READ", false, true),
+        // Another spelling may be the one that the server reads.
+        ("mode=read&mode[]=write", false, true),
+        ("mode=read&Mode=read", false, true),
+        ("mode=write&mo%64e[a]=read", false, true),
+        ("mode[]=read", false, true),
+        ("mode=read&modes=write&a[mode]=write", true, true),
         ("x=1;mode=read", false, true),
         ("mode=%", false, true),
         ("mode", false, false),
@@ -82,10 +88,41 @@ fn headers_that_cannot_be_read_go_the_safe_way() {
     assert_eq!(with(&[b"Get", b"Put"]), (false, true));
     assert_eq!(with(&[b"\xff"]), (false, true));
     assert_eq!(with(&[]), (false, false));
+    // A list's members are values too (RFC 9110 section 5.6.1).
+    assert_eq!(with(&[b"Get, Get"]), (true, true));
+    assert_eq!(with(&[b"Put, get"]), (false, true));
+    assert_eq!(with(&[b"Get,"]), (false, true));
+    assert_eq!(with(&[b"Put; x, get; y=1"]), (false, true));
+    assert_eq!(with(&[b"Put; Gets"]), (false, false));
     // Servers that make variables of header names read both as one.
     let mut twin = HeaderMap::new();
     twin.append("x_op", HeaderValue::from_static("get"));
     assert!(matcher.matches_wider(&twin));
     twin.append("x-op", HeaderValue::from_static("Get"));
     assert!(!matcher.matches(&twin));
+}
+
+#[test]
+fn a_pattern_for_a_header_is_for_each_member_unless_it_has_commas() {
+    for (glob, value, narrow, wide) in [
+        ("read*", "reader", true, true),
+        ("read*", "reader, admin", false, true),
+        ("read*", "reader, readers", true, true),
+        ("*", "a, b", true, true),
+        ("*", "", true, true),
+        ("Mon, *", "Mon, 1 Jan", true, true),
+        ("text/a, text/b", "text/a, text/b", true, true),
+        ("text/a", "text/a; q=1", false, true),
+        ("admin", "user, Admin", false, true),
+        ("admin", "administrator", false, false),
+    ] {
+        let matcher = ValueMatcher {
+            name: HeaderName::from_static("x-op"),
+            values: vec![Glob::new(glob)],
+        };
+        let mut headers = HeaderMap::new();
+        headers.append("x-op", HeaderValue::from_static(value));
+        assert_eq!(matcher.matches(&headers), narrow, "{glob} {value}");
+        assert_eq!(matcher.matches_wider(&headers), wide, "{glob} {value}");
+    }
 }

@@ -17,6 +17,7 @@ fn the_lists_are_sorted_lower_case_and_have_no_doubles() {
         assert!(list.is_sorted_by(|a, b| a < b));
         assert!(list.iter().all(|name| *name == name.to_ascii_lowercase()));
     }
+    assert!(PARAMETERS.iter().all(|name| *name == spelling::parameter(name)));
     assert!(
         HEADERS
             .iter()
@@ -58,6 +59,8 @@ fn known_parameters_go_in_every_spelling() {
         ("/a?b=1&token", "/a?b=1"),
         ("/a?token[]=1&token[x]=2&b=1", "/a?b=1"),
         ("/a?+key=1&b=1", "/a?b=1"),
+        ("/a?api-key=1&api.key=2&api[key=3&Access-Token=4&b=1", "/a?b=1"),
+        ("/a?x.amz.signature=1&b=1", "/a?b=1"),
         (
             "/a?X-Amz-Algorithm=1&X-Amz-Signature=2&x-goog-signature=3&b=1",
             "/a?b=1",
