@@ -6,8 +6,9 @@
 //! the request, of the policy or of a secret can come back through it.
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue};
-use http::{Response, StatusCode};
+use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
+use http::{Method, Response, StatusCode, Version, request};
+use http_body::Body as _;
 use http_body_util::Full;
 
 use crate::policy::{Denial, DenialReason};
@@ -65,13 +66,16 @@ pub struct Client {
     pub grpc: bool,
     /// HTTP/1, where an answer can close the connection.
     pub http1: bool,
+    /// It asked by HEAD, to which no answer has a body (RFC 9110 section 9.3.2); one over HTTP/2 would be its error.
+    pub head: bool,
 }
 
 impl Client {
-    /// Told from the request's version and content type (`application/grpc`, `application/grpc+proto`, ...).
+    /// Told from the request's method, version and content type (`application/grpc`, `application/grpc+proto`, ...).
     #[must_use]
-    pub fn of(version: http::Version, headers: &HeaderMap) -> Self {
-        let kind = headers
+    pub fn of(request: &request::Parts) -> Self {
+        let kind = request
+            .headers
             .get(CONTENT_TYPE)
             .map(HeaderValue::as_bytes)
             .unwrap_or_default();
@@ -80,7 +84,8 @@ impl Client {
         });
         Self {
             grpc,
-            http1: version < http::Version::HTTP_2,
+            http1: request.version < Version::HTTP_2,
+            head: request.method == Method::HEAD,
         }
     }
 }
@@ -304,7 +309,19 @@ pub fn refuse(refusal: &Refusal, request_id: &str, client: Client) -> Response<F
     if client.http1 && lost {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    response
+    if client.head {
+        without_body(response)
+    } else {
+        response
+    }
+}
+
+/// As it would have been with a body, whose length is told all the same.
+fn without_body(mut response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
+    if let Some(length) = response.body().size_hint().exact() {
+        response.headers_mut().insert(CONTENT_LENGTH, length.into());
+    }
+    response.map(|_body| Full::default())
 }
 
 fn problem(wording: &Wording, rule: Option<&str>, request_id: &str) -> Response<Full<Bytes>> {

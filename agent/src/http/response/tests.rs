@@ -8,10 +8,12 @@ use super::*;
 const HTTP: Client = Client {
     grpc: false,
     http1: true,
+    head: false,
 };
 const GRPC: Client = Client {
     grpc: true,
     http1: false,
+    head: false,
 };
 
 fn denial(reason: DenialReason) -> Refusal {
@@ -80,13 +82,23 @@ fn only_grpc_content_types_make_a_grpc_client() {
         ("application/json", false),
         ("", false),
     ] {
-        let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]);
-        assert_eq!(
-            Client::of(Version::HTTP_2, &headers),
-            Client { grpc, http1: false },
-            "{kind}"
-        );
+        let mut request = request::Request::new(()).into_parts().0;
+        request.version = Version::HTTP_2;
+        request
+            .headers
+            .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+        assert_eq!(Client::of(&request), Client { grpc, ..GRPC }, "{kind}");
     }
+}
+
+#[tokio::test]
+async fn a_head_is_answered_without_the_body_that_a_get_has() {
+    let refusal = denial(DenialReason::DenyRule);
+    let length = refuse(&refusal, "id", HTTP).into_body().size_hint().exact();
+    let response = refuse(&refusal, "id", Client { head: true, ..HTTP });
+    let said = response.headers()[CONTENT_LENGTH].to_str().unwrap().parse().ok();
+    assert!(said > Some(0_u64) && said == length, "{said:?} {length:?}");
+    assert!(response.into_body().is_end_stream());
 }
 
 #[test]
