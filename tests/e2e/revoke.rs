@@ -125,6 +125,69 @@ fn an_answer_that_streams_is_cut_in_both_protocols() -> Result<()> {
     Ok(())
 }
 
+/// A call's path, what its rule says before a reload and after it, and whether it goes on.
+const CREDENTIALS: [(&str, &str, &str, bool); 6] = [
+    ("kept", "credential = \"first\"", "credential = \"first\"", true),
+    ("gained", "", "credential = \"first\"", true),
+    ("lost", "credential = \"first\"", "", false),
+    ("other", "credential = \"first\"", "credential = \"other\"", false),
+    ("passed", "client_auth = \"pass\"", "client_auth = \"pass\"", true),
+    ("stripped", "client_auth = \"pass\"", "", false),
+];
+
+#[test]
+fn a_call_goes_on_only_with_the_credential_that_its_rule_still_has() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let mut world = World::new()?;
+    let big = world.dir().join("upstream/big");
+    File::create(&big)?.set_len(4 << 20)?;
+    let slow = format!("limit_rate 16k; alias {};", big.display());
+    world.upstream(Upstream::new(API).location("~ ^/slow/", &slow))?;
+    let policy = |world: &World, rule: &dyn Fn(&str, &str) -> String| -> Result<()> {
+        let mut text = String::from("[[workload]]\nname = \"billing\"\n");
+        for (path, before, after, _) in CREDENTIALS {
+            let (at, rule) = (format!("/slow/{path}"), rule(before, after));
+            text += &format!("[[workload.allow]]\nhost = {API:?}\npaths = {at:?}\nprivate = true\n{rule}\n");
+        }
+        for name in ["first", "other"] {
+            let file = world.secret(name, name)?;
+            text += &format!(
+                "[credential.{name}]\nhosts = \"{API}:443\"\nscheme = \"bearer\"\nsource = {{ file = {file:?} }}\n"
+            );
+        }
+        world.policy("credentials.toml", &text)
+    };
+    policy(&world, &|before, _| before.to_owned())?;
+    world.start_agent()?;
+    let mut downloads = Vec::new();
+    for (path, _, _, kept) in CREDENTIALS {
+        let file = world.dir().join(path);
+        let url = format!("https://{API}/slow/{path}");
+        let mut command = world.workload("billing")?.command(["curl", "-sS", "-N", &url]);
+        let child = command.stdout(File::create(&file)?).stderr(Stdio::null());
+        let child = child.spawn().context("can't start curl")?;
+        let length = move || fs::metadata(&file).map_or(0, |meta| meta.len());
+        wait::until("the first bytes", wait::PATIENCE, || (length() > 0).then_some(()))?;
+        downloads.push((path, kept, child, length));
+    }
+    policy(&world, &|_, after| after.to_owned())?;
+    world.reload()?;
+    for (path, kept, child, length) in &mut downloads {
+        if *kept {
+            let (had, more) = (length(), format!("more for {path}"));
+            wait::until(&more, wait::PATIENCE, || (length() > had + 65536).then_some(()))?;
+            assert!(child.try_wait()?.is_none(), "{path} goes on");
+            child.kill()?;
+        }
+        let ended = wait_for(child, wait::PATIENCE)?;
+        assert!(!ended.success(), "{path}");
+        let call = world.expect_record(&[("path", format!("/slow/{path}").into())])?;
+        let revoked = call.text("outcome") == "denied" && call.text("reason") == "revoked";
+        assert_eq!(revoked, !*kept, "{call:?}");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_client_that_takes_nothing_loses_its_connection() -> Result<()> {
     const LARGE: u64 = 256 << 20;

@@ -220,11 +220,7 @@ impl Rule {
     fn denies(&self, call: &Call<'_>) -> bool {
         self.port.is_none_or(|port| port == call.authority.port)
             && self.scheme.is_none_or(|scheme| scheme == call.scheme)
-            && (self.methods.is_empty()
-                || self
-                    .methods
-                    .iter()
-                    .any(|method| method.eq_ignore_ascii_case(call.method)))
+            && (self.methods.is_empty() || self.methods.iter().any(|method| covers(method, call.method)))
             && self
                 .headers
                 .iter()
@@ -240,4 +236,11 @@ impl Rule {
             .min()
             .unwrap_or_else(|| vec![u8::MAX])
     }
+}
+
+/// Whether a deny of the method is one of the call's: in any letter case, and `GET` for `HEAD`, which tells all of a GET's
+/// answer but its body (RFC 9110 section 9.3.2), and which servers have the same code answer.
+fn covers(denied: &str, method: &str) -> bool {
+    denied.eq_ignore_ascii_case(method)
+        || (denied.eq_ignore_ascii_case("GET") && method.eq_ignore_ascii_case("HEAD"))
 }

@@ -141,7 +141,17 @@ fn request_miss(rule: &Rule, call: &Call<'_>, wide: bool) -> Option<Miss> {
     if !rule.paths.is_empty() && !rule.paths.iter().any(path) {
         return Some(Miss::Path);
     }
-    let method = |method: &str| method == call.method || (wide && method.eq_ignore_ascii_case(call.method));
+    let method = |listed: &str| {
+        let asked = [
+            call.method,
+            if call.method.eq_ignore_ascii_case("HEAD") {
+                "GET"
+            } else {
+                call.method
+            },
+        ];
+        listed == call.method || (wide && asked.iter().any(|method| method.eq_ignore_ascii_case(listed)))
+    };
     if !rule.methods.is_empty() && !rule.methods.iter().any(|listed| method(listed)) {
         return Some(Miss::Method);
     }

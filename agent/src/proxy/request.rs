@@ -100,7 +100,7 @@ fn begin(
     taking: Option<Rc<Taking>>,
 ) -> Result<Begun, Box<Response<DownloadBody>>> {
     let (mut parts, body) = request.into_parts();
-    let client = Client::of(parts.version, &parts.headers);
+    let client = Client::of(&parts);
     let as_came = parts.uri.clone();
     let target = match &refused {
         None => target(entry, &mut parts).map_err(Failure::denied),
@@ -254,9 +254,8 @@ async fn decide(
         Decision::Deny(denial) => Err(Failure::Denied(denial)),
         Decision::Allow(permit) => {
             finish.recorder().permitted(&permit);
-            finish
-                .registration()
-                .decided(still_allowed(entry, parts, target, &enforced));
+            let question = still_allowed(entry, parts, target, &permit, &enforced);
+            finish.registration().decided(question);
             Ok(permit)
         }
     }
@@ -305,15 +304,17 @@ async fn refresh_executable(connection: &Connection) {
     }
 }
 
-/// The question that a new policy is asked about this call while it is under way.
+/// The question that a new policy is asked about this call while it is under way: whether it allows it, with all that it
+/// has gone out with.
 fn still_allowed(
     entry: &Rc<Entry>,
     parts: &request::Parts,
     target: &Target,
+    permit: &Permit,
     enforced: &Enforced,
 ) -> StillAllowed {
     let entry = Rc::clone(entry);
-    let authority = target.authority.clone();
+    let permit = permit.clone();
     let path = target.path.clone();
     let query = target.query.clone();
     let method = parts.method.clone();
@@ -328,15 +329,16 @@ fn still_allowed(
         let none = HeaderMap::new();
         let call = Call {
             scheme: entry.scheme,
-            authority: &authority,
+            authority: permit.authority(),
             method: method.as_str(),
             path: &path,
             query: query.as_deref().unwrap_or_default(),
             headers: headers.as_ref().unwrap_or(&none),
         };
+        let identity = entry.connection.identity();
         matches!(
-            policy::engine::decide(&enforced.policy, &entry.connection.identity(), &call),
-            Decision::Allow(_)
+            policy::engine::decide(&enforced.policy, &identity, &call),
+            Decision::Allow(now) if now.keeps(&permit)
         )
     })
 }

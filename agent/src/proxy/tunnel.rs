@@ -90,17 +90,17 @@ async fn pass(
 fn still_allowed(connection: &Connection, permit: &Permit) -> StillAllowed {
     let thread = Rc::clone(&connection.thread);
     let identity = connection.identity();
-    let authority = permit.authority().clone();
+    let permit = permit.clone();
     Box::new(move || {
         let flow = Flow {
-            port: authority.port,
-            host: &authority.host,
+            port: permit.authority().port,
+            host: &permit.authority().host,
             scheme: Scheme::Https,
         };
         let enforced = thread.shared.policy.current();
         matches!(
             policy::engine::route(&enforced.policy, &identity, &flow),
-            Ok(Route::Tunnel(_))
+            Ok(Route::Tunnel(now)) if now.keeps(&permit)
         )
     })
 }

@@ -289,3 +289,69 @@ fn explain_names_the_first_thing_that_did_not_match() {
     assert_eq!(of("no-refunds"), Some(explain::Miss::Path));
     assert_eq!(of("plain"), Some(explain::Miss::Host));
 }
+
+#[test]
+fn what_answers_a_get_is_not_to_be_had_by_head() {
+    let denied = policy(
+        "[[workload]]\nname='w'\n[[workload.allow]]\nname='all'\nhost='a.b'\n\
+         [[workload.deny]]\nname='none'\nhost='a.b'\npaths='/get'\nmethods='GET'\n\
+         [[workload.deny]]\nname='head'\nhost='a.b'\npaths='/head'\nmethods='HEAD'\n",
+    );
+    for (method, path, expected) in [
+        ("GET", "/get", "deny deny_rule none"),
+        ("HEAD", "/get", "deny deny_rule none"),
+        ("head", "/get", "deny deny_rule none"),
+        ("POST", "/get", "allow all -"),
+        ("HEAD", "/head", "deny deny_rule head"),
+        ("GET", "/head", "allow all -"),
+    ] {
+        let request = Request::new(method, &format!("https://a.b{path}"));
+        assert_eq!(outcome(&denied, &caller(), &request), expected, "{method} {path}");
+    }
+    let allowed = policy("[[workload]]\nname='w'\n[[workload.allow]]\nhost='a.b'\nmethods='GET'\n");
+    let head = Request::new("HEAD", "https://a.b/");
+    assert!(outcome(&allowed, &caller(), &head).starts_with("deny call_not_allowed"));
+}
+
+#[test]
+fn a_later_permit_keeps_a_call_that_has_no_more_than_it_gives() {
+    let permit = |rule: &str| {
+        let text = format!(
+            "[credential.s]\nhosts='a.b'\nscheme='bearer'\nsource={{file='/s'}}\n\
+             [credential.t]\nhosts='a.b'\nscheme='bearer'\nsource={{file='/t'}}\n\
+             [[workload]]\nname='w'\n[[workload.allow]]\nhost='a.b'\n{rule}\n"
+        );
+        match decide(
+            &policy(&text),
+            &caller(),
+            &Request::new("GET", "https://a.b/").call(),
+        ) {
+            Decision::Allow(permit) => permit,
+            Decision::Deny(denial) => panic!("{denial:?}"),
+        }
+    };
+    for (before, now, kept) in [
+        ("", "", true),
+        ("credential='s'", "credential='s'", true),
+        ("credential='s'", "credential='t'", false),
+        ("credential='s'", "", false),
+        ("", "credential='s'", true),
+        ("client_auth='pass'", "client_auth='pass'", true),
+        ("client_auth='pass'", "", false),
+        ("", "client_auth='pass'", true),
+        ("private=true", "private=true", true),
+        ("private=true", "", false),
+        ("", "private=true", true),
+    ] {
+        assert_eq!(permit(now).keeps(&permit(before)), kept, "{before} {now}");
+    }
+    let seen = policy("[[workload]]\nname='w'\nmode='observe'\n");
+    let observed = match decide(&seen, &caller(), &Request::new("GET", "https://a.b/").call()) {
+        Decision::Allow(observed) => observed,
+        Decision::Deny(denial) => panic!("{denial:?}"),
+    };
+    assert!(
+        permit("").keeps(&observed),
+        "a rule for what was observed ends nothing"
+    );
+}
