@@ -40,6 +40,9 @@ pub enum PathError {
     /// An encoded `/`, `\` or control, once or more often encoded.
     #[error("the path has an encoded slash, backslash or control")]
     EncodedSeparator,
+    /// A character in more bytes than UTF-8 has for it, which lenient decoders take for the character (`%C0%AE` for `.`).
+    #[error("the path has a character in an overlong encoding")]
+    Overlong,
     /// A segment that is nothing but `;parameters`.
     #[error("the path has a segment of ';parameters' alone")]
     BareParameters,
@@ -142,12 +145,28 @@ fn check_segment(segment: &str) -> Result<(), PathError> {
     if decoded.iter().copied().any(is_separator) {
         return Err(PathError::EncodedSeparator);
     }
+    if decoded.array_windows().any(|pair| is_overlong(*pair)) {
+        return Err(PathError::Overlong);
+    }
     // `/a/..;x/b` is `/b` to servers that drop parameters before they resolve dots.
     match before_parameters(&decoded) {
         b"." | b".." => Err(PathError::DotSegment),
         b"" if !segment.is_empty() => Err(PathError::BareParameters),
         _ => Ok(()),
     }
+}
+
+/// Whether no well-formed text has these two bytes in a row, but a decoder that does not ask would make one of them and what
+/// follows (Unicode, table 3-7; of five and six bytes, RFC 2279).
+fn is_overlong(pair: [u8; 2]) -> bool {
+    matches!(
+        pair,
+        [0xc0 | 0xc1, 0x80..=0xbf]
+            | [0xe0, 0x80..=0x9f]
+            | [0xf0, 0x80..=0x8f]
+            | [0xf8, 0x80..=0x87]
+            | [0xfc, 0x80..=0x83]
+    )
 }
 
 /// A decoded segment up to its first `;`.
