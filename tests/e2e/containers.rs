@@ -1,6 +1,9 @@
 //! Containers that podman starts by systemd in the slice of a workload: served in their own network, under their own id, and
 //! held like every other process in there.
 
+/// The same by Docker.
+mod docker;
+
 use anyhow::{Context as _, Result};
 use harness::{Bed, Output, Record, Upstream, World, assert_record, require};
 

@@ -21,12 +21,13 @@ use crate::identity::WorkloadName;
 use crate::policy::store;
 
 /// Of what is not a service.
-pub(super) const CONTAINERS: &str = "Containers are not enabled. One that Podman starts as root with systemd as its cgroup manager \
+pub(super) const CONTAINERS: &str = "Containers are not enabled. One that Podman or Docker starts as root with systemd as its cgroup manager \
 becomes a part of a workload by its slice, and trusts the agent by the bundle: podman run --cgroup-parent=callgate-NAME.slice \
---cap-drop=all --security-opt=no-new-privileges -v /run/callgate/trust:/run/callgate/trust:ro -e SSL_CERT_FILE=/run/callgate/trust/ca-bundle.pem IMAGE. The workload names no \
+--cap-drop=all --security-opt=no-new-privileges -v /run/callgate/trust:/run/callgate/trust:ro -e SSL_CERT_FILE=/run/callgate/trust/ca-bundle.pem IMAGE, or docker run with the same options. The workload names no \
 `units`. Start it by a unit with Wants=callgate.service, After=callgate.service and AssertPathExists=/run/callgate/armed/NAME, \
 so that it does not run where nothing holds the slice yet, and with RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 \
-AF_NETLINK, so that it makes no sockets that pass by every cgroup.";
+AF_NETLINK, so that it makes no sockets that pass by every cgroup. Docker's containers are made by containerd.service, to which \
+that line goes then; and Docker starts those with a --restart of their own without asking.";
 
 /// What `callgate enable` is told.
 #[derive(Clone, Debug, clap::Args)]

@@ -52,8 +52,11 @@ pub(super) fn prepare(world: &World, root: &Path) -> Result<()> {
     bundle.extend_from_slice(&authority);
     write("etc/ssl/certs/ca-certificates.crt", &bundle)?;
     write("usr/local/share/ca-certificates/outside.crt", &authority)?;
-    // A test that wants systemd's resolver starts it; its link would have the file mounted in the resolver's directory.
+    // A test that wants systemd's resolver or Docker starts it; the first's link would have the file mounted in its directory.
     for part in [
+        "etc/systemd/system/multi-user.target.wants/containerd.service",
+        "etc/systemd/system/multi-user.target.wants/docker.service",
+        "etc/systemd/system/sockets.target.wants/docker.socket",
         "etc/systemd/system/sysinit.target.wants/systemd-resolved.service",
         "etc/resolv.conf",
     ] {

@@ -51,7 +51,7 @@ const RUNTIMES: &[&str] = &[
 ];
 
 /// What a third one has beside the first's: a container engine and what it needs for networks.
-const CONTAINERS: &[&str] = &["iptables", "netavark", "podman", "runc"];
+const CONTAINERS: &[&str] = &["docker.io", "iptables", "netavark", "podman", "runc"];
 
 /// Where the Debian is that most tests boot.
 pub(super) fn debian() -> Result<PathBuf> {
