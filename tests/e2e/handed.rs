@@ -119,7 +119,7 @@ held = lender.recvmsg(1, 100)
 sys.stdin.read()";
 
 #[test]
-fn a_handed_socket_that_can_not_be_cut_off_is_named_in_the_log() -> Result<()> {
+fn a_handed_socket_that_can_not_be_cut_off_is_named_in_the_log_and_on_record() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let world = start(&workload("billing", "", ""))?;
     let lent = world.dir().join("run/lent.sock");
@@ -141,6 +141,21 @@ fn a_handed_socket_that_can_not_be_cut_off_is_named_in_the_log() -> Result<()> {
         };
         log.lines().any(named).then_some(())
     })?;
+    let expected = [
+        ("error.kind", "handed_socket".into()),
+        ("workload", "billing".into()),
+    ];
+    let record = world.expect_record(&expected)?;
+    assert_eq!(
+        (record.text("outcome").as_str(), record.text("comm").as_str()),
+        ("failed", "python3"),
+        "{record:?}"
+    );
+    let message = record.text("error.message");
+    assert!(
+        message.ends_with("no program sees sockets of family 17"),
+        "{message}"
+    );
     drop(borrower.stdin.take());
     assert!(harness::launch::wait_for(&mut borrower, wait::PATIENCE)?.success());
     Ok(())

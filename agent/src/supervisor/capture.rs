@@ -312,6 +312,10 @@ impl Capture {
     /// Sees that the perimeter stands, and clears away what ended commands and handshakes left.
     pub(super) fn look_after(&mut self, records: &mut Records) {
         self.guard_perimeter(records);
+        for uncut in self.foreign.uncut() {
+            let workload = self.name_of(uncut.holder.origin.workload()).cloned();
+            records.uncut_socket(workload, &uncut);
+        }
         if let Err(error) = self.programs.keep_addresses() {
             tracing::warn!(%error, "this host's addresses can't be kept up with: sockets bound to new ones are refused");
         }

@@ -25,6 +25,8 @@ use crate::ebpf::{Marks, Report};
 use crate::identity::members::{self, Member};
 use crate::identity::process::HeldProcess;
 
+pub(super) use board::Uncut;
+
 use board::Board;
 use nursery::Nursery;
 use orders::{Asked, Orders};
@@ -167,6 +169,11 @@ impl Watch {
         reports
     }
 
+    /// What could not be cut off, since the last call.
+    pub(super) fn uncut(&self) -> impl Iterator<Item = Uncut> + use<> {
+        self.board.take_uncut()
+    }
+
     /// Which network namespaces the workloads that were looked into since the last call are in.
     pub(super) fn seen(&self) -> impl Iterator<Item = Seen> + use<> {
         self.board.take_seen()
@@ -271,7 +278,7 @@ impl Look {
         let known = self.own.remove(&place.number).unwrap_or_default();
         let mut own = HashSet::new();
         for pid in members::processes(&place.directory) {
-            let seen = self.see_process(place, pid, spaces, (&known, &mut own));
+            let seen = self.see_process(place, pid, (spaces, board), (&known, &mut own));
             for report in seen.unwrap_or_default() {
                 board.report(place.number, report);
             }
@@ -284,7 +291,7 @@ impl Look {
         &mut self,
         place: &Place,
         pid: u32,
-        spaces: &mut Spaces,
+        (spaces, board): (&mut Spaces, &Board),
         (known, own): (&HashSet<u64>, &mut HashSet<u64>),
     ) -> Option<Vec<Report>> {
         let member = Member::open(pid, place.directory.file_name()?)?;
@@ -313,7 +320,7 @@ impl Look {
                 // Its holder keeps it only if it can't be led elsewhere.
                 Ok(Standing::LetIn) if foreign::keep_from_dialling(&socket).is_ok() => {}
                 Ok(Standing::LetIn | Standing::Foreign) => {
-                    reports.extend(self.cut_off(place, process, &socket, inode))
+                    reports.extend(self.cut_off((place, process), &socket, inode, board));
                 }
                 Err(error) => tracing::warn!(%error, pid, "a socket can't be examined"),
             }
@@ -321,14 +328,16 @@ impl Look {
         Some(reports)
     }
 
+    /// What came of it, unless its holder has ended. That it can't be done is said once.
     fn cut_off(
         &mut self,
-        place: &Place,
-        process: &HeldProcess,
+        (place, process): (&Place, &HeldProcess),
         socket: &OwnedFd,
         inode: u64,
+        board: &Board,
     ) -> Option<Report> {
         let peer = foreign::peer(socket);
+        let report = || Some(Report::handed_socket(&holder(place, process)?, peer, socket));
         if let Err(error) = foreign::cut_off(socket) {
             // Said again rather than remembered without bound.
             if self.failed.len() >= REMEMBERED {
@@ -340,6 +349,8 @@ impl Look {
                     pid = process.pid(),
                     "a managed process holds a socket that no program sees, and it can't be cut off: end the process"
                 );
+                let (holder, why) = (report()?, error.to_string());
+                board.uncut(place.number, Uncut { holder, why });
             }
             return None;
         }
@@ -348,7 +359,7 @@ impl Look {
             ?peer,
             "a managed process held a socket that was made outside of its workload; it is cut off"
         );
-        Some(Report::handed_socket(&holder(place, process)?, peer, socket))
+        report()
     }
 
     fn say_blind(&mut self) {

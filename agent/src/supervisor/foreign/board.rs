@@ -26,6 +26,16 @@ struct Shared {
 struct Found {
     seen: BTreeMap<u32, Seen>,
     reports: BTreeMap<u32, Vec<Report>>,
+    uncut: BTreeMap<u32, Vec<Uncut>>,
+}
+
+/// A socket that no program sees and that could not be cut off.
+#[derive(Debug)]
+pub(in crate::supervisor) struct Uncut {
+    /// Who holds it.
+    pub(in crate::supervisor) holder: Report,
+    /// Why it could not.
+    pub(in crate::supervisor) why: String,
 }
 
 impl Board {
@@ -52,6 +62,20 @@ impl Board {
         } else {
             of_it.push(report);
         }
+    }
+
+    /// A socket that could not be cut off. Beyond so many of a workload at once the others stand in the agent's log alone.
+    pub(super) fn uncut(&self, number: u32, uncut: Uncut) {
+        let mut found = self.lock();
+        let of_it = found.uncut.entry(number).or_default();
+        if of_it.len() < REPORTS {
+            of_it.push(uncut);
+        }
+    }
+
+    /// Takes those.
+    pub(super) fn take_uncut(&self) -> impl Iterator<Item = Uncut> + use<> {
+        std::mem::take(&mut self.lock().uncut).into_values().flatten()
     }
 
     /// Takes the sockets.

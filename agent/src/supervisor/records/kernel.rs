@@ -18,6 +18,7 @@ use crate::policy::Policy;
 
 use super::super::answers::Answers;
 use super::super::capture::Capture;
+use super::super::foreign::Uncut;
 use super::{Records, blank, digest};
 
 /// Records of one kind that a workload has for itself within [`WINDOW`].
@@ -177,6 +178,15 @@ impl Records {
             decided(&mut record, reason, count, &version);
             self.append(&record);
         }
+    }
+
+    /// A managed process holds a socket that no program sees, and nothing can keep it from using it.
+    pub(in crate::supervisor) fn uncut_socket(&mut self, workload: Option<WorkloadName>, uncut: &Uncut) {
+        let what = format!(
+            "a socket from outside of the workload can't be cut off: {}",
+            uncut.why
+        );
+        self.finding(reported(&uncut.holder.origin, workload), "handed_socket", &what);
     }
 }
 
