@@ -42,7 +42,7 @@ use http::request::Parts;
 use http::{Method, Version};
 
 use super::framing::HeadLimits;
-use crate::policy::DenialReason;
+use crate::policy::{DenialReason, spelling};
 
 use websocket::Handshake;
 
@@ -99,8 +99,7 @@ static NEVER_IN_CONNECTION: [HeaderName; 8] = [
 ///
 /// `-method-override`, `-http-method`, `-method`: Rails/Rack, Symfony, Spring, ASP.NET, express
 /// `method-override`, Google's APIs. `x-original-url`, `x-rewrite-url`: Symfony/Zend on IIS
-/// (CVE-2018-14773). The rest are honoured by some reverse proxies and forward-auth setups. Compared with
-/// `_` read as `-`, as CGI and WSGI do.
+/// (CVE-2018-14773). The rest are honoured by some reverse proxies and forward-auth setups. In every spelling.
 const OVERRIDES: [&str; 13] = [
     "x-http-method-override",
     "x-http-method",
@@ -268,13 +267,9 @@ fn remove(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
 fn is_override(name: &str) -> bool {
     // Nearly every header is passed by its first letter.
     name.starts_with('x')
-        && OVERRIDES.iter().any(|listed| {
-            listed.len() == name.len()
-                && listed
-                    .bytes()
-                    .zip(name.bytes())
-                    .all(|(listed, byte)| listed == byte || (listed == b'-' && byte == b'_'))
-        })
+        && OVERRIDES
+            .iter()
+            .any(|listed| spelling::is_one_header(listed, name))
 }
 
 /// The members of all `Connection` fields.

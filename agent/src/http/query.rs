@@ -2,9 +2,10 @@
 
 use crate::policy::spelling;
 
-/// Parameters that make a framework take another method than the request's (Rack, Symfony, Laravel, Slim, OData and
-/// others): what policy matches would not be what is done. As [`spelling::parameter`] has them.
-const OVERRIDES: [&str; 6] = [
+/// Parameters that make a framework take another method than the request's (Google's APIs, Rack, Symfony, Laravel, Slim,
+/// OData and others): what policy matches would not be what is done. As [`spelling::parameter`] has them.
+const OVERRIDES: [&str; 7] = [
+    "$httpmethod",
     "_method",
     "_httpmethod",
     "_http_method",
@@ -16,13 +17,14 @@ const OVERRIDES: [&str; 6] = [
 /// The query without parameters that override the method; `None` if it has none.
 #[must_use]
 pub fn without_overrides(query: &str) -> Option<String> {
-    without(query, |key| {
-        key.starts_with(['_', 'x']) && OVERRIDES.contains(&key)
+    without(query, |raw| {
+        spelling::is_any(raw, |key| {
+            key.starts_with(['$', '_', 'x']) && OVERRIDES.contains(&key)
+        })
     })
 }
 
-/// The query without the parameters whose key may be read ([`spelling::readings`]) as one that `is_one`; `None` if it has
-/// none.
+/// The query without the parameters whose raw key `is_one`; `None` if it has none.
 ///
 /// Servers differ on whether `;` separates as `&` does (WHATWG URL against HTML 4.01 appendix B.2.2): here both do.
 /// The others' bytes stay as they are.
@@ -30,8 +32,7 @@ pub fn without_overrides(query: &str) -> Option<String> {
 pub fn without(query: &str, is_one: impl Fn(&str) -> bool) -> Option<String> {
     let goes = |piece: &str| {
         let pair = piece.trim_end_matches(['&', ';']);
-        let key = pair.split('=').next().unwrap_or_default();
-        spelling::readings(key).any(|key| is_one(&key))
+        is_one(pair.split('=').next().unwrap_or_default())
     };
     if !query.split_inclusive(['&', ';']).any(goes) {
         return None;
@@ -63,12 +64,21 @@ mod tests {
             "_HttpMethod=PUT",
             ".method=PUT",
             "x.http-method+=PUT",
+            "$httpMethod=DELETE",
+            "%24httpmethod=DELETE",
+            "[_method]=DELETE",
         ] {
             assert_eq!(without_overrides(query).as_deref(), Some(""), "{query}");
             let among = format!("a=1&{query}&b=2");
             assert_eq!(without_overrides(&among).as_deref(), Some("a=1&b=2"), "{query}");
         }
-        for query in ["", "method=DELETE", "a=_method", "payment_method=card"] {
+        for query in [
+            "",
+            "method=DELETE",
+            "a=_method",
+            "payment_method=card",
+            "$filter=a",
+        ] {
             assert_eq!(without_overrides(query), None, "{query}");
         }
     }

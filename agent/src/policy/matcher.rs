@@ -207,8 +207,8 @@ impl<N: PartialEq> ValueMatcher<N> {
 }
 
 impl ValueMatcher<HeaderName> {
-    /// There, and every value of it is one that is named: in a list (RFC 9110 section 5.6.1) every member, unless the
-    /// value is named to the letter, or by a pattern that has commas itself.
+    /// There by its own name, and every value of it is one that is named: in a list (RFC 9110 section 5.6.1) every
+    /// member, unless the value is named to the letter, or by a pattern that has commas itself.
     #[must_use]
     pub fn matches(&self, headers: &HeaderMap) -> bool {
         let whole = |value: &str| {
@@ -217,8 +217,10 @@ impl ValueMatcher<HeaderName> {
         };
         let named =
             |value: &str| whole(value) || value.split(',').all(|member| self.allows(member.trim_ascii()));
-        let mut values = self.values_in(headers).peekable();
-        values.peek().is_some() && values.all(|value| value.to_str().is_ok_and(named))
+        headers.contains_key(&self.name)
+            && self
+                .values_in(headers)
+                .all(|value| value.to_str().is_ok_and(named))
     }
 
     /// Any value of it is one that is named, or can't be read; or has a member, or a part between semicolons, that is.
@@ -242,12 +244,13 @@ impl ValueMatcher<HeaderName> {
 
 impl ValueMatcher<Box<str>> {
     /// There, and every value of it is one that is named. What makes the query ambiguous is no match: a `;`, which some
-    /// servers read as `&`, an encoding that can't be read, and the key in another spelling.
+    /// servers read as `&`, an encoding that can't be read, the key in another spelling or one that may take its place.
     #[must_use]
     pub fn matches(&self, query: &str) -> bool {
         if query.contains(';') {
             return false;
         }
+        let own = spelling::parameter(&self.name);
         let mut found = false;
         for pair in query.split('&') {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -256,10 +259,12 @@ impl ValueMatcher<Box<str>> {
             };
             if *decoded == *self.name {
                 found = true;
-                if !decode_form(value).is_some_and(|value| self.allows(&value)) {
+                // Node's qs has keys end at the first `]=`.
+                let is_clear = !value.contains("]=");
+                if !is_clear || !decode_form(value).is_some_and(|value| self.allows(&value)) {
                     return false;
                 }
-            } else if self.may_be(key) {
+            } else if spelling::may_be(key, &own) || spelling::may_replace(key, &own) {
                 return false;
             }
         }
@@ -269,16 +274,17 @@ impl ValueMatcher<Box<str>> {
     /// Any value of it, in any spelling of the key and with `;` read as `&` too, is one that is named or can't be read.
     #[must_use]
     pub fn matches_wider(&self, query: &str) -> bool {
-        query.split(['&', ';']).chain(query.split('&')).any(|pair| {
-            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            (decode_form(key).is_none() || self.may_be(key))
-                && decode_form(value).is_none_or(|value| self.denies(&value))
-        })
-    }
-
-    fn may_be(&self, key: &str) -> bool {
         let own = spelling::parameter(&self.name);
-        spelling::readings(key).any(|reading| reading == own)
+        let named = |pair: &str| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            // Of `key[=]=value` too: Node's qs has keys end at the first `]=`.
+            let bracketed = pair.split_once("]=").map(|(_, value)| value);
+            (decode_form(key).is_none() || spelling::may_be(key, &own))
+                && std::iter::once(value)
+                    .chain(bracketed)
+                    .any(|value| decode_form(value).is_none_or(|value| self.denies(&value)))
+        };
+        query.split('&').any(named) || (query.contains(';') && query.split(['&', ';']).any(named))
     }
 }
 

@@ -8,7 +8,7 @@ use crate::http::query;
 use crate::policy::spelling;
 use http::{HeaderMap, HeaderName, Uri};
 
-/// Lower case, `-` for `_`, sorted. RFC 9110 and 6265, then by service: AWS, Azure, Google, GitLab, HashiCorp, Shopify, Datadog,
+/// As [`spelling::header`] has them, sorted. RFC 9110 and 6265, then by service: AWS, Azure, Google, GitLab, HashiCorp, Shopify, Datadog,
 /// New Relic, Honeycomb, Cloudflare, Postmark, RapidAPI, Algolia and others.
 const HEADERS: &[&str] = &[
     "api-key",
@@ -89,6 +89,7 @@ const HEADERS: &[&str] = &[
 /// As [`spelling::parameter`] has them, sorted. OAuth 2 (RFC 6750 section 2.3), API keys, AWS signature 2, Azure SAS and
 /// Google signed URLs.
 const PARAMETERS: &[&str] = &[
+    "$key",
     "access_key",
     "access_token",
     "accesskey",
@@ -130,14 +131,10 @@ const PARAMETERS: &[&str] = &[
 /// Presigned parameters: AWS signature 4 and Google's.
 const PARAMETER_PREFIXES: &[&str] = &["x_amz_", "x_goog_"];
 
-/// Whether a header (or trailer) is a client's own credential. CGI and WSGI read `x_api_key` as `X-API-Key`.
+/// Whether a header (or trailer) is a client's own credential, in any spelling.
 #[must_use]
 pub fn is_client_credential(name: &HeaderName) -> bool {
-    let name = name.as_str();
-    if name.contains('_') {
-        return HEADERS.binary_search(&name.replace('_', "-").as_str()).is_ok();
-    }
-    HEADERS.binary_search(&name).is_ok()
+    HEADERS.binary_search(&&*spelling::header(name.as_str())).is_ok()
 }
 
 pub(super) fn headers(headers: &mut HeaderMap) {
@@ -165,16 +162,17 @@ fn remove(headers: &mut HeaderMap, found: Vec<HeaderName>) {
 }
 
 pub(super) fn query(uri: &mut Uri) -> Result<(), Error> {
-    without(uri, |key| {
+    let is_one = |key: &str| {
         PARAMETERS.binary_search(&key).is_ok()
             || PARAMETER_PREFIXES.iter().any(|prefix| key.starts_with(prefix))
-    })
+    };
+    without(uri, |raw| spelling::is_any(raw, is_one))
 }
 
 /// Takes off one parameter, in every spelling.
 pub(super) fn parameter(uri: &mut Uri, name: &str) -> Result<(), Error> {
     let name = spelling::parameter(name);
-    without(uri, |key| key == name)
+    without(uri, |raw| spelling::may_be(raw, &name))
 }
 
 /// Takes off what a server may take for this header.

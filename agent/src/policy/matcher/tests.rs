@@ -60,6 +60,11 @@ fn every_value_counts_for_an_allow_and_any_for_a_deny() {
         ("mode=write&mo%64e[a]=read", false, true),
         ("mode[]=read", false, true),
         ("mode=read&modes=write&a[mode]=write", true, true),
+        ("mode=write&[mode]=read", false, true),
+        ("mode=read&mode[a=write", false, true),
+        ("mode=read&mode]=write", false, true),
+        ("mode=write&mode[=]=read", false, true),
+        ("mode=read]=x", false, false),
         ("x=1;mode=read", false, true),
         ("mode=%", false, true),
         ("mode", false, false),
@@ -94,7 +99,17 @@ fn headers_that_cannot_be_read_go_the_safe_way() {
     assert_eq!(with(&[b"Get,"]), (false, true));
     assert_eq!(with(&[b"Put; x, get; y=1"]), (false, true));
     assert_eq!(with(&[b"Put; Gets"]), (false, false));
-    // Servers that make variables of header names read both as one.
+    // Servers that make variables of header names read both as one, others read one of them only.
+    for twin in ["x_op", "x.op"] {
+        let mut headers = HeaderMap::new();
+        headers.append(twin, HeaderValue::from_static("Get"));
+        assert!(
+            !matcher.matches(&headers) && matcher.matches_wider(&headers),
+            "{twin}"
+        );
+        headers.append("x-op", HeaderValue::from_static("Get"));
+        assert!(matcher.matches(&headers), "{twin}");
+    }
     let mut twin = HeaderMap::new();
     twin.append("x_op", HeaderValue::from_static("get"));
     assert!(matcher.matches_wider(&twin));
@@ -124,5 +139,26 @@ fn a_pattern_for_a_header_is_for_each_member_unless_it_has_commas() {
         headers.append("x-op", HeaderValue::from_static(value));
         assert_eq!(matcher.matches(&headers), narrow, "{glob} {value}");
         assert_eq!(matcher.matches_wider(&headers), wide, "{glob} {value}");
+    }
+}
+
+#[test]
+fn a_query_key_with_brackets_may_be_replaced_by_one_with_fewer() {
+    let matcher = ValueMatcher {
+        name: Box::from("filter[owner]"),
+        values: vec![Glob::new("me")],
+    };
+    for (query, narrow, wide) in [
+        ("filter[owner]=me", true, true),
+        ("filter%5Bowner%5D=me&filter[state]=open&page[size]=1", true, true),
+        ("filter[owner]=me&filter=x", false, true),
+        ("filter[owner]=me&filter[]=x", false, true),
+        ("filter[owner]=me&filter[owner][]=you", false, true),
+        ("filter[owner][]=me", false, true),
+        ("filter=me", false, false),
+        ("[filter][owner]=me", false, true),
+    ] {
+        assert_eq!(matcher.matches(query), narrow, "{query}");
+        assert_eq!(matcher.matches_wider(query), wide, "{query}");
     }
 }
