@@ -100,7 +100,11 @@ fn begin(
     taking: Option<Rc<Taking>>,
 ) -> Result<Begun, Box<Response<DownloadBody>>> {
     let (mut parts, body) = request.into_parts();
-    let client = Client::of(&parts);
+    let mut client = Client::of(&parts);
+    if let Some(refused) = &refused {
+        // In its place came the stand-in, which is a GET.
+        client.head = refused.method == "HEAD";
+    }
     let as_came = parts.uri.clone();
     let target = match &refused {
         None => target(entry, &mut parts).map_err(Failure::denied),
