@@ -36,14 +36,15 @@ fn main() -> Result<()> {
     }
     // A linker that appears later must trigger a rebuild, wherever it does.
     println!("cargo:rerun-if-env-changed=PATH");
-    if let Some(installed) = cargo_bin() {
-        println!("cargo:rerun-if-changed={}", installed.display());
-    }
     let object = out.join(OBJECT);
     if env::var_os("CALLGATE_BPF_SKIP").is_some_and(|value| value == "1") {
         return fs::write(&object, []).context("can't write the empty object");
     }
     let Some(linker) = find("bpf-linker") else {
+        // Only then: whatever else cargo installs there changes it too, and while it is not there every build begins anew.
+        if let Some(installed) = cargo_bin() {
+            println!("cargo:rerun-if-changed={}", installed.display());
+        }
         println!(
             "cargo:warning=bpf-linker is missing: built without kernel programs; run `cargo xtask setup`, or \
              `cargo install bpf-linker --locked` with LLVM's development files"
