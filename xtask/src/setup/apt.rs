@@ -2,8 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
+use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -13,8 +17,12 @@ use crate::cmd;
 /// invoke-rc.d and deb-systemd-invoke ask this file whether a service may be started (Debian Policy 9.3.3).
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
-/// How long to wait for another apt or dpkg that is at work, in seconds.
+/// How long apt waits for another apt or dpkg that holds dpkg's lock, in seconds.
 pub(super) const WAIT: &str = "--option=DPkg::Lock::Timeout=900";
+
+/// How long to wait for one that holds the lists or the archives, for which apt itself does not, and how often to look.
+const PATIENCE: Duration = Duration::from_mins(15);
+const PAUSE: Duration = Duration::from_secs(5);
 
 /// Installs those of `packages` that are not there.
 pub(super) fn install(packages: &[&str]) -> Result<()> {
@@ -36,12 +44,15 @@ pub(super) fn install(packages: &[&str]) -> Result<()> {
         );
     }
     if missing.iter().any(|package| !is_known(package)) {
-        cmd::run(apt(["update"])).context("the package lists")?;
+        in_turn(|| apt(["update"]), PAUSE).context("the package lists")?;
     }
     let quiet = NoDaemons::new()?;
-    let mut install = apt(["install", "--yes", "--no-install-recommends"]);
-    install.args(&missing);
-    cmd::run(install)?;
+    let install = || {
+        let mut install = apt(["install", "--yes", "--no-install-recommends"]);
+        install.args(&missing);
+        install
+    };
+    in_turn(install, PAUSE)?;
     drop(quiet);
     // Not started now; not at the next boot either. What was there before is left as it was.
     if missing.contains(&"nginx-light") && cmd::find("systemctl").is_some() {
@@ -63,7 +74,7 @@ pub(super) fn install_from(package: &str, suite: &str) -> Result<()> {
     let suite = Suite::beside_own(suite)?;
     suite.update()?;
     let quiet = NoDaemons::new()?;
-    cmd::run(suite.install(package))?;
+    in_turn(|| suite.install(package), PAUSE)?;
     drop(quiet);
     Ok(())
 }
@@ -100,11 +111,34 @@ fn is_known(package: &str) -> bool {
         .any(|line| line.trim().starts_with("Candidate:") && !line.contains("(none)"))
 }
 
-fn apt<const N: usize>(args: [&str; N]) -> std::process::Command {
-    // Another may be at work: on a fresh host that is unattended-upgrades.
+fn apt<const N: usize>(args: [&str; N]) -> Command {
     let mut command = cmd::command("apt-get", ["--quiet", WAIT]);
     command.args(args).env("DEBIAN_FRONTEND", "noninteractive");
+    // What it says is read.
+    command.env("LC_ALL", "C");
     command
+}
+
+/// Runs an apt as `cmd::run` does, again as long as another is at work: on a fresh host that is apt-daily.
+fn in_turn(command: impl Fn() -> Command, pause: Duration) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let mut command = command();
+        cmd::show(&command);
+        command.stdout(io::stderr()).stderr(Stdio::piped());
+        let output = command.spawn().and_then(std::process::Child::wait_with_output);
+        let program = command.get_program().display();
+        let output = output.with_context(|| format!("can't start {program}"))?;
+        io::stderr().write_all(&output.stderr).ok();
+        if output.status.success() {
+            return Ok(());
+        }
+        let is_held = String::from_utf8_lossy(&output.stderr).contains("Could not get lock");
+        if !is_held || Instant::now() >= end {
+            bail!("{program} failed: {}", output.status);
+        }
+        thread::sleep(pause);
+    }
 }
 
 /// For as long as it lives, no package starts a service. A policy that the host has already is left alone: then
@@ -138,6 +172,22 @@ impl Drop for NoDaemons {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_an_apt_that_finds_another_at_work_is_run_again() {
+        let runs = std::cell::Cell::new(0);
+        let says = |text: &'static str| {
+            runs.set(0);
+            let command = || {
+                runs.set(runs.get() + 1);
+                let script = format!("echo '{text}' >&2; exit {}", 100 * u8::from(runs.get() < 3));
+                cmd::command("sh", ["-c", &script])
+            };
+            (in_turn(command, Duration::ZERO).is_ok(), runs.get())
+        };
+        assert_eq!(says("E: Could not get lock /var/lib/apt/lists/lock."), (true, 3));
+        assert_eq!(says("E: Unable to locate package x"), (false, 1));
+    }
 
     #[test]
     fn only_what_is_fully_installed_counts() {
