@@ -6,6 +6,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use crate::audit::record::PolicyVersion;
+use crate::identity::WorkloadName;
 use crate::policy::Policy;
 use crate::tls::upstream::Roots;
 
@@ -16,8 +17,6 @@ pub struct Enforced {
     pub policy: Policy,
     /// Its digest and generation, as records name it.
     pub version: Arc<PolicyVersion>,
-    /// Whether a call's headers have to be kept to put it to this policy again.
-    pub needs_headers: bool,
 }
 
 impl Enforced {
@@ -26,12 +25,17 @@ impl Enforced {
             digest: policy.digest().to_string().into(),
             generation,
         };
-        let needs_headers = policy.workloads().any(|workload| workload.needs().headers);
         Self {
             policy,
             version: Arc::new(version),
-            needs_headers,
         }
+    }
+
+    /// Whether the headers of a workload's call have to be kept to put it to this policy again.
+    #[must_use]
+    pub fn needs_headers(&self, workload: &WorkloadName) -> bool {
+        let workload = self.policy.workload(workload);
+        workload.is_some_and(|workload| workload.needs().headers)
     }
 }
 
@@ -90,5 +94,21 @@ impl RootsInForce {
             roots: roots.clone(),
             number: before.number + 1,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Source;
+
+    #[test]
+    fn one_workloads_rules_on_headers_are_nothing_to_the_calls_of_another() {
+        let text = "[[workload]]\nname='a'\n[[workload.allow]]\nhost='a.b'\nheaders={x-a='1'}\n\
+                    [[workload]]\nname='b'\n[[workload.allow]]\nhost='a.b'\n";
+        let policy = Policy::compile(&[Source::new("a.toml", text)]).unwrap();
+        let enforced = Enforced::new(policy, 1);
+        let needs = ["a", "b", "c"].map(|name| enforced.needs_headers(&WorkloadName::parse(name).unwrap()));
+        assert_eq!(needs, [true, false, false]);
     }
 }

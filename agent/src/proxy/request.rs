@@ -322,11 +322,13 @@ fn still_allowed(
     let path = target.path.clone();
     let query = target.query.clone();
     let method = parts.method.clone();
-    // Only policies with rules on headers pay for a copy of them.
-    let headers = enforced.needs_headers.then(|| parts.headers.clone());
+    // Only workloads with rules on headers pay for a copy of them.
+    let headers = enforced
+        .needs_headers(permit.workload())
+        .then(|| parts.headers.clone());
     Box::new(move || {
         let enforced = entry.connection.thread.shared.policy.current();
-        if enforced.needs_headers && headers.is_none() {
+        if enforced.needs_headers(permit.workload()) && headers.is_none() {
             // The new policy asks for what was not kept: missing knowledge denies.
             return false;
         }
