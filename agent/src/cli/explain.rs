@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::addr::{Authority, HostName};
 use crate::cli::check::{CheckArgs, check, render};
 use crate::config::DEFAULT_PATH;
+use crate::http::query::without_overrides;
 use crate::identity::{Cgroup, Executable, Identity, Sha256, WorkloadName};
 use crate::policy::explain::{Considered, Explanation, Miss, explain};
 use crate::policy::matcher::Holds;
@@ -208,7 +209,8 @@ fn describe(args: &ExplainArgs) -> Result<Described, InputError> {
         authority: Authority::new(host, port),
         method: args.method.clone(),
         path: NormalPath::parse(if path.is_empty() { "/" } else { path }),
-        query: query.to_owned(),
+        // As calls are decided: what overrides the method is taken off before.
+        query: without_overrides(query).unwrap_or_else(|| query.to_owned()),
         headers: headers(&args.header)?,
     })
 }

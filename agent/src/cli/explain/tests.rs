@@ -87,6 +87,17 @@ fn allowed_refused_and_wrong_input_exit_with_0_1_and_2() {
 }
 
 #[test]
+fn the_query_is_explained_as_it_is_sent() {
+    for (url, query) in [
+        ("https://a.b/c?_method=DELETE&x=1", "x=1"),
+        ("https://a.b/c?x=%31&;", "x=%31&;"),
+    ] {
+        let cli = Cli::parse_from(["explain", "-w", "billing", "POST", url]);
+        assert_eq!(describe(&cli.args).unwrap().query, query);
+    }
+}
+
+#[test]
 fn unknown_facts_are_named() {
     let (exit, out, _) = explained(&["-w", "billing", "GET", "https://api.stripe.com/v1/charges"]);
     assert_eq!(exit, ExitCode::from(1));
