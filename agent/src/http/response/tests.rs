@@ -101,6 +101,47 @@ async fn a_head_is_answered_without_the_body_that_a_get_has() {
     assert!(response.into_body().is_end_stream());
 }
 
+/// What hyper writes to an HTTP/1 client that sends `requests`, which end with a `connection: close`.
+async fn written(requests: &str, client: impl Fn(&request::Parts) -> Client) -> String {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let (mut ours, theirs) = tokio::io::duplex(65536);
+    let refusal = denial(DenialReason::DenyRule);
+    let service = hyper::service::service_fn(|request: http::Request<hyper::body::Incoming>| {
+        let client = client(&request.into_parts().0);
+        std::future::ready(Ok::<_, std::convert::Infallible>(refuse(&refusal, "id", client)))
+    });
+    let serving = hyper::server::conn::http1::Builder::new()
+        .serve_connection(hyper_util::rt::TokioIo::new(theirs), service);
+    ours.write_all(requests.as_bytes()).await.unwrap();
+    serving.await.unwrap();
+    let mut text = String::new();
+    ours.read_to_string(&mut text).await.unwrap();
+    text
+}
+
+#[tokio::test]
+async fn behind_a_head_an_http1_connection_carries_the_next_request() {
+    let requests = "HEAD / HTTP/1.1\r\nhost: a\r\n\r\nGET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+    let text = written(requests, Client::of).await;
+    let heads: Vec<_> = text.splitn(3, "\r\n\r\n").collect();
+    let [first, second, body] = heads[..] else {
+        panic!("{text}");
+    };
+    let length = format!("content-length: {}", body.len());
+    assert!(first.contains(&length) && second.contains(&length), "{text}");
+    assert!(second.starts_with("HTTP/1.1 403"), "{text}");
+    // A HEAD that was refused before it was read: hyper has read the GET in its place.
+    let unread = Client { head: true, ..HTTP };
+    let text = written("GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n", |_| {
+        unread
+    })
+    .await;
+    assert!(
+        text.contains("content-length: 0\r\n") && text.ends_with("\r\n\r\n"),
+        "{text}"
+    );
+}
+
 #[test]
 fn the_connection_closes_only_after_a_malformed_http1_request() {
     let malformed = denial(DenialReason::MalformedRequest);
