@@ -271,7 +271,8 @@ impl ValueMatcher<Box<str>> {
         found
     }
 
-    /// Any value of it, in any spelling of the key and with `;` read as `&` too, is one that is named or can't be read.
+    /// Any value of it, in any spelling of the key and with `;` read as `&` too, is one that is named, with blanks around
+    /// it too, or can't be read.
     #[must_use]
     pub fn matches_wider(&self, query: &str) -> bool {
         let own = spelling::parameter(&self.name);
@@ -280,12 +281,19 @@ impl ValueMatcher<Box<str>> {
             // Of `key[=]=value` too: Node's qs has keys end at the first `]=`.
             let bracketed = pair.split_once("]=").map(|(_, value)| value);
             (decode_form(key).is_none() || spelling::may_be(key, &own))
-                && std::iter::once(value)
-                    .chain(bracketed)
-                    .any(|value| decode_form(value).is_none_or(|value| self.denies(&value)))
+                && std::iter::once(value).chain(bracketed).any(|value| {
+                    decode_form(value).is_none_or(|value| self.denies(&value) || self.denies(trimmed(&value)))
+                })
         };
         query.split('&').any(named) || (query.contains(';') && query.split(['&', ';']).any(named))
     }
+}
+
+/// As Laravel has every value: without blanks, NULs and what nobody sees around it.
+fn trimmed(value: &str) -> &str {
+    let is_blank =
+        |c: char| c.is_whitespace() || c.is_control() || matches!(c, '\u{200b}' | '\u{200e}' | '\u{feff}');
+    value.trim_matches(is_blank)
 }
 
 /// `application/x-www-form-urlencoded`; `None` if malformed or not UTF-8.

@@ -65,6 +65,7 @@ fn every_value_counts_for_an_allow_and_any_for_a_deny() {
         ("mode=read&mode]=write", false, true),
         ("mode=write&mode[=]=read", false, true),
         ("mode=read]=x", false, false),
+        ("mode=+READ%00%E2%80%8B", false, true),
         ("x=1;mode=read", false, true),
         ("mode=%", false, true),
         ("mode", false, false),
