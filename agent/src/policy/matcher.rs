@@ -259,8 +259,7 @@ impl ValueMatcher<Box<str>> {
             };
             if *decoded == *self.name {
                 found = true;
-                // Node's qs has keys end at the first `]=`.
-                let is_clear = !value.contains("]=");
+                let is_clear = behind_bracket(value).is_none();
                 if !is_clear || !decode_form(value).is_some_and(|value| self.allows(&value)) {
                     return false;
                 }
@@ -278,15 +277,21 @@ impl ValueMatcher<Box<str>> {
         let own = spelling::parameter(&self.name);
         let named = |pair: &str| {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            // Of `key[=]=value` too: Node's qs has keys end at the first `]=`.
-            let bracketed = pair.split_once("]=").map(|(_, value)| value);
             (decode_form(key).is_none() || spelling::may_be(key, &own))
-                && std::iter::once(value).chain(bracketed).any(|value| {
+                && std::iter::once(value).chain(behind_bracket(pair)).any(|value| {
                     decode_form(value).is_none_or(|value| self.denies(&value) || self.denies(trimmed(&value)))
                 })
         };
         query.split('&').any(named) || (query.contains(';') && query.split(['&', ';']).any(named))
     }
+}
+
+/// The value of `key[=]=value` for Node's qs, which has keys end at the first `]=`.
+fn behind_bracket(pair: &str) -> Option<&str> {
+    let ends = ["]=", "%5D=", "%5d="].into_iter();
+    ends.filter_map(|end| pair.split_once(end))
+        .min_by_key(|(key, _)| key.len())
+        .map(|(_, value)| value)
 }
 
 /// As Laravel has every value: without blanks, NULs and what nobody sees around it.
