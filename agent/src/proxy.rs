@@ -169,10 +169,11 @@ impl DataThread {
         self.tracker.len()
     }
 
-    /// Lets go of upstream connections that have been idle for too long, and of the sessions of workloads that the policy
-    /// does not name any more.
+    /// Lets go of upstream connections that have been idle for too long, of the sessions of workloads that the policy
+    /// does not name any more, and of what names were given so long ago that it counts no more.
     pub fn sweep(&self) {
         self.pool.sweep();
+        self.shared.given.sweep();
         let enforced = self.shared.policy.current();
         let is_named = |name: &WorkloadName| enforced.policy.workload(name).is_some();
         self.connectors.borrow_mut().retain(|name, _| is_named(name));

@@ -20,6 +20,7 @@ use hickory_resolver::proto::rr::{Name, RecordType};
 use hickory_resolver::{Hosts, TokioResolver};
 
 use crate::addr::HostName;
+use crate::identity::WorkloadName;
 
 use super::Error;
 use super::given::Given;
@@ -152,25 +153,30 @@ impl Resolver {
         })
     }
 
-    /// The name's addresses, at least one, v4 and v6 as they come.
+    /// The name's addresses for this workload, at least one, v4 and v6 as they come.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Failed`], [`Error::Timeout`].
-    pub async fn addresses(&self, host: &HostName) -> Result<Vec<IpAddr>, Error> {
+    pub async fn addresses(&self, workload: &WorkloadName, host: &HostName) -> Result<Vec<IpAddr>, Error> {
         let addresses = self.find(host).await?;
-        self.given.note(host, &addresses);
+        self.given.note(workload, host, &addresses);
         Ok(addresses)
     }
 
-    /// Whether the address is one of the name's: one that was given for it of late, or is given now.
+    /// Whether the address is one of the name's: one that anybody was given for it of late, or this workload is now.
     ///
     /// # Errors
     /// As [`Resolver::addresses`].
-    pub async fn gives(&self, host: &HostName, address: IpAddr) -> Result<bool, Error> {
-        if self.given.has(host, address) {
+    pub async fn gives(
+        &self,
+        workload: &WorkloadName,
+        host: &HostName,
+        address: IpAddr,
+    ) -> Result<bool, Error> {
+        if self.given.has(workload, host, address) {
             return Ok(true);
         }
-        let addresses = self.addresses(host).await?;
+        let addresses = self.addresses(workload, host).await?;
         Ok(addresses
             .iter()
             .any(|given| given.to_canonical() == address.to_canonical()))

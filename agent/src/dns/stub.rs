@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 use super::Error;
 use super::resolver::Resolver;
 use crate::addr::HostName;
+use crate::identity::WorkloadName;
 
 /// Seconds that a client may keep an answer: rules and addresses change.
 const TTL: u32 = 30;
@@ -30,6 +31,8 @@ const MAX_DATAGRAM: u16 = 1232;
 
 /// What is asked of policy and told to the log.
 pub trait Rules: Send + Sync + 'static {
+    /// Who asks.
+    fn workload(&self) -> &WorkloadName;
     /// Whether a rule of the workload lets something through to this name.
     fn may_ask(&self, host: &HostName) -> bool;
     /// A name was asked for that may not be.
@@ -131,13 +134,16 @@ async fn records(query: &Query, resolver: &Resolver, rules: &dyn Rules) -> Resul
         // The name is there, this kind of record is not.
         return Ok(Vec::new());
     }
-    let addresses = resolver.addresses(&host).await.map_err(|error| match error {
-        Error::NotFound { .. } => ResponseCode::NXDomain,
-        Error::Hosts { .. } | Error::Setup { .. } | Error::Failed { .. } | Error::Timeout { .. } => {
-            tracing::warn!(%error, "a workload's name could not be resolved");
-            ResponseCode::ServFail
-        }
-    })?;
+    let addresses = resolver
+        .addresses(rules.workload(), &host)
+        .await
+        .map_err(|error| match error {
+            Error::NotFound { .. } => ResponseCode::NXDomain,
+            Error::Hosts { .. } | Error::Setup { .. } | Error::Failed { .. } | Error::Timeout { .. } => {
+                tracing::warn!(%error, "a workload's name could not be resolved");
+                ResponseCode::ServFail
+            }
+        })?;
     let wanted = |address: IpAddr| match (address, query.query_type()) {
         (IpAddr::V4(v4), RecordType::A) => Some(RData::A(v4.into())),
         (IpAddr::V6(v6), RecordType::AAAA) => Some(RData::AAAA(v6.into())),
@@ -160,15 +166,29 @@ pub(super) mod tests {
     use super::super::resolver::{Names, Settings};
     use super::*;
 
-    #[derive(Default)]
-    pub(in crate::dns) struct Only(Mutex<Vec<String>>);
+    pub(in crate::dns) struct Only {
+        workload: WorkloadName,
+        refused: Mutex<Vec<String>>,
+    }
+
+    impl Default for Only {
+        fn default() -> Self {
+            Self {
+                workload: WorkloadName::parse("asker").unwrap(),
+                refused: Mutex::default(),
+            }
+        }
+    }
 
     impl Rules for Only {
+        fn workload(&self) -> &WorkloadName {
+            &self.workload
+        }
         fn may_ask(&self, host: &HostName) -> bool {
             host.as_str() == "api.example.com"
         }
         fn refused(&self, name: &str) {
-            self.0.lock().unwrap().push(name.to_owned());
+            self.refused.lock().unwrap().push(name.to_owned());
         }
     }
 
@@ -201,7 +221,7 @@ pub(super) mod tests {
             assert_eq!(reply.metadata.response_code, ResponseCode::NoError, "{kind}");
             assert_eq!(reply.answers.len(), expected, "{kind}");
         }
-        assert!(rules.0.lock().unwrap().is_empty());
+        assert!(rules.refused.lock().unwrap().is_empty());
     }
 
     #[tokio::test]
@@ -210,7 +230,7 @@ pub(super) mod tests {
         let reply = answer(&ask("other.example.com.", RecordType::A), &resolver, &rules).await;
         assert_eq!(reply.metadata.response_code, ResponseCode::NXDomain);
         assert!(reply.answers.is_empty());
-        assert_eq!(*rules.0.lock().unwrap(), ["other.example.com."]);
+        assert_eq!(*rules.refused.lock().unwrap(), ["other.example.com."]);
     }
 
     #[tokio::test]

@@ -98,6 +98,10 @@ struct Asking {
 }
 
 impl Rules for Asking {
+    fn workload(&self) -> &WorkloadName {
+        &self.workload
+    }
+
     fn may_ask(&self, host: &HostName) -> bool {
         let enforced = self.shared.policy.current();
         enforced

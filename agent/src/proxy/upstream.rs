@@ -40,7 +40,7 @@ pub(super) async fn address(connection: &Connection, permit: &Permit) -> Result<
     let host = &permit.authority().host;
     if !connection.is_named(host) {
         // Boxed: the first call of a connection asks, and all would carry the room for it.
-        let given = Box::pin(thread.resolver.gives(host, dialled.ip())).await;
+        let given = Box::pin(thread.resolver.gives(permit.workload(), host, dialled.ip())).await;
         if !given.map_err(|error| Failure::upstream(UpstreamFault::Resolve, &error))? {
             return Err(denied(permit, DenialReason::AddressNotOfName));
         }
@@ -109,7 +109,7 @@ async fn resolve(thread: &DataThread, permit: &Permit) -> Result<UpstreamAddr, F
     let authority = permit.authority();
     let addresses = thread
         .resolver
-        .addresses(&authority.host)
+        .addresses(permit.workload(), &authority.host)
         .await
         .map_err(|error| Failure::upstream(UpstreamFault::Resolve, &error))?;
     // Every address has to be allowed: a name that also points inside is a name that is being rebound.

@@ -10,7 +10,8 @@ use tokio::task::AbortHandle;
 
 use super::*;
 
-/// Answers `two.example` with a v4 and a v6 address, `broken.example` with a failure, all else with "no such name"; counts questions.
+/// Answers `two.example` with a v4 and a v6 address, `busy.example` with another v4 address each time, `broken.example` with a
+/// failure, all else with "no such name"; counts questions.
 struct Server {
     address: SocketAddr,
     questions: Arc<AtomicUsize>,
@@ -31,8 +32,8 @@ async fn server_on_loopback() -> Server {
     let task = tokio::spawn(async move {
         let mut buffer = [0; 1500];
         while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
-            counter.fetch_add(1, Ordering::Relaxed);
-            let answer = answer(&Message::from_vec(&buffer[..length]).unwrap());
+            let count = counter.fetch_add(1, Ordering::Relaxed);
+            let answer = answer(&Message::from_vec(&buffer[..length]).unwrap(), count);
             socket.send_to(&answer.to_vec().unwrap(), from).await.unwrap();
         }
     });
@@ -43,7 +44,7 @@ async fn server_on_loopback() -> Server {
     }
 }
 
-fn answer(question: &Message) -> Message {
+fn answer(question: &Message, count: usize) -> Message {
     let query = question.queries[0].clone();
     let mut answer = Message::response(question.metadata.id, question.metadata.op_code);
     let name = query.name().clone();
@@ -54,6 +55,11 @@ fn answer(question: &Message) -> Message {
             RData::AAAA(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into())
         };
         answer.add_answer(Record::from_rdata(name, 60, data));
+    } else if name.to_ascii() == "busy.example." {
+        if query.query_type() == RecordType::A {
+            let data = RData::A(Ipv4Addr::new(198, 51, 100, u8::try_from(count).unwrap()).into());
+            answer.add_answer(Record::from_rdata(name, 0, data));
+        }
     } else if name.to_ascii() == "broken.example." {
         answer.metadata.response_code = ResponseCode::ServFail;
     } else {
@@ -61,6 +67,10 @@ fn answer(question: &Message) -> Message {
     }
     answer.add_query(query);
     answer
+}
+
+fn asker() -> WorkloadName {
+    WorkloadName::parse("asker").unwrap()
 }
 
 fn resolver(server: &Server, hosts: &str) -> Resolver {
@@ -77,7 +87,7 @@ async fn both_families_come_from_the_resolvers_and_are_kept() {
     let resolver = resolver(&server, "");
     let host = "Two.Example".parse().unwrap();
     for _ in 0..3 {
-        let mut addresses = resolver.addresses(&host).await.unwrap();
+        let mut addresses = resolver.addresses(&asker(), &host).await.unwrap();
         addresses.sort();
         let expected: [IpAddr; 2] = ["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
         assert_eq!(addresses, expected);
@@ -90,12 +100,15 @@ async fn a_name_in_the_hosts_file_is_not_asked_for() {
     let server = server_on_loopback().await;
     let hosts = "# local\n127.0.0.7 API.example alias.example\n::7 api.example\n";
     let resolver = resolver(&server, hosts);
-    let addresses = resolver.addresses(&"api.example".parse().unwrap()).await.unwrap();
+    let addresses = resolver
+        .addresses(&asker(), &"api.example".parse().unwrap())
+        .await
+        .unwrap();
     let expected: [IpAddr; 2] = ["127.0.0.7".parse().unwrap(), "::7".parse().unwrap()];
     assert_eq!(addresses, expected);
     assert_eq!(
         resolver
-            .addresses(&"alias.example".parse().unwrap())
+            .addresses(&asker(), &"alias.example".parse().unwrap())
             .await
             .unwrap(),
         expected[..1]
@@ -107,12 +120,12 @@ async fn a_name_in_the_hosts_file_is_not_asked_for() {
 async fn a_name_that_does_not_exist_is_told_apart_from_a_failure() {
     let server = server_on_loopback().await;
     let error = resolver(&server, "")
-        .addresses(&"none.example".parse().unwrap())
+        .addresses(&asker(), &"none.example".parse().unwrap())
         .await
         .unwrap_err();
     assert!(matches!(error, Error::NotFound { .. }), "{error}");
     let error = resolver(&server, "")
-        .addresses(&"broken.example".parse().unwrap())
+        .addresses(&asker(), &"broken.example".parse().unwrap())
         .await
         .unwrap_err();
     assert!(matches!(error, Error::Failed { .. }), "{error}");
@@ -126,13 +139,31 @@ async fn without_resolvers_only_the_hosts_file_answers() {
     };
     let resolver = Resolver::new(&Names::new(&settings).unwrap(), Given::default()).unwrap();
     let listed = resolver
-        .addresses(&"listed.example".parse().unwrap())
+        .addresses(&asker(), &"listed.example".parse().unwrap())
         .await
         .unwrap();
     assert_eq!(listed, ["192.0.2.9".parse::<IpAddr>().unwrap()]);
     let error = resolver
-        .addresses(&"other.example".parse().unwrap())
+        .addresses(&asker(), &"other.example".parse().unwrap())
         .await
         .unwrap_err();
     assert!(matches!(error, Error::NotFound { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn who_asks_for_ever_so_many_names_takes_no_address_from_another() {
+    let server = server_on_loopback().await;
+    let wild: Vec<HostName> = (0..10_000)
+        .map(|n| format!("n{n}.wild.example").parse().unwrap())
+        .collect();
+    let hosts: String = wild.iter().map(|name| format!("192.0.2.9 {name}\n")).collect();
+    let resolver = resolver(&server, &hosts);
+    let (modest, greedy) = (asker(), WorkloadName::parse("greedy").unwrap());
+    let busy = "busy.example".parse().unwrap();
+    let given = resolver.addresses(&modest, &busy).await.unwrap()[0];
+    for name in &wild {
+        resolver.addresses(&greedy, name).await.unwrap();
+    }
+    assert!(resolver.gives(&modest, &busy, given).await.unwrap());
+    assert_ne!(resolver.addresses(&modest, &busy).await.unwrap(), [given]);
 }
