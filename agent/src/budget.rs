@@ -1,4 +1,4 @@
-//! What one workload may ask for in a time: budgets that refill.
+//! What one workload may ask for in a time: budgets that refill. Lines in the agent's log are of that kind too.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
@@ -102,6 +102,48 @@ impl<K: Eq + Hash> Budgets<K> {
     }
 }
 
+/// Ten lines at once, and then one a minute.
+const LINES: Rate = Rate {
+    burst: 10 * LINE,
+    per_second: 1,
+};
+/// What a line costs of it.
+const LINE: u64 = 60;
+
+/// Lines of one kind in the agent's log that are written at somebody else's will: few, so that they crowd nothing out
+/// there (journald drops all of a service that says too much). What befalls each call is in the audit log.
+#[derive(Debug)]
+pub struct Lines<K> {
+    budgets: Budgets<K>,
+    left_out: Mutex<HashMap<K, u64>>,
+}
+
+impl<K: Eq + Hash> Default for Lines<K> {
+    fn default() -> Self {
+        Self {
+            budgets: Budgets::new(LINES),
+            left_out: Mutex::default(),
+        }
+    }
+}
+
+impl<K: Eq + Hash> Lines<K> {
+    /// Whether one more may be written at this one's will, and how many were left out since the last that was.
+    pub fn next<Q>(&self, whose: &Q) -> Option<u64>
+    where
+        K: Borrow<Q>,
+        Q: Eq + Hash + ToOwned<Owned = K> + ?Sized,
+    {
+        let may = self.budgets.spend(whose, LINE);
+        let mut left_out = self.left_out.lock().unwrap_or_else(PoisonError::into_inner);
+        if may {
+            return Some(left_out.remove(whose).unwrap_or_default());
+        }
+        *left_out.entry(whose.to_owned()).or_default() += 1;
+        None
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -130,5 +172,17 @@ mod tests {
         let budgets = Budgets::<u32>::new(RATE);
         while budgets.spend(&1, 5) {}
         assert!(budgets.spend(&2, 10));
+    }
+
+    #[test]
+    fn few_lines_are_written_at_ones_will_and_those_left_out_are_told() {
+        let lines = Lines::<u32>::default();
+        let written = (0..1000).filter(|_| lines.next(&1).is_some()).count();
+        assert_eq!(written, 10);
+        assert_eq!(lines.next(&2), Some(0), "another has its own");
+        // A minute goes by.
+        lines.budgets.by.lock().unwrap().get_mut(&1).unwrap().left = as_f64(LINE);
+        assert_eq!(lines.next(&1), Some(990));
+        assert_eq!(lines.next(&1), None);
     }
 }

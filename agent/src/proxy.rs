@@ -39,7 +39,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::audit;
-use crate::budget::{Budgets, Rate};
+use crate::budget::{Budgets, Lines, Rate};
 use crate::channel;
 use crate::credential;
 use crate::dns;
@@ -90,6 +90,8 @@ pub struct Shared {
     /// Connections refused before it is known who makes them, at [`REFUSALS`] for each workload's listeners: each of
     /// those has a record, the rest is counted. Anybody on the host can make such connections.
     pub refusals: Budgets<WorkloadName>,
+    /// Lines in the agent's log that a workload has written at will.
+    pub lines: Lines<WorkloadName>,
 }
 
 /// One core's share of the work.

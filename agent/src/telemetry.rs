@@ -9,6 +9,9 @@
 //! | trace | inside a connection | developers |
 //!
 //! Calls are in the audit log, not here. No level ever shows a credential's value, a header or a body.
+//!
+//! What a workload can have said at will is `debug`, or a few lines ([`crate::budget::Lines`]). What the libraries say of
+//! what peers send them (a line for each odd frame, alert or answer) is left out but where `CALLGATE_LOG` asks for it.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -76,7 +79,7 @@ fn leads_to(stream: &str, fd: impl AsFd) -> bool {
 /// # Errors
 /// If the level is malformed or logging is set up already.
 pub fn init(level: &str, destination: Destination) -> Result<(), Error> {
-    let text = std::env::var(LEVEL_VARIABLE).unwrap_or_else(|_unset| level.to_owned());
+    let text = std::env::var(LEVEL_VARIABLE).unwrap_or_else(|_unset| own(level));
     let filter = EnvFilter::try_new(&text).map_err(|source| Error::Level { text, source })?;
     let journal = match destination {
         Destination::Journal => tracing_journald::layer().ok(),
@@ -95,9 +98,41 @@ pub fn init(level: &str, destination: Destination) -> Result<(), Error> {
         .or(Err(Error::Twice))
 }
 
+/// The agent's own lines, and aya's, which reads nothing of workloads'.
+fn own(level: &str) -> String {
+    format!("off,callgate={level},aya={level}")
+}
+
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Seek as _};
+    use std::sync::Arc;
+
     use super::*;
+
+    #[test]
+    fn what_libraries_say_of_their_peers_is_left_out() {
+        let mut written = tempfile::tempfile().unwrap();
+        let layer = tracing_subscriber::fmt::layer()
+            .with_ansi(false)
+            .with_writer(Arc::new(written.try_clone().unwrap()));
+        let filter = EnvFilter::try_new(own("info")).unwrap();
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(filter).with(layer), || {
+            tracing::warn!(target: "h2::proto::ping_pong", "recv PING ack that we never sent");
+            tracing::error!(target: "hickory_resolver::name_server_pool", "rejecting response");
+            tracing::warn!(target: "aya::bpf", "no BTF");
+            tracing::info!("own");
+            tracing::debug!("detail");
+        });
+        let mut text = String::new();
+        written.rewind().unwrap();
+        written.read_to_string(&mut text).unwrap();
+        let lines: Vec<_> = text
+            .lines()
+            .map(|line| line.rsplit(": ").next().unwrap())
+            .collect();
+        assert_eq!(lines, ["no BTF", "own"], "{text}");
+    }
 
     #[test]
     fn the_journal_is_recognised_by_device_and_inode() {

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::{self, Log, Writer};
-use crate::budget::Budgets;
+use crate::budget::{Budgets, Lines};
 use crate::channel::worker::{AskError, Channel, Client, Event, StartDescriptors};
 use crate::channel::{self, CredentialState, FrameError, ListenerInfo, PolicySource, WorkloadFigures};
 use crate::credential::source::{Update, Value};
@@ -194,6 +194,7 @@ impl Worker {
             netns: start.netns,
             memory_short: AtomicBool::new(false),
             refusals: Budgets::new(proxy::REFUSALS),
+            lines: Lines::default(),
         });
         let resolver = dns::resolver::Resolver::new(&shared.names, shared.given.clone())?;
         let threads = DataThreads::start(shared.threads, &shared)?;

@@ -1,7 +1,8 @@
 //! Names: what a workload may ask, and that it gets the same answers and records by TCP as by UDP, with real clients.
 
 use std::fmt::Write as _;
-use std::fs;
+use std::net::{SocketAddr, UdpSocket};
+use std::{fs, thread};
 
 use anyhow::{Context, Result};
 use harness::{Upstream, World, assert_record, require, wait};
@@ -64,6 +65,22 @@ fn world() -> Result<World> {
     world.start_agent()?;
     fs::write(&hosts, "127.0.0.1 localhost\n")?;
     Ok(world)
+}
+
+/// A resolver that fails at each question.
+fn broken_resolver() -> Result<SocketAddr> {
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    let address = socket.local_addr()?;
+    thread::spawn(move || {
+        let mut message = [0; 512];
+        while let Ok((length, who)) = socket.recv_from(&mut message) {
+            // A response, with code SERVFAIL.
+            message[2] |= 0x80;
+            message[3] = message[3] & 0xf0 | 2;
+            drop(socket.send_to(&message[..length], who));
+        }
+    });
+    Ok(address)
 }
 
 fn dig(world: &World, args: &[&str]) -> Result<String> {
@@ -217,5 +234,24 @@ fn a_deny_does_not_open_the_names_that_it_denies() -> Result<()> {
         "authority" = "secret.a.evil.test.",
         "outcome" = "denied"
     );
+    Ok(())
+}
+
+#[test]
+fn names_that_do_not_resolve_fill_no_log() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let mut world = World::new()?;
+    world.upstream(Upstream::new(API))?;
+    world.settings(&format!("resolvers = [\"{}\"]", broken_resolver()?));
+    let wild = "\n  [[workload.allow]]\n  host = \"*.wild.test\"\n";
+    world.policy("billing.toml", &(workload("billing", "", "") + wild))?;
+    world.start_agent()?;
+    let script = ["python3", "-c", PIPELINE, "a.wild.test", "200"];
+    let answered = world.workload("billing")?.run(script)?.ok()?;
+    assert_eq!(answered, "200 {(2, 0)}\n", "server failures");
+    let log = world.agent()?.log();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("a.wild.test")).collect();
+    assert!((1..=12).contains(&lines.len()), "{lines:#?}");
+    assert!(lines[0].contains("could not be resolved"), "{lines:#?}");
     Ok(())
 }

@@ -37,6 +37,8 @@ pub trait Rules: Send + Sync + 'static {
     fn may_ask(&self, host: &HostName) -> bool;
     /// A name was asked for that may not be.
     fn refused(&self, name: &str);
+    /// A name that may be asked for could not be looked up. Which names there are below a wildcard is the workload's choice.
+    fn failed(&self, error: &Error);
 }
 
 /// Answers one workload's questions until the socket breaks. Questions beyond `turns` at once are dropped: the client
@@ -140,7 +142,7 @@ async fn records(query: &Query, resolver: &Resolver, rules: &dyn Rules) -> Resul
         .map_err(|error| match error {
             Error::NotFound { .. } => ResponseCode::NXDomain,
             Error::Hosts { .. } | Error::Setup { .. } | Error::Failed { .. } | Error::Timeout { .. } => {
-                tracing::warn!(%error, "a workload's name could not be resolved");
+                rules.failed(&error);
                 ResponseCode::ServFail
             }
         })?;
@@ -169,6 +171,7 @@ pub(super) mod tests {
     pub(in crate::dns) struct Only {
         workload: WorkloadName,
         refused: Mutex<Vec<String>>,
+        failed: Mutex<Vec<String>>,
     }
 
     impl Default for Only {
@@ -176,6 +179,7 @@ pub(super) mod tests {
             Self {
                 workload: WorkloadName::parse("asker").unwrap(),
                 refused: Mutex::default(),
+                failed: Mutex::default(),
             }
         }
     }
@@ -189,6 +193,9 @@ pub(super) mod tests {
         }
         fn refused(&self, name: &str) {
             self.refused.lock().unwrap().push(name.to_owned());
+        }
+        fn failed(&self, error: &Error) {
+            self.failed.lock().unwrap().push(error.to_string());
         }
     }
 
@@ -257,6 +264,27 @@ pub(super) mod tests {
         }
         assert_eq!(within(&reply, room(&question)).unwrap(), whole);
         assert!(answer(&question, &resolver, &rules).await.edns.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_that_can_not_be_looked_up_is_told_to_who_keeps_count() {
+        let closed = std::net::UdpSocket::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let settings = Settings {
+            resolvers: vec![closed],
+            hosts: String::new(),
+        };
+        let resolver = Resolver::new(&Names::new(&settings).unwrap(), Given::default()).unwrap();
+        let rules = Only::default();
+        let reply = answer(&ask("api.example.com.", RecordType::A), &resolver, &rules).await;
+        assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
+        let failed = rules.failed.lock().unwrap();
+        assert!(
+            failed.len() == 1 && failed[0].contains("api.example.com"),
+            "{failed:?}"
+        );
     }
 
     #[tokio::test]

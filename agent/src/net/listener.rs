@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 
 use super::cork;
 use crate::addr::ClientAddr;
+use crate::budget::Lines;
 
 /// A connection as it comes from a listener.
 #[derive(Debug)]
@@ -133,6 +134,7 @@ pub async fn accept(
     flood: impl Fn(),
 ) {
     tokio::pin!(stop);
+    let lines = Lines::<()>::default();
     loop {
         let accepted = tokio::select! {
             biased;
@@ -152,7 +154,9 @@ pub async fn accept(
                 tracing::debug!(%error, "a connection was gone before it was accepted");
             }
             Err(error) => {
-                tracing::error!(%error, "can't accept connections; trying again");
+                if let Some(left_out) = lines.next(&()) {
+                    tracing::error!(%error, left_out, "can't accept connections; trying again");
+                }
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }

@@ -119,7 +119,8 @@ fn record(thread: &DataThread, log: &audit::Connection, failure: Failure) {
             recorder.policy(&thread.shared.policy.current().version);
             thread.figures.ended(failure.finish(recorder));
         }
-        Err(unavailable) => tracing::error!(%unavailable, "a refused connection could not be recorded"),
+        // As for a call: the log has said once that it fails, and the count becomes a record.
+        Err(unavailable) => tracing::debug!(%unavailable, "a refused connection could not be recorded"),
     }
 }
 
@@ -148,7 +149,7 @@ async fn identify(
     log.original_destination = Some(origin.destination());
     let asked = caller(thread, listener, &origin).await;
     let Caller { identity, record } =
-        asked.map_err(|error| unidentified(accepted.client, listener, &error))?;
+        asked.map_err(|error| unidentified(thread, accepted.client, listener, &error))?;
     log.identify = Some(start.elapsed());
     log.caller = record;
     if identity.workload != *listener {
@@ -209,11 +210,19 @@ async fn is_canary(thread: &DataThread, listener: &WorkloadName, origin: &Origin
     asked.await.unwrap_or(false)
 }
 
-fn unidentified(client: ClientAddr, listener: &WorkloadName, error: &AskError) -> Failure {
+fn unidentified(
+    thread: &DataThread,
+    client: ClientAddr,
+    listener: &WorkloadName,
+    error: &AskError,
+) -> Failure {
     if matches!(error, AskError::Limit) {
         return Failure::denied(DenialReason::Limit);
     }
-    tracing::warn!(%client, workload = %listener, %error, "a caller could not be identified");
+    // A process can end before it is looked at, as often as it likes.
+    if let Some(left_out) = thread.shared.lines.next(listener) {
+        tracing::warn!(%client, workload = %listener, %error, left_out, "a caller could not be identified");
+    }
     Failure::denied(DenialReason::NoOrigin)
 }
 

@@ -1,8 +1,11 @@
 //! Why a call or connection did not go through, and what that means on each side: the client's answer, the
 //! record's words. One total function for each.
 
+use std::sync::LazyLock;
+
 use crate::audit::record::Source;
 use crate::audit::{Outcome, Recorder};
+use crate::budget::Lines;
 use crate::credential;
 use crate::http::framing::Fault;
 use crate::http::response::{Refusal, Unavailable, UpstreamFault};
@@ -127,13 +130,21 @@ impl Failure {
                 Outcome::Failed
             }
             Self::Internal { kind, message } => {
-                tracing::error!(kind, message, "a call failed inside the agent");
+                say(kind, &message);
                 recorder.error(Source::Internal, kind, &message);
                 Outcome::Failed
             }
         };
         recorder.finish(outcome);
         outcome
+    }
+}
+
+/// Some a workload can bring about as often as it likes, as by what it does to its own network namespace.
+fn say(kind: &'static str, message: &str) {
+    static FAULTS: LazyLock<Lines<&'static str>> = LazyLock::new(Lines::default);
+    if let Some(left_out) = FAULTS.next(&kind) {
+        tracing::error!(kind, message, left_out, "a call failed inside the agent");
     }
 }
 

@@ -13,7 +13,7 @@ use crate::audit::{Kind, Outcome};
 use crate::budget::Budgets;
 use crate::dns::resolver::Resolver;
 use crate::dns::stub::Rules;
-use crate::dns::{stream, stub};
+use crate::dns::{self, stream, stub};
 use crate::identity::WorkloadName;
 use crate::policy::DenialReason;
 
@@ -108,6 +108,13 @@ impl Rules for Asking {
             .policy
             .workload(&self.workload)
             .is_some_and(|workload| workload.may_ask(host))
+    }
+
+    fn failed(&self, error: &dns::Error) {
+        if let Some(left_out) = self.shared.lines.next(&self.workload) {
+            let workload = &self.workload;
+            tracing::warn!(%error, %workload, left_out, "a workload's name could not be resolved");
+        }
     }
 
     fn refused(&self, name: &str) {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::addr::HostName;
+use crate::budget::Lines;
 use crate::channel::supervisor::Sender;
 use crate::channel::{Refusal, ToSupervisor, ToWorker};
 use crate::ebpf::Origin;
@@ -31,6 +32,7 @@ pub(super) struct Answers {
     doors: Doors,
     canaries: Flights,
     turns: Arc<Turns>,
+    late: Arc<Lines<u32>>,
 }
 
 impl Answers {
@@ -49,6 +51,7 @@ impl Answers {
             doors: capture.doors(),
             canaries,
             turns: Arc::new(Turns::new(PATIENCE)),
+            late: Arc::default(),
         }
     }
 
@@ -101,10 +104,10 @@ impl Answering for Answers {
             | ToSupervisor::Drained
             | ToSupervisor::Fault { .. }) => return Some(said),
         };
-        let (turns, sender) = (Arc::clone(&self.turns), sender.clone());
+        let (turns, late, sender) = (Arc::clone(&self.turns), Arc::clone(&self.late), sender.clone());
         tokio::spawn(async move {
             let Answer(message, descriptor) = match question {
-                Ok(question) => question.settle(&turns).await,
+                Ok(question) => question.settle(&turns, &late).await,
                 Err(refused) => refused.into(),
             };
             if sender.answer(message, descriptor).is_err() {
@@ -134,9 +137,17 @@ struct Question {
 }
 
 impl Question {
-    async fn settle(self, turns: &Turns) -> Answer {
-        turns.run(self.workload, self.work).await.unwrap_or_else(|Late| {
-            tracing::warn!("a question of the worker was not answered in time");
+    async fn settle(self, turns: &Turns, late: &Lines<u32>) -> Answer {
+        let workload = self.workload;
+        turns.run(workload, self.work).await.unwrap_or_else(|Late| {
+            // An executable on a file system that hangs makes each question about it late.
+            if let Some(left_out) = late.next(&workload) {
+                tracing::warn!(
+                    workload,
+                    left_out,
+                    "a question of the worker was not answered in time"
+                );
+            }
             (self.late)()
         })
     }

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+use crate::budget::Lines;
 use crate::ebpf::foreign::{self, Holder, Standing};
 use crate::ebpf::{Marks, Report};
 use crate::identity::members::{self, Member};
@@ -243,6 +244,8 @@ struct Look {
     failed: HashSet<u64>,
     /// Whether a process could not be looked into; said once.
     blind: bool,
+    /// Which sockets there are is in the workload's hands, and in its accomplices'.
+    lines: Lines<u32>,
     before: Before,
 }
 
@@ -253,6 +256,7 @@ impl Look {
             own: HashMap::new(),
             failed: HashSet::new(),
             blind: false,
+            lines: Lines::default(),
             before: Before::new(),
         }
     }
@@ -322,7 +326,11 @@ impl Look {
                 Ok(Standing::LetIn | Standing::Foreign) => {
                     reports.extend(self.cut_off((place, process), &socket, inode, board));
                 }
-                Err(error) => tracing::warn!(%error, pid, "a socket can't be examined"),
+                Err(error) => {
+                    if let Some(left_out) = self.lines.next(&place.number) {
+                        tracing::warn!(%error, pid, left_out, "a socket can't be examined");
+                    }
+                }
             }
         }
         Some(reports)
@@ -344,21 +352,27 @@ impl Look {
                 self.failed.clear();
             }
             if self.failed.insert(inode) {
-                tracing::error!(
-                    %error,
-                    pid = process.pid(),
-                    "a managed process holds a socket that no program sees, and it can't be cut off: end the process"
-                );
+                if let Some(left_out) = self.lines.next(&place.number) {
+                    tracing::error!(
+                        %error,
+                        pid = process.pid(),
+                        left_out,
+                        "a managed process holds a socket that no program sees, and it can't be cut off: end the process"
+                    );
+                }
                 let (holder, why) = (report()?, error.to_string());
                 board.uncut(place.number, Uncut { holder, why });
             }
             return None;
         }
-        tracing::warn!(
-            pid = process.pid(),
-            ?peer,
-            "a managed process held a socket that was made outside of its workload; it is cut off"
-        );
+        if let Some(left_out) = self.lines.next(&place.number) {
+            tracing::warn!(
+                pid = process.pid(),
+                ?peer,
+                left_out,
+                "a managed process held a socket that was made outside of its workload; it is cut off"
+            );
+        }
         report()
     }
 

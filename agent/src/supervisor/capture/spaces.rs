@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use super::sockets::{Offer, Sockets};
 use super::wanted::{Entrance, Wanted};
 use super::{Capture, Error};
+use crate::budget::Lines;
 use crate::ebpf::{Netns, Origin, Reason, Report};
 use crate::identity::process::HeldProcess;
 use crate::identity::{WorkloadName, members};
@@ -60,6 +61,9 @@ pub(super) struct Spaces {
     wanted: Wanted,
     /// Workloads of which was said that they are in too many.
     told: BTreeSet<u32>,
+    /// A workload may come to new namespaces all the time, and leave them.
+    moves: Lines<u32>,
+    failures: Lines<u32>,
     doors: Doors,
     /// What changed outside of [`Capture::keep_spaces`].
     changed: Vec<Change>,
@@ -90,6 +94,8 @@ impl Spaces {
             served: BTreeMap::new(),
             wanted: Wanted::new(),
             told: BTreeSet::new(),
+            moves: Lines::default(),
+            failures: Lines::default(),
             doors: Doors::default(),
             changed: Vec::new(),
         }
@@ -249,8 +255,10 @@ impl Capture {
             Ok(()) => return,
             Err(failed) => failed,
         };
-        if patience.is_fresh() {
-            tracing::warn!(%error, workload = number, netns_inode = inode, "a workload can't be served in its network namespace (is the loopback device up there?); its connections are refused until it can");
+        if patience.is_fresh()
+            && let Some(left_out) = self.spaces.failures.next(&number)
+        {
+            tracing::warn!(%error, workload = number, netns_inode = inode, left_out, "a workload can't be served in its network namespace (is the loopback device up there?); its connections are refused until it can");
         }
         self.spaces.wanted.again(number, inode, file, patience);
     }
@@ -316,7 +324,9 @@ impl Capture {
             return;
         };
         self.forget_space(&workload, cookie);
-        tracing::info!(%workload, netns = cookie, "a workload has left a network namespace");
+        if let Some(left_out) = self.spaces.moves.next(&number) {
+            tracing::info!(%workload, netns = cookie, left_out, "a workload has left a network namespace");
+        }
         self.spaces.changed.push(Change::Closed {
             workload,
             number,
@@ -352,11 +362,14 @@ impl Capture {
     /// Notes that a workload is served there.
     pub(super) fn serve(&mut self, number: u32, inode: u64, served: Served) {
         let netns = Arc::clone(&served.netns);
-        tracing::info!(
-            workload = number,
-            netns = netns.cookie(),
-            "a workload is served in a network namespace of its own"
-        );
+        if let Some(left_out) = self.spaces.moves.next(&number) {
+            tracing::info!(
+                workload = number,
+                netns = netns.cookie(),
+                left_out,
+                "a workload is served in a network namespace of its own"
+            );
+        }
         self.foreign.know(number, inode);
         let doors = self.spaces.doors.clone();
         doors.lock().insert((number, netns.cookie()), netns);

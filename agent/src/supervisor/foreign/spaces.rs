@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::time::Instant;
 
 use super::Place;
+use crate::budget::Lines;
 use crate::ebpf::netns;
 use crate::identity::process::HeldProcess;
 
@@ -54,6 +55,7 @@ impl Spaces {
 pub(super) struct Before {
     home: u64,
     by: HashMap<u32, BTreeSet<u64>>,
+    lines: Lines<u32>,
 }
 
 impl Before {
@@ -116,7 +118,10 @@ impl Before {
                 now.refused.insert(inode);
             }
             Err(error) => {
-                tracing::warn!(%error, workload = place.number, "can't tell whose network namespace a process is in");
+                if let Some(left_out) = self.lines.next(&place.number) {
+                    let workload = place.number;
+                    tracing::warn!(%error, workload, left_out, "can't tell whose network namespace a process is in");
+                }
                 now.refused.insert(inode);
             }
         }
