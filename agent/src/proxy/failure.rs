@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 use crate::audit::record::Source;
 use crate::audit::{Outcome, Recorder};
 use crate::budget::Lines;
+use crate::channel::worker::AskError;
 use crate::credential;
 use crate::http::framing::Fault;
 use crate::http::response::{Refusal, Unavailable, UpstreamFault};
@@ -200,6 +201,15 @@ impl From<&credential::Error> for Failure {
     }
 }
 
+/// What the supervisor did not answer. Who makes the agent ask for more than it may is told so: nothing is broken.
+pub(super) fn of_question(kind: &'static str, error: &AskError) -> Failure {
+    if matches!(error, AskError::Limit) {
+        Failure::denied(DenialReason::Limit)
+    } else {
+        Failure::internal(kind, error)
+    }
+}
+
 /// A failed handshake with an upstream.
 pub(super) fn of_upstream_tls(error: &tls::Error) -> Failure {
     if !error.is_handshake() {
@@ -271,4 +281,45 @@ pub(super) fn of_upstream_http(error: &hyper::Error) -> Failure {
     };
     let cause = cause.map_or_else(String::new, |cause| format!(": {cause}"));
     Failure::upstream(fault, &format!("{error}{cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+
+    use crate::http::response::{Client, refuse};
+
+    use super::*;
+
+    #[test]
+    fn who_makes_the_agent_ask_too_much_is_told_so_and_all_else_is_the_agents_fault() {
+        for (error, status, reason) in [
+            (
+                AskError::Limit,
+                StatusCode::TOO_MANY_REQUESTS,
+                Some(DenialReason::Limit),
+            ),
+            (AskError::Busy, StatusCode::INTERNAL_SERVER_ERROR, None),
+            (AskError::TimedOut, StatusCode::INTERNAL_SERVER_ERROR, None),
+            (AskError::Closed, StatusCode::INTERNAL_SERVER_ERROR, None),
+        ] {
+            let failure = of_question("namespace", &error);
+            let answer = refuse(
+                &failure.refusal(),
+                "",
+                Client {
+                    grpc: false,
+                    http1: true,
+                    head: false,
+                },
+            );
+            assert_eq!(answer.status(), status, "{error}");
+            let denied = if let Failure::Denied(denial) = &failure {
+                Some(denial.reason)
+            } else {
+                None
+            };
+            assert_eq!(denied, reason, "{error}");
+        }
+    }
 }

@@ -16,10 +16,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use crate::addr::HostName;
-use crate::channel::worker::AskError;
 use crate::net::deadline::Timed;
 use crate::net::requests::{Notice, Requests};
-use crate::policy::{DenialReason, Scheme};
+use crate::policy::Scheme;
 use crate::tls::Offer;
 use crate::tls::client_hello::Alpn;
 use crate::tls::leaf::Leaf;
@@ -131,7 +130,7 @@ async fn leaf(connection: &Connection, host: &HostName) -> Result<Arc<Leaf>, Fai
             .supervisor
             .intermediate(&connection.identity().workload, host)
             .await
-            .map_err(|refusal| unsigned(&refusal))?;
+            .map_err(|error| failure::of_question("intermediate", &error))?;
         shared
             .leaves
             .add_intermediate(intermediate.as_ref().clone())
@@ -141,14 +140,6 @@ async fn leaf(connection: &Connection, host: &HostName) -> Result<Arc<Leaf>, Fai
         .leaves
         .leaf(host, now)
         .map_err(|error| Failure::internal("leaf", &error))
-}
-
-fn unsigned(refusal: &AskError) -> Failure {
-    if matches!(refusal, AskError::Limit) {
-        Failure::denied(DenialReason::Limit)
-    } else {
-        Failure::internal("intermediate", refusal)
-    }
 }
 
 /// Serves requests until the connection ends.

@@ -186,7 +186,7 @@ async fn tcp_from(
         .supervisor
         .socket(permit.workload(), &origin, address.0.is_ipv6())
         .await;
-    let socket = asked.map_err(|error| Failure::internal("namespace", &error))?;
+    let socket = asked.map_err(|error| failure::of_question("namespace", &error))?;
     in_time(thread, TcpSocket::from_std_stream(socket).connect(address.0)).await
 }
 
