@@ -30,6 +30,8 @@ pub struct Injected {
     pub name: CredentialName,
     /// Which of its values.
     pub version: Arc<str>,
+    /// The header that it is in, if it is in one: the client must not send that behind its body either.
+    pub header: Option<HeaderName>,
 }
 
 /// Why a request can't have its credential, and so can't go out. No text holds the value.
@@ -140,6 +142,7 @@ fn apply(leave: &Leave<'_>, store: &Store, parts: &mut Parts) -> Result<Option<I
             Ok(Some(Injected {
                 name: name.clone(),
                 version: Arc::clone(version),
+                header: prepared.header().cloned(),
             }))
         }
         State::Unavailable { reason } => Err(Error::Unavailable {
@@ -256,6 +259,13 @@ fn header(name: HeaderName, parts: &[&str]) -> Result<Prepared, Error> {
 }
 
 impl Prepared {
+    fn header(&self) -> Option<&HeaderName> {
+        match self {
+            Self::Header(name, _) => Some(name),
+            Self::Query { .. } => None,
+        }
+    }
+
     fn put_on(&self, parts: &mut Parts) -> Result<(), Error> {
         match self {
             Self::Header(name, value) => {

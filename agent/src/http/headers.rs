@@ -238,7 +238,8 @@ pub fn clean_response(headers: &mut HeaderMap, form: &Form, credentialed: bool) 
 pub fn clean_trailers(trailers: &mut HeaderMap) {
     remove_hop_by_hop(trailers);
     remove(trailers, |name| {
-        is_override(name.as_str()) || NEVER_IN_TRAILERS.contains(name)
+        let never = |listed: &HeaderName| spelling::is_one_header(name.as_str(), listed.as_str());
+        is_override(name.as_str()) || HOP_BY_HOP.iter().chain(&NEVER_IN_TRAILERS).any(never)
     });
 }
 
@@ -263,7 +264,6 @@ fn remove(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
     }
 }
 
-/// Names come in lower case (`http` folds them).
 fn is_override(name: &str) -> bool {
     // Nearly every header is passed by its first letter.
     name.starts_with('x')

@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderName;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -14,6 +15,7 @@ use hyper::body::Incoming;
 use crate::credential::is_client_credential;
 use crate::http::headers::clean_trailers;
 use crate::net::deadline::Silence;
+use crate::policy::spelling::is_one_header;
 
 use super::ahead::{Ahead, Piece};
 use super::finish::Finish;
@@ -63,6 +65,8 @@ pub(super) struct UploadBody {
     progress: Rc<Upload>,
     silence: Silence,
     taking: Option<Rc<Taking>>,
+    /// The header that the agent's credential is in.
+    credential: Option<HeaderName>,
 }
 
 impl UploadBody {
@@ -76,9 +80,15 @@ impl UploadBody {
                 progress: Rc::clone(&progress),
                 silence: Silence::new(idle),
                 taking,
+                credential: None,
             },
             progress,
         )
+    }
+
+    /// No trailer may have this name, under which the agent has put its credential on the request.
+    pub(super) fn keep_from_trailers(&mut self, credential: HeaderName) {
+        self.credential = Some(credential);
     }
 }
 
@@ -117,7 +127,10 @@ impl Body for UploadBody {
                 progress.complete.set(inner.is_end_stream());
             }
         }
-        polled.map_ok(cleaned_upload).map_err(UploadError::Client)
+        let credential = this.credential.as_ref();
+        polled
+            .map_ok(|frame| cleaned_upload(frame, credential))
+            .map_err(UploadError::Client)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -155,14 +168,17 @@ pub(super) enum UploadError {
 }
 
 /// As [`cleaned`], and without what could be a credential, whatever the rule says of headers: no service takes one
-/// from there.
-fn cleaned_upload(frame: Frame<Bytes>) -> Frame<Bytes> {
+/// from there, and some add to the headers what is.
+fn cleaned_upload(frame: Frame<Bytes>, credential: Option<&HeaderName>) -> Frame<Bytes> {
     match frame.into_trailers() {
         Ok(mut trailers) => {
             clean_trailers(&mut trailers);
+            let is_ours = |name: &HeaderName| {
+                credential.is_some_and(|ours| is_one_header(name.as_str(), ours.as_str()))
+            };
             let found: Vec<_> = trailers
                 .keys()
-                .filter(|name| is_client_credential(name))
+                .filter(|name| is_client_credential(name) || is_ours(name))
                 .cloned()
                 .collect();
             for name in found {
@@ -319,5 +335,41 @@ impl Drop for Relay {
     /// hyper lets go of an answer that nobody takes any more.
     fn drop(&mut self) {
         self.end(Finish::left);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, HeaderValue};
+
+    use super::*;
+
+    #[test]
+    fn no_trailer_is_read_as_a_credential_whoever_writes_it() {
+        let left = |credential: Option<&HeaderName>| {
+            let names = [
+                "x-sum",
+                "x-house-key",
+                "x_house_key",
+                "x_api_key",
+                "content_length",
+            ];
+            let trailers: HeaderMap = names
+                .into_iter()
+                .map(|name| (HeaderName::from_static(name), HeaderValue::from_static("1")))
+                .collect();
+            let frame = cleaned_upload(Frame::trailers(trailers), credential);
+            let mut left: Vec<_> = frame
+                .trailers_ref()
+                .unwrap()
+                .keys()
+                .map(HeaderName::to_string)
+                .collect();
+            left.sort();
+            left
+        };
+        let own = HeaderName::from_static("x-house-key");
+        assert_eq!(left(Some(&own)), ["x-sum"]);
+        assert_eq!(left(None), ["x-house-key", "x-sum", "x_house_key"]);
     }
 }

@@ -70,6 +70,9 @@ pub(super) async fn forward(
     let key = cleared.key(entry, form);
     let (permit, address) = (&cleared.permit, cleared.address);
     finish.recorder().upstream(address.0);
+    if let Some(header) = cleared.credential.as_ref().and_then(|put| put.header.clone()) {
+        request.body_mut().keep_from_trailers(header);
+    }
     let client = request.extensions_mut().remove::<OnUpgrade>();
     let thread = &entry.connection.thread;
     // Boxed: few calls dial, and all would carry the room for it.

@@ -130,3 +130,30 @@ fn cookies_and_other_ways_in_do_not_come_back_with_a_credential() -> Result<()> 
     assert!(answers[1].contains("set-cookie: session=1"), "{}", answers[1]);
     Ok(())
 }
+
+#[test]
+fn nothing_that_is_read_as_the_credentials_header_goes_beside_it_or_behind_the_body() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let mut world = World::new()?;
+    let upstream = world.scripted(RAW, Some(RAW))?;
+    let file = world.secret("house", "h0use")?;
+    let policy = format!(
+        "[[workload]]\nname = \"billing\"\n[[workload.allow]]\nhost = {RAW:?}\nprivate = true\nmethods = [\"POST\"]\ncredential = \"house\"\n[credential.house]\nhosts = [\"{RAW}:443\"]\nscheme = \"header\"\nname = \"X-House-Key\"\nsource = {{ file = {file:?} }}\n"
+    );
+    world.policy("http.toml", &policy)?;
+    world.start_agent()?;
+    let answers = python(
+        &world,
+        r#"
+print(status(exchange(get("/a/up", "X-House-Key: own", "X_House_Key: own", "Transfer-Encoding: chunked",
+    "Trailer: X-Sum, X-House-Key, X_House_Key", method="POST",
+    body=chunk("abc") + "0\r\nX-House-Key: own\r\nX_House_Key: own\r\nX-Sum: 7\r\n\r\n"))))
+"#,
+    )?;
+    assert_eq!(answers, [200]);
+    let arrived = upstream.arrived()?;
+    assert_eq!(arrived[0].fields("x-house-key"), ["h0use"]);
+    assert_eq!(arrived[0].fields("x_house_key"), [""; 0]);
+    assert_eq!(arrived[0].trailers, "x-sum: 7\r\n");
+    Ok(())
+}

@@ -119,6 +119,36 @@ fn each_scheme_puts_the_value_where_it_says() {
 }
 
 #[test]
+fn nothing_that_is_read_as_the_credentials_header_stays_beside_it() {
+    let scheme = CredentialScheme::Header {
+        name: HeaderName::from_static("x-house-key"),
+        prefix: None,
+    };
+    let own = ["x-house-key", "x_house_key", "x-house_key", "x-plain"];
+    let mut parts = request("/v1/a", &own.map(|name| (name, "client")));
+    let injected = put_on(
+        &store(scheme),
+        &authority("api.example.com", 443),
+        ClientAuth::Pass,
+        &mut parts,
+    );
+    assert_eq!(injected.unwrap().unwrap().header.unwrap(), "x-house-key");
+    let left: Vec<_> = parts
+        .headers
+        .iter()
+        .map(|(name, value)| (name.as_str(), value))
+        .collect();
+    let value = HeaderValue::from_static(SECRET);
+    assert_eq!(
+        left,
+        [
+            ("x-plain", &HeaderValue::from_static("client")),
+            ("x-house-key", &value)
+        ]
+    );
+}
+
+#[test]
 fn a_query_credential_is_encoded_and_takes_the_place_of_the_clients() {
     let encoded = "s3cr3t%2B%2F%3D%26%3F%23%25";
     for (uri, want) in [
