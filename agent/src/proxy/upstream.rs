@@ -3,7 +3,7 @@
 mod stream;
 
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -135,8 +135,13 @@ fn denied(permit: &Permit, reason: DenialReason) -> Failure {
     })
 }
 
-/// Whether an address is one of the public internet (IANA special-purpose registries, RFC 6890). The cloud
-/// metadata services live in link-local (169.254.169.254) and unique-local (fd00:ec2::254) space.
+/// Azure's platform as each of its machines sees it: DHCP, DNS, and the host's own server, which gives out certificates
+/// and settings. Its number is a public one only so that it collides with no customer's network.
+const AZURE_PLATFORM: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
+
+/// Whether an address is one of the public internet (IANA special-purpose registries, RFC 6890). The other clouds'
+/// metadata services live in special-purpose space: link-local (169.254.169.254), unique-local (fd00:ec2::254), shared
+/// (100.100.100.200) and that of protocols (192.0.0.192).
 pub(super) fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => {
@@ -152,6 +157,7 @@ pub(super) fn is_public(address: IpAddr) -> bool {
                 || a == 0
                 || a >= 240
                 || shared
+                || v4 == AZURE_PLATFORM
                 || protocol
                 || benchmark)
         }
@@ -161,11 +167,13 @@ pub(super) fn is_public(address: IpAddr) -> bool {
             }
             let [first, second, ..] = v6.segments();
             let nat64 = first == 0x64 && second == 0xff9b;
-            // 2000::/3 is all that is allocated for global unicast; documentation, Teredo and 6to4 lie in it.
+            // 2000::/3 is all that is allocated for global unicast; documentation, 6to4 and the space of protocols,
+            // Teredo's and that of benchmarks among them, lie in it.
             let global = (0x2000..0x4000).contains(&first);
             let documentation = (first == 0x2001 && second == 0xdb8) || (first == 0x3fff && second < 0x1000);
-            let tunnelled = first == 0x2002 || (first == 0x2001 && second == 0);
-            global && !documentation && !tunnelled && !nat64
+            let protocol = first == 0x2001 && second < 0x200;
+            let tunnelled = first == 0x2002;
+            global && !documentation && !protocol && !tunnelled && !nat64
         }
     }
 }
@@ -296,8 +304,53 @@ mod tests {
             "2001:db8::1",
             "2002:a00:1::",
             "2001::1",
+            "2001:2::1",
+            "2001:1ff::1",
         ] {
             assert!(!is_public(private.parse().unwrap()), "{private}");
+        }
+    }
+
+    #[test]
+    fn no_clouds_own_services_are_public_in_any_spelling() {
+        for (cloud, v4) in [
+            ("most", "169.254.169.254"),
+            ("AWS, tasks", "169.254.170.2"),
+            ("AWS, names", "169.254.169.253"),
+            ("Alibaba", "100.100.100.200"),
+            ("Azure", "168.63.129.16"),
+            ("Oracle, once", "192.0.0.192"),
+            ("Scaleway", "169.254.42.42"),
+            ("Tencent", "169.254.0.23"),
+        ] {
+            let v4: Ipv4Addr = v4.parse().unwrap();
+            let [a, b, c, d] = v4.octets().map(u16::from);
+            let (high, low) = (a << 8 | b, c << 8 | d);
+            for spelling in [
+                IpAddr::V4(v4),
+                v4.to_ipv6_mapped().into(),
+                v4.to_ipv6_compatible().into(),
+                // NAT64 (RFC 6052, 8215), 6to4, Teredo.
+                [0x64, 0xff9b, 0, 0, 0, 0, high, low].into(),
+                [0x64, 0xff9b, 1, 0, 0, 0, high, low].into(),
+                [0x2002, high, low, 0, 0, 0, 0, 1].into(),
+                [0x2001, 0, 0, 0, 0, 0, !high, !low].into(),
+            ] {
+                assert!(!is_public(spelling), "{cloud}: {spelling}");
+            }
+        }
+        for v6 in [
+            "fd00:ec2::254",
+            "fd00:ec2::253",
+            "fd20:ce::254",
+            "fd00:c1::a9fe:a9fe",
+            "fd00:42::42",
+            "fe80::a9fe:a9fe",
+        ] {
+            assert!(!is_public(v6.parse().unwrap()), "{v6}");
+        }
+        for beside in ["168.63.129.15", "168.63.129.17"] {
+            assert!(is_public(beside.parse().unwrap()), "{beside}");
         }
     }
 }
