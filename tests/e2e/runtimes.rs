@@ -9,17 +9,19 @@ mod packages;
 mod roots;
 mod streams;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use anyhow::{Context, Result, bail};
-use harness::{Access, Bed, Output, Upstream, World, wait};
+use harness::{Access, Bed, Output, Record, Upstream, World, wait};
 
 const README: &str = include_str!("../../README.md");
 /// Where the clients are in the bed.
 const CLIENTS: &str = "/opt/clients";
 const API: &str = "api.example.test";
 const TOKEN: &str = "the-runtimes-token";
+/// An ordinary user of the host, with a home.
+const USER: &str = "app";
 
 /// How a program becomes a managed one.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -43,13 +45,21 @@ impl Way {
             Self::UnitAs => Some(SERVICE_AS),
         }
     }
+
+    /// Whom a record names as the caller.
+    fn user(self) -> &'static str {
+        match self {
+            Self::Exec | Self::Unit => "root",
+            Self::ExecAs | Self::UnitAs => USER,
+        }
+    }
 }
 
-const WAYS: &[Way] = &[Way::Exec, Way::Unit];
-/// For those programs that need nothing but the network.
-const CALL_WAYS: &[Way] = &[Way::Exec, Way::ExecAs, Way::Unit, Way::UnitAs];
+/// For all that an ordinary user runs too.
+const WAYS: &[Way] = &[Way::Exec, Way::ExecAs, Way::Unit, Way::UnitAs];
+const AS_ROOT: &[Way] = &[Way::Exec, Way::Unit];
 
-/// Run what is at [`SCRIPT`], as root and as another user.
+/// Run what is at [`SCRIPT`], as root and as [`USER`].
 const SERVICE: &str = "client.service";
 const SERVICE_AS: &str = "client-as.service";
 const SCRIPT: &str = "/opt/clients/service.sh";
@@ -67,12 +77,13 @@ impl Host {
         world.upstream(Upstream::new(API).bearer(TOKEN, "acme"))?;
         outside(&mut world)?;
         let bed = Bed::with_runtimes(world)?;
+        bed.run(["useradd", "--create-home", USER])?.ok()?;
         bed.secret("api", TOKEN)?;
         bed.policy(&policy(hosts, rules))?;
         bed.write(SCRIPT, "")?;
         for (service, who) in [
-            (SERVICE, "Environment=HOME=/root"),
-            (SERVICE_AS, "User=nobody\nEnvironment=HOME=/tmp"),
+            (SERVICE, "Environment=HOME=/root".to_owned()),
+            (SERVICE_AS, format!("User={USER}")),
         ] {
             let text = format!(
                 "[Unit]\nStartLimitIntervalSec=0\n[Service]\nType=oneshot\n{who}\nExecStart=/bin/sh {SCRIPT}\nStandardOutput=truncate:{STDOUT}\nStandardError=truncate:{STDERR}\n"
@@ -91,6 +102,21 @@ impl Host {
         Ok(path)
     }
 
+    /// Puts these there.
+    fn clients(&self, named: &[(&str, &str)]) -> Result<()> {
+        named
+            .iter()
+            .try_for_each(|(name, text)| self.client(name, text).map(drop))
+    }
+
+    /// Compiles the client of Go's that was put there.
+    fn go_client(&self) -> Result<()> {
+        self.0
+            .sh("cd /opt/clients && go build -o call-go call.go")?
+            .ok()?;
+        Ok(())
+    }
+
     /// Puts the workspace's own client with rustls there.
     fn rust_client(&self) -> Result<()> {
         let path = self.0.path(format!("{CLIENTS}/rust-client"));
@@ -104,12 +130,12 @@ impl Host {
         if let Some(service) = way.service() {
             return self.serve(service, script);
         }
+        let exec = ["callgate", "exec", "--workload", "billing"];
         let user: &[&str] = if way == Way::ExecAs {
-            &["--user", "nobody"]
+            &["--user", USER]
         } else {
             &[]
         };
-        let exec = ["callgate", "exec", "--workload", "billing"];
         self.0
             .run([exec.as_slice(), user, &["--", "sh", "-c", script]].concat())
     }
@@ -132,7 +158,7 @@ impl Host {
         let mut wrong = Vec::new();
         for (number, (name, script)) in cases.iter().enumerate() {
             promises(&[name], "yes")?;
-            for way in CALL_WAYS {
+            for way in WAYS {
                 let path = format!("/v1/{number}/{way:?}");
                 let script = script.replace("URL", &format!("https://{API}{path}"));
                 let output = self.run(*way, &script)?;
@@ -155,6 +181,7 @@ impl Host {
         self.0.expect_record(&[
             ("workload", "billing".into()),
             ("unit", way.service().into()),
+            ("user", way.user().into()),
             ("authority", format!("{API}:443").into()),
             ("path", path.into()),
             ("outcome", "completed".into()),
@@ -181,6 +208,23 @@ fn policy(hosts: &[&str], rules: &str) -> String {
     format!(
         "[[workload]]\nname = \"billing\"\n{allowed}{rules}\n[credential.api]\nhosts = {listed:?}\nscheme = \"bearer\"\nsource = {{ file = \"/etc/callgate/secrets/api\" }}\n"
     )
+}
+
+/// Whether these records are of calls in each of these ways, and of no others, `user` being the caller instead of the
+/// way's own where a program changes it.
+fn called_by(records: &[Record], ways: &[Way], user: Option<&str>) -> Result<()> {
+    let callers = records
+        .iter()
+        .map(|one| ["user", "unit"].map(|name| one.text(name)));
+    let callers: BTreeSet<_> = callers.collect();
+    let expected = ways
+        .iter()
+        .map(|way| [user.unwrap_or(way.user()), way.service().unwrap_or("-")].map(ToOwned::to_owned));
+    let expected: BTreeSet<_> = expected.collect();
+    if callers != expected {
+        bail!("users and units {expected:?} were expected, not {callers:?}: {records:#?}");
+    }
+    Ok(())
 }
 
 /// Holds what came of these programs against their rows.

@@ -167,6 +167,18 @@ def answer(conn):
             conn.send(f"{len(event):x}\r\n{event}\r\n")
             gate(f"{rest}{number}").wait(10)
         conn.send("0\r\n\r\n")
+    elif command == "feed":
+        # Two events and a cut; to who goes on after them one more and an end; then no more.
+        last = fields.get("last-event-id")
+        if last == "3":
+            conn.send("HTTP/1.1 204 No Content\r\n\r\n")
+            return True
+        conn.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        text = "id: 3\ndata: three\n\n" if last == "2" else "retry: 50\n\nid: 1\ndata: one\n\nid: 2\ndata: two\n\n"
+        conn.send(f"{len(text):x}\r\n{text}\r\n")
+        if last != "2":
+            return False
+        conn.send("0\r\n\r\n")
     elif command == "big":
         left = int(rest)
         conn.send(f"HTTP/1.1 200 OK\r\nContent-Length: {left}\r\n\r\n")

@@ -1,7 +1,7 @@
 //! Programs that trust only what they brought along: refused with one record that says why, and the ways that are left.
 
 use anyhow::Result;
-use harness::{Record, launch, require};
+use harness::{launch, require};
 
 use super::*;
 
@@ -69,6 +69,8 @@ fn refused_and_tunnelled(
         let passed = |one: &&Record| one.text("kind") == "tunnel" && one.text("outcome") == "completed";
         (records.iter().filter(passed).count() == WAYS.len()).then_some(())
     })?;
+    called_by(&about(ALLOWED)?, WAYS, None)?;
+    called_by(&about(TUNNELLED)?, WAYS, None)?;
     assert!(host.0.world().server(ALLOWED)?.log()?.is_empty());
     Ok(())
 }
@@ -138,6 +140,8 @@ fn a_client_with_the_public_roots_compiled_in_is_refused_and_in_a_tunnel_judges_
         (calls.len() == WAYS.len() && tunnels.len() == WAYS.len()).then_some((calls, tunnels))
     })
     .with_context(|| format!("{:#?}", host.0.records()))?;
+    called_by(&refused, WAYS, None)?;
+    called_by(&tunnels, WAYS, None)?;
     for record in refused {
         assert_eq!(record.text("error.kind"), "client_distrust", "{record:?}");
         assert!(

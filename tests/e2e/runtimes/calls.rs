@@ -34,8 +34,20 @@ const PHP_AND_RUBY: &[(&str, &str)] = &[
 /// The rows that this file runs.
 pub(super) const ALL: &[&[(&str, &str)]] = &[COMMANDS, PYTHON, NODE, COMPILED, PHP_AND_RUBY];
 
+pub(super) const CLIENTS: &[(&str, &str)] = &[
+    ("call.py", include_str!("clients/call.py")),
+    ("call.mjs", include_str!("clients/call.mjs")),
+    ("Call.java", include_str!("clients/Call.java")),
+    ("call.go", include_str!("clients/call.go")),
+    ("call.php", include_str!("clients/call.php")),
+    ("call.rb", include_str!("clients/call.rb")),
+];
+
+/// A host with the clients; those that are compiled are not.
 fn plain() -> Result<Host> {
-    Host::new(&[], "", |_world| Ok(()))
+    let host = Host::new(&[], "", |_world| Ok(()))?;
+    host.clients(CLIENTS)?;
+    Ok(host)
 }
 
 #[test]
@@ -47,28 +59,20 @@ fn commands_call_with_the_credential() -> Result<()> {
 #[test]
 fn python_calls_with_the_credential() -> Result<()> {
     require!(Root, CgroupV2, Btf, Runtimes);
-    let host = plain()?;
-    host.client("call.py", include_str!("clients/call.py"))?;
-    host.check(PYTHON)
+    plain()?.check(PYTHON)
 }
 
 #[test]
 fn node_calls_with_the_credential() -> Result<()> {
     require!(Root, CgroupV2, Btf, Runtimes);
-    let host = plain()?;
-    host.client("call.mjs", include_str!("clients/call.mjs"))?;
-    host.check(NODE)
+    plain()?.check(NODE)
 }
 
 #[test]
 fn go_java_and_rust_call_with_the_credential() -> Result<()> {
     require!(Root, CgroupV2, Btf, Runtimes);
     let host = plain()?;
-    host.client("Call.java", include_str!("clients/Call.java"))?;
-    host.client("call.go", include_str!("clients/call.go"))?;
-    host.0
-        .sh("cd /opt/clients && go build -o call-go call.go")?
-        .ok()?;
+    host.go_client()?;
     host.rust_client()?;
     host.check(COMPILED)
 }
@@ -76,8 +80,5 @@ fn go_java_and_rust_call_with_the_credential() -> Result<()> {
 #[test]
 fn php_and_ruby_call_with_the_credential() -> Result<()> {
     require!(Root, CgroupV2, Btf, Runtimes);
-    let host = plain()?;
-    host.client("call.php", include_str!("clients/call.php"))?;
-    host.client("call.rb", include_str!("clients/call.rb"))?;
-    host.check(PHP_AND_RUBY)
+    plain()?.check(PHP_AND_RUBY)
 }

