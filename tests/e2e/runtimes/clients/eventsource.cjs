@@ -4,6 +4,8 @@ const EventSource = require("eventsource");
 
 const source = new EventSource(process.argv[2]);
 let opened = false;
+// One that never comes to the end would go on for ever.
+setTimeout(() => process.exit(1), 20_000).unref();
 source.onopen = () => (opened = true);
 source.onmessage = (event) => console.log(event.lastEventId, event.data);
 source.onerror = (event) => {
