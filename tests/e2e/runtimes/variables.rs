@@ -170,7 +170,9 @@ impl Trials {
             let output = self.call(Way::ExecBy, None)?;
             let told = format!("{} {}", output.stdout, output.stderr).to_lowercase();
             if output.status.success() || !DISTRUST.iter().any(|words| told.contains(words)) {
-                wrong.push(format!("{name} does not say that it trusts nobody: {output:?}"));
+                wrong.push(format!(
+                    "{name} without any does not speak of distrust: {output:?}"
+                ));
             }
         }
         Ok(wrong)
