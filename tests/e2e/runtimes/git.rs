@@ -27,11 +27,11 @@ git commit -qm everything
 git push -q https://git.example.test/large.git main:WAY
 "#;
 
-/// Clones them again.
+/// Clones them again, without what was pushed in other ways.
 const CLONE: &str = r#"
 set -e
 cd "$HOME/WAY"
-git clone -q -b WAY https://git.example.test/large.git cloned
+git clone -q --single-branch -b WAY https://git.example.test/large.git cloned
 [ "$(git -C pushed rev-parse HEAD)" = "$(git -C cloned rev-parse HEAD)" ]
 git -C cloned fsck --strict --no-progress
 git -C cloned fetch -q
