@@ -108,6 +108,8 @@ fn an_event_source_that_loses_its_connection_goes_on_where_it_was() -> Result<()
             ["completed", "204", "-"],
         ];
         assert_eq!(said, expected, "{records:#?}");
+        let connections: BTreeSet<_> = records.iter().map(|one| one.text("connection")).collect();
+        assert_eq!(connections.len(), records.len(), "{records:#?}");
         called_by(&records, &[*way], None)?;
     }
     promises(&ROWS[2..3], "yes")
