@@ -36,7 +36,8 @@ pub(super) async fn serve(connection: &Connection, permit: &Permit, stream: Clie
     let mut recorder = match begun {
         Ok(recorder) => recorder,
         Err(unavailable) => {
-            tracing::error!(%unavailable, "a tunnel was refused: it could not be recorded");
+            // As for a call: the log has said once that it fails, and the count becomes a record.
+            tracing::debug!(%unavailable, "a tunnel was refused: it could not be recorded");
             farewell::send(stream, &Alert::InternalError.bytes()).await;
             return;
         }
