@@ -16,7 +16,7 @@ mod canary;
 mod capture;
 /// The wire outside: what leaves the host, and what does not.
 mod capture_wire;
-/// Containers that systemd starts for podman, on a booted Debian.
+/// Containers that systemd starts for podman and Docker, on a booted Debian.
 #[cfg(test)]
 mod containers;
 /// A secret reaches its upstream and nothing else; bad sources give none.

@@ -23,7 +23,7 @@ use crate::{cgroup, note, wait};
 pub const ROOT_VARIABLE: &str = "CALLGATE_BED";
 /// The variable that names the one that has the runtimes of the README's table.
 pub const RUNTIMES_VARIABLE: &str = "CALLGATE_BED_RUNTIMES";
-/// The variable that names the one that has podman.
+/// The variable that names the one that has podman and Docker.
 pub const CONTAINERS_VARIABLE: &str = "CALLGATE_BED_CONTAINERS";
 /// The variable that names the package under test.
 pub const PACKAGE_VARIABLE: &str = "CALLGATE_DEB";
@@ -157,7 +157,7 @@ impl Bed {
         Ok(bed)
     }
 
-    /// As [`Bed::installed`], one that has podman.
+    /// As [`Bed::installed`], one that has podman and Docker.
     ///
     /// # Errors
     /// If either fails.

@@ -31,7 +31,7 @@ pub enum Feature {
     Bed,
     /// One that has many runtimes, named by `CALLGATE_BED_RUNTIMES`.
     Runtimes,
-    /// One that has podman, named by `CALLGATE_BED_CONTAINERS`.
+    /// One that has podman and Docker, named by `CALLGATE_BED_CONTAINERS`.
     Containers,
     /// A file that says which process id comes next (CONFIG_CHECKPOINT_RESTORE).
     NextPid,

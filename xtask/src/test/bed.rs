@@ -50,7 +50,7 @@ const RUNTIMES: &[&str] = &[
     "wget",
 ];
 
-/// What a third one has beside the first's: a container engine and what it needs for networks.
+/// What a third one has beside the first's: two container engines and what they need for networks.
 const CONTAINERS: &[&str] = &["docker.io", "iptables", "netavark", "podman", "runc"];
 
 /// Where the Debian is that most tests boot.
@@ -63,7 +63,7 @@ pub(super) fn runtimes(filter: Option<&str>) -> Result<Option<PathBuf>> {
     larger("runtimes", RUNTIMES, filter)
 }
 
-/// Where the one with podman is.
+/// Where the one with podman and Docker is.
 pub(super) fn containers(filter: Option<&str>) -> Result<Option<PathBuf>> {
     larger("containers", CONTAINERS, filter)
 }
