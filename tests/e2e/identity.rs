@@ -130,25 +130,30 @@ fn the_group_on_record_is_the_callers_and_not_its_users() -> Result<()> {
 #[test]
 fn short_lived_processes_each_have_their_own_record() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
-    const COUNT: usize = 50;
+    let count = wait::fewer(50);
     let world = start(&workload("billing", "", ""))?;
     // Each prints its number and ends with the call.
-    let script = r#"i=0; while [ $i -lt 50 ]; do
+    let script = r#"i=0; while [ $i -lt $2 ]; do
         sh -c 'echo $$ $1; exec curl -sS -o /dev/null "$2/$1"' - $i "$1"; i=$((i+1)); done"#;
+    let args = [&format!("https://{API}"), &count.to_string()];
     let printed = world
         .workload("billing")?
-        .run(["sh", "-c", script, "-", &format!("https://{API}")])?
+        .run(
+            ["sh", "-c", script, "-"]
+                .into_iter()
+                .chain(args.map(String::as_str)),
+        )?
         .ok()?;
     let expected: BTreeSet<_> = printed
         .lines()
         .filter_map(|line| line.split_once(' '))
         .map(|(pid, serial)| (pid.to_owned(), format!("/{serial}")))
         .collect();
-    let found: BTreeSet<_> = calls(&world, COUNT)?
+    let found: BTreeSet<_> = calls(&world, count)?
         .iter()
         .map(|record| (record.text("pid"), record.text("path")))
         .collect();
-    assert_eq!(expected.len(), COUNT);
+    assert_eq!(expected.len(), count);
     assert_eq!(found, expected);
     Ok(())
 }
@@ -434,7 +439,7 @@ fn a_setuid_program_calls_as_the_user_who_started_it() -> Result<()> {
 fn two_workloads_at_once_are_not_mixed_up() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     const PROCESSES: usize = 5;
-    const EACH: usize = 50;
+    let each = wait::fewer(50);
     let mut world = World::new()?;
     let names = ["alpha", "beta"];
     let mut policy = String::new();
@@ -447,14 +452,14 @@ fn two_workloads_at_once_are_not_mixed_up() -> Result<()> {
     world.start_agent()?;
     // Each path begins with the caller's process id; each call has a connection of its own. Unverified, because
     // curl would read all roots for each.
-    let script = r#"exec curl -ksS --http1.1 -H 'Connection: close' -o /dev/null -Z --parallel-max 20 "https://$0.example.test/$$/[1-50]""#;
+    let script = r#"exec curl -ksS --http1.1 -H 'Connection: close' -o /dev/null -Z --parallel-max 20 "https://$0.example.test/$$/[1-$1]""#;
     let mut running = Vec::new();
     for name in names {
         let client = world.workload(name)?;
         for _ in 0..PROCESSES {
             running.push(
                 client
-                    .command(["sh", "-c", script, name])
+                    .command(["sh", "-c", script, name, &each.to_string()])
                     .stderr(Stdio::null())
                     .spawn()?,
             );
@@ -463,7 +468,7 @@ fn two_workloads_at_once_are_not_mixed_up() -> Result<()> {
     for mut child in running {
         assert!(launch::wait_for(&mut child, launch::CLIENT_LIMIT)?.success());
     }
-    let all = PROCESSES * EACH * names.len();
+    let all = PROCESSES * each * names.len();
     let records = calls(&world, all)?;
     assert_eq!(records.len(), all);
     for record in &records {

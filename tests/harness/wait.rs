@@ -16,8 +16,19 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// What a limit comes to on this machine.
 #[must_use]
 pub fn scaled(limit: Duration) -> Duration {
-    let slowness = std::env::var(SLOWNESS_VARIABLE).ok();
-    limit * slowness.and_then(|text| text.parse().ok()).unwrap_or(1)
+    limit * slowness()
+}
+
+/// So many of something, or as many fewer as everything takes longer here: for what one client does within its limit.
+#[must_use]
+pub fn fewer(count: usize) -> usize {
+    let slowness = usize::try_from(slowness()).unwrap_or(usize::MAX);
+    count.div_ceil(slowness.max(1))
+}
+
+fn slowness() -> u32 {
+    let text = std::env::var(SLOWNESS_VARIABLE).ok();
+    text.and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
 /// Calls `probe` until it gives something, at most for `limit`, scaled.

@@ -123,9 +123,6 @@ const VERIFIER: &str = "capture::the_verifier_accepts_every_program_of_every_bui
 /// Tests that do so much at once, or count what happens within a second, that an emulated machine runs into limits
 /// of time which are the product's. What they are about does not hang on the kernel's version.
 const TIMED: &[&str] = &[
-    "fail_closed::strangers_who_flood_a_listener_are_counted_in_few_records",
-    "identity::short_lived_processes_each_have_their_own_record",
-    "identity::two_workloads_at_once_are_not_mixed_up",
     "netns::kept::a_restart_under_load_from_another_namespace_loses_no_call",
     "netns::noticed::a_fresh_namespace_is_served_soon_after_its_first_call_which_is_refused_on_record",
     "netns::noticed::a_namespace_whose_loopback_device_comes_up_late_is_served_soon_after_the_next_call",
