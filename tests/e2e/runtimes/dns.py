@@ -1,13 +1,15 @@
 """A name server that logs each question. Arguments: IPv4 and IPv6 address, a port to show on that it is up, log. It knows
-api.example.test alone, with an HTTPS record that has a key for encrypted server names."""
+api.example.test alone, with HTTPS and SVCB records that have a key for encrypted server names."""
 import json, socket, socketserver, struct, sys, threading
 
 KNOWN = b"\3api\7example\4test\0"
-A, AAAA, HTTPS = 1, 28, 65
+A, AAAA, SVCB, HTTPS = 1, 28, 64, 65
+KEYED = struct.pack(">HBHH", 1, 0, 5, 4) + b"none"
 DATA = {
     A: socket.inet_pton(socket.AF_INET, "203.0.113.10"),
     AAAA: socket.inet_pton(socket.AF_INET6, "2001:db8:113::a"),
-    HTTPS: struct.pack(">HBHH", 1, 0, 5, 4) + b"none",
+    SVCB: KEYED,
+    HTTPS: KEYED,
 }
 lock = threading.Lock()
 

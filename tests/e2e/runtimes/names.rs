@@ -174,7 +174,14 @@ fn resolvers_of_their_own_find_allowed_names_and_no_others() -> Result<()> {
 fn no_record_tells_of_encrypted_names_and_labels_carry_nothing_out() -> Result<()> {
     require!(Root, CgroupV2, Btf, Runtimes);
     let names = Names::new()?;
-    // The host's name has no such records; a name below it, and any other of whatever type, is none.
+    // The server has both, and whoever is not managed is told of them.
+    let open = names
+        .host
+        .0
+        .sh(&format!("dig @{} {API} HTTPS {API} SVCB", SERVERS[0]))?;
+    let told = open.ok()?;
+    assert_eq!(told.matches("ANSWER: 1,").count(), 2, "{told}");
+    // For a managed one the name has none; a name below it, and any other of whatever type, is not there.
     let labels = KINDS.map(|kind| format!("c2VjcmV0.{kind}.evil.test {kind}"));
     let questions = format!("{API} HTTPS {API} SVCB c2VjcmV0.{API} TXT {}", labels.join(" "));
     for way in AS_ROOT {
