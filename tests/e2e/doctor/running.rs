@@ -276,7 +276,8 @@ fn sockets_from_before_a_process_came_to_the_workload_are_counted_cut_off_or_not
 }
 
 #[test]
-fn packet_and_xdp_sockets_of_a_root_process_that_was_moved_in_are_named_by_log_and_doctor() -> Result<()> {
+fn packet_and_xdp_sockets_of_a_root_process_that_was_moved_in_are_named_by_log_record_and_doctor()
+-> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let world = start(&workload("billing", "", ""))?;
     let mut command = world.unmanaged()?.command(["python3", "-c", ENTER_PAST]);
@@ -302,6 +303,17 @@ fn packet_and_xdp_sockets_of_a_root_process_that_was_moved_in_are_named_by_log_a
 }
 
 #[test]
+        world.expect_record(&[
+            ("error.kind", "handed_socket".into()),
+            (
+                "error.message",
+                format!("a socket from outside of the workload can't be cut off: {word}").into(),
+            ),
+            ("workload", "billing".into()),
+            ("pid", entered.0.id().into()),
+            ("comm", "python3".into()),
+            ("outcome", "failed".into()),
+        ])?;
 fn a_connection_that_came_in_elsewhere_is_let_be_on_the_ports_in_force_alone() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let world = start(&workload("billing", "listen = [8080]", ""))?;
