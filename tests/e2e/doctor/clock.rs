@@ -26,6 +26,44 @@ pub(super) fn kept(world: &World) -> Result<String> {
     Ok(told.trim().to_owned())
 }
 
+/// The doctor's word, in text, where the kernel says that its clock is kept, whatever keeps this machine's, and nothing is
+/// swapped out: `struct timex` with STA_NANO and STA_PLL alone (include/uapi/linux/timex.h). Which of the two system calls
+/// asks is the C library's choice.
+pub(super) fn where_it_is_kept(world: &mut World) -> Result<Output> {
+    const TO_STATUS: usize = 40;
+    let told = "00".repeat(TO_STATUS) + "01200000";
+    let config = world.config();
+    let binary = harness::agent::binary()?;
+    let asks = [
+        "adjtimex:retval=0:poke_exit=@arg1",
+        "clock_adjtime:retval=0:poke_exit=@arg2",
+    ];
+    let injected = asks.map(|call| format!("inject={call}={told}"));
+    let [first, second] = &injected;
+    let fault = [
+        "strace",
+        "-qq",
+        "-o",
+        "/dev/null",
+        "-e",
+        "trace=adjtimex,clock_adjtime",
+        "-e",
+        first,
+        "-e",
+        second,
+    ];
+    let rest = [
+        binary.as_os_str(),
+        "doctor".as_ref(),
+        "--config".as_ref(),
+        config.as_os_str(),
+    ];
+    world.agent_view("mount --bind /dev/null /proc/swaps");
+    world
+        .agent_place()?
+        .run(fault.iter().map(AsRef::as_ref).chain(rest))
+}
+
 #[test]
 fn the_doctor_says_of_the_clock_what_the_kernel_knows() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);

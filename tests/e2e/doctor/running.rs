@@ -12,7 +12,7 @@ use harness::{World, require, wait};
 use serde_json::Value;
 
 use super::check;
-use super::clock::kept;
+use super::clock::{kept, where_it_is_kept};
 use crate::identity::{NOBODY, start, workload};
 
 /// Says a word once it is ready, and ends with its input.
@@ -128,7 +128,7 @@ fn resolver() -> Result<SocketAddr> {
 
 #[test]
 fn a_good_host_passes_in_every_line_that_is_not_the_machines_own_and_the_code_says_so() -> Result<()> {
-    require!(Root, CgroupV2, Btf, Agent);
+    require!(Root, CgroupV2, Btf, Agent, Strace);
     let mut world = World::new()?;
     world.policy("good.toml", &workload("billing", "", ""))?;
     world.settings(&format!("resolvers = [\"{}\"]", resolver()?));
@@ -166,6 +166,14 @@ fn a_good_host_passes_in_every_line_that_is_not_the_machines_own_and_the_code_sa
     };
     let said = world.callgate("doctor", &[])?;
     assert!(said.stdout.ends_with(summary), "{said:?}");
+    let said = where_it_is_kept(&mut world)?;
+    assert_eq!(said.code(), Some(0), "{said:?}");
+    let clock = said.stdout.lines().find(|line| line.starts_with("pass clock"));
+    assert!(
+        clock.is_some_and(|line| line.ends_with(" set and synchronised")),
+        "{said:?}"
+    );
+    assert!(said.stdout.ends_with("\ncallgate can run here.\n"), "{said:?}");
     running.end()
 }
 
@@ -295,14 +303,6 @@ fn packet_and_xdp_sockets_of_a_root_process_that_was_moved_in_are_named_by_log_r
             let is_named = |line: &str| line.contains(&word) && line.contains("end the process");
             log.lines().any(is_named).then_some(())
         })?;
-    }
-    entered.end()?;
-    let gone = check(&world.callgate("doctor", &["--json"])?, "sockets");
-    assert!(gone.is_err(), "{gone:?}");
-    Ok(())
-}
-
-#[test]
         world.expect_record(&[
             ("error.kind", "handed_socket".into()),
             (
@@ -314,6 +314,14 @@ fn packet_and_xdp_sockets_of_a_root_process_that_was_moved_in_are_named_by_log_r
             ("comm", "python3".into()),
             ("outcome", "failed".into()),
         ])?;
+    }
+    entered.end()?;
+    let gone = check(&world.callgate("doctor", &["--json"])?, "sockets");
+    assert!(gone.is_err(), "{gone:?}");
+    Ok(())
+}
+
+#[test]
 fn a_connection_that_came_in_elsewhere_is_let_be_on_the_ports_in_force_alone() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let world = start(&workload("billing", "listen = [8080]", ""))?;
