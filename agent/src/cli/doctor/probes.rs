@@ -1,6 +1,7 @@
 //! The checks that need nothing but to look: kernel, rights, cgroups, bpffs, BTF, lockdown, clock, swap.
 
 use std::fs;
+use std::io;
 use std::path::Path;
 
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
@@ -98,7 +99,12 @@ fn cgroups() -> Check {
 /// The agent mounts one itself where its pins are to go; one that is there for all outlives a private mount.
 fn bpffs(dir: &Path) -> Check {
     const NAME: &str = "bpffs";
-    let on = dir.ancestors().find(|part| part.exists()).unwrap_or(dir);
+    // What may not be looked into is taken for what lies above it.
+    let is_there = |part: &&Path| match part.try_exists() {
+        Ok(there) => there,
+        Err(error) => error.kind() != io::ErrorKind::PermissionDenied,
+    };
+    let on = dir.ancestors().find(is_there).unwrap_or(dir);
     match statfs(on) {
         Ok(found) if found.filesystem_type() == BPF_FS_MAGIC => {
             Check::pass(NAME, format!("{} (for {})", on.display(), dir.display()))
@@ -185,6 +191,17 @@ mod tests {
         let check = bpffs(&elsewhere.path().join("below/callgate"));
         assert_eq!(check.status, Status::Warn);
         assert!(check.found.contains("lies on none"), "{check:?}");
+    }
+
+    #[test]
+    fn pins_whose_place_can_not_be_looked_at_fail_with_the_reason() {
+        let elsewhere = tempfile::tempdir().unwrap();
+        let file = elsewhere.path().join("file");
+        fs::write(&file, "").unwrap();
+        let check = bpffs(&file.join("callgate"));
+        assert_eq!(check.status, Status::Fail, "{check:?}");
+        assert!(check.found.contains("ENOTDIR"), "{check:?}");
+        assert!(check.fix.contains("bpffs_dir"), "{check:?}");
     }
 
     #[test]
