@@ -112,6 +112,7 @@ enum Command {
     /// Follow and show the records
     Audit(audit::AuditArgs),
     /// Show what this host lacks, and the fix
+    #[command(after_help = doctor::LOOKED_AT)]
     Doctor {
         #[command(flatten)]
         settings: Settings,
