@@ -129,7 +129,7 @@ pub enum Error {
         ours: u32,
     },
     /// The agent's own mount namespace keeps a BPF file system that the host has no more.
-    #[error("the BPF file system of {} was unmounted on the host, and the agent as confined by its unit can't mount another: `callgate prepare` as root does, and the agent goes on there", path.display())]
+    #[error("the BPF file system of {} was unmounted on the host, and the agent as confined by its unit can't mount another: a restart of callgate.service does, and the agent goes on there", path.display())]
     Unmounted {
         /// The pin directory.
         path: PathBuf,

@@ -179,7 +179,7 @@ fn a_bpf_file_system_that_the_host_unmounts_keeps_units_from_starting_until_the_
     let doctor = bed.run(["callgate", "doctor"])?;
     assert_eq!(doctor.code(), Some(3), "{doctor:?}");
     let log = bed.journal("callgate.service")?;
-    assert!(log.contains("`callgate prepare`"), "{log}");
+    assert!(log.contains("a restart of callgate.service does"), "{log}");
     assert!(
         !bed.exists("/run/callgate/armed/billing")?,
         "units may still start"
