@@ -132,6 +132,7 @@ const TIMED: &[&str] = &[
 /// Tests that start what a guest has not: podman, with all that it needs; a booted Debian.
 const ELSEWHERE: &[&str] = &[
     "canary::installed::",
+    "capture_wire::booted::",
     "netns::container::",
     "netns::rootless::",
     "escape::services::programs_of_the_host_that_act_for_others_are_out_of_a_commands_reach",
