@@ -112,6 +112,8 @@ fn has_left(world: &World, wire: &Outside, neighbours: &[&str]) -> Result<()> {
     let seen = wire.said();
     assert!(seen.lines().count() > 12, "{seen}");
     for text in [
+        "by raw",
+        "routed",
         "by device",
         "chosen",
         "preferred",

@@ -35,6 +35,8 @@ fn nothing_that_a_unit_tries_is_seen_on_the_wire_nor_what_is_run_in_its_slice_al
     let slice = ["--slice=callgate-billing.slice"];
     let said = bed.run([BY_SYSTEMD, &slice, &leave].concat())?.ok()?;
     was_held(&said);
+    // By the program (EPROTONOSUPPORT), not for want of the right.
+    assert_eq!(said.matches(" raw 93\n").count(), 2, "{said}");
     is_silent(world, &wire, &neighbours, &said)?;
 
     bed.run([BY_SYSTEMD, &leave].concat())?.ok()?;

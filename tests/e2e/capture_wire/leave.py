@@ -5,11 +5,13 @@ import ctypes, socket, struct, sys
 V4, V6, LINK = sys.argv[1:4]
 LSRR = bytes([131, 7, 4]) + socket.inet_pton(socket.AF_INET, V4) + b"\0"
 RTHDR = bytes([0, 4, 4, 1, 1, 0, 0, 0]) + socket.inet_pton(socket.AF_INET6, V6) * 2
+# For experiments (RFC 3692): there is no raw socket without one.
+PROTOCOL = 253
 
 
-def attempt(name, family, kind, action):
+def attempt(name, family, kind, action, protocol=0):
     try:
-        one = socket.socket(family, kind)
+        one = socket.socket(family, kind, protocol)
         one.settimeout(0.3)
         action(one, V6 if family == socket.AF_INET6 else V4)
         print(name, "done")
@@ -184,7 +186,7 @@ for family in (socket.AF_INET, socket.AF_INET6):
     attempt(name + " device of the packet's own", family, socket.SOCK_DGRAM, own_device)
     attempt(name + " sendto", family, socket.SOCK_DGRAM, lambda one, to: one.sendto(b"x", (to, 443)))
     attempt(name + " fast open", family, socket.SOCK_STREAM, fast_open)
-    attempt(name + " raw", family, socket.SOCK_RAW, lambda one, to: one.sendto(b"x", (to, 0)))
+    attempt(name + " raw", family, socket.SOCK_RAW, lambda one, to: one.sendto(b"by raw", (to, 0)), PROTOCOL)
     for way in (many, segmented, corked, corked_elsewhere, dissolved):
         attempt(family.name + " datagrams " + way.__name__, family, socket.SOCK_DGRAM, way)
 for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
