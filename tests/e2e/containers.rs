@@ -3,6 +3,8 @@
 
 /// The same by Docker.
 mod docker;
+/// Address translation in a container's network.
+mod translated;
 
 use anyhow::{Context as _, Result};
 use harness::{Bed, Output, Record, Upstream, World, assert_record, require};

@@ -12,6 +12,8 @@ mod plain;
 /// In containers of users.
 mod rootless;
 
+pub(crate) use container::{IN_VAIN, TRANSLATE};
+
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::Duration;

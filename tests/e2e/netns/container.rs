@@ -18,6 +18,16 @@ until curl -sS -m 5 --cacert /trust/ca-bundle.pem "$@"; do
 done
 echo tries=$n"#;
 
+/// Sends what is for this host's own address to the upstream, in a way that the kernel would let out: without the first and
+/// the last line it drops what has a loopback address and leaves by another device. It has no such switch for IPv6, where
+/// not even an unmanaged process gets through.
+pub(crate) const TRANSLATE: &str = "echo 1 >/proc/sys/net/ipv4/conf/all/route_localnet
+iptables -t nat -A OUTPUT -p tcp -d 127.0.0.1 -j DNAT --to 203.0.113.10:443
+iptables -t nat -A POSTROUTING ! -o lo -j MASQUERADE";
+/// Calls again and again in vain.
+pub(crate) const IN_VAIN: &str =
+    r#"n=0; while [ $n -lt 5 ]; do curl -sS -k -m 1 "$@" && exit 3; n=$((n+1)); done; exit 9"#;
+
 /// Cgroups of version 1, which podman makes beside ours on hosts that have both.
 struct Beside(String);
 
@@ -115,7 +125,9 @@ fn a_container_is_served_in_its_own_namespace_and_address_translation_there_lead
         "{record:?}"
     );
 
-    translate(&room)?;
+    let enter = format!("--net={}", room.file.display());
+    let nsenter = Path::new("/usr/bin/nsenter");
+    launch::tool(nsenter, [enter.as_str(), "sh", "-ec", TRANSLATE])?;
     // Without a workload it leads out: what is held below is held by nothing else.
     let to_loopback = format!("{API}:443:127.0.0.1");
     let unmanaged = world.unmanaged()?.in_netns(&room.file);
@@ -123,8 +135,7 @@ fn a_container_is_served_in_its_own_namespace_and_address_translation_there_lead
     assert_eq!(reply.stdout, format!("from={}\n", room.v4), "{reply:?}");
 
     let before = world.server(API)?.log()?.len();
-    let round = r#"n=0; while [ $n -lt 5 ]; do curl -sS -k -m 1 "$@" && exit 3; n=$((n+1)); done; exit 9"#;
-    let reply = podman(&world, &room, round, &[&url])?;
+    let reply = podman(&world, &room, IN_VAIN, &[&url])?;
     assert_eq!(reply.code(), Some(9), "{reply:?}");
     assert_eq!(world.server(API)?.log().context("no log")?.len(), before);
     // Several: each connection tries more than once.
@@ -133,19 +144,4 @@ fn a_container_is_served_in_its_own_namespace_and_address_translation_there_lead
         let expected = [("reason", "egress".into()), ("workload", "billing".into())];
         (!matching(&records, &expected).is_empty()).then_some(())
     })
-}
-
-/// Sends what is for this host's own address to the upstream, in a way that the kernel would let out: without these two
-/// it drops what has a loopback address and leaves by another device. It has no such switch for IPv6, where not even an
-/// unmanaged process gets through.
-fn translate(room: &Room) -> Result<()> {
-    let script = "echo 1 >/proc/sys/net/ipv4/conf/all/route_localnet
-        iptables -t nat -A OUTPUT -p tcp -d 127.0.0.1 -j DNAT --to 203.0.113.10:443
-        iptables -t nat -A POSTROUTING ! -o lo -j MASQUERADE";
-    let enter = format!("--net={}", room.file.display());
-    launch::tool(
-        Path::new("/usr/bin/nsenter"),
-        [enter.as_str(), "sh", "-ec", script],
-    )?;
-    Ok(())
 }
