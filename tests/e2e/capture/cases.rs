@@ -195,7 +195,7 @@ pub(super) fn only_tcp_and_udp_sockets_can_be_made(world: &mut World) -> Result<
 fn kinds_that_not_every_kernel_has_are_refused(world: &World) -> Result<()> {
     const SOCKTNOSUPPORT: &str = "err 94";
     let beside = world.beside()?;
-    // SCTP (streams and packets), DCCP, UDP-Lite, MPTCP, L2TP.
+    // SCTP (streams and packets), DCCP, UDP-Lite, MPTCP, L2TP, SMC.
     let kinds = [
         ("1", "132"),
         ("5", "132"),
@@ -203,6 +203,7 @@ fn kinds_that_not_every_kernel_has_are_refused(world: &World) -> Result<()> {
         ("2", "136"),
         ("1", "262"),
         ("2", "115"),
+        ("1", "256"),
     ];
     for (domain, (kind, protocol)) in ["2", "10"]
         .iter()
