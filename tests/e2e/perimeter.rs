@@ -75,6 +75,7 @@ fn pins_that_are_removed_open_nothing_and_are_put_back() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let mut world = start()?;
     let links = pins(&world)?;
+    let since = OffsetDateTime::now_utc().unix_timestamp_nanos();
     links.iter().try_for_each(fs::remove_file)?;
     for entry in fs::read_dir(world.dir().join("bpf/maps"))? {
         fs::remove_file(entry?.path())?;
@@ -86,6 +87,7 @@ fn pins_that_are_removed_open_nothing_and_are_put_back() -> Result<()> {
     assert_record!(world, "path" = "/between", "workload" = "billing");
     // What is removed while it is being put back is put back too, and may be named by no record.
     recorded(&world, "detached or unpinned, and put back: ")?;
+    is_noticed(&world.records()?, since)?;
     // The next run takes over what was put back.
     world.kill_agent()?;
     world.start_agent()?;
@@ -121,9 +123,12 @@ fn a_bpf_file_system_that_is_unmounted_is_mounted_again() -> Result<()> {
     let mut world = start()?;
     let bpf = world.dir().join("bpf");
     let bpf = bpf.to_str().context("a path")?;
+    let since = OffsetDateTime::now_utc().unix_timestamp_nanos();
     world.unmanaged()?.run(["umount", "-l", bpf])?.ok()?;
     put_back(&world, 1)?;
     pins(&world)?;
+    recorded(&world, "detached or unpinned, and put back: ")?;
+    is_noticed(&world.records()?, since)?;
     world.kill_agent()?;
     world.start_agent()?;
     is_captured(&world)
