@@ -79,9 +79,8 @@ fn programs(bed: &Bed) -> Result<Vec<String>> {
     Ok(groups.iter().filter_map(of_group).flatten().collect())
 }
 
-#[test]
-fn a_purge_leaves_the_host_as_it_was() -> Result<()> {
-    require!(Root, CgroupV2, Btf, Bed);
+/// A host as it was, and then with the package and a unit that it manages, which has called and runs.
+fn managing() -> Result<(Bed, String)> {
     let mut world = World::new()?;
     world.upstream(Upstream::new("api.example.test").bearer("s3cret", "acme"))?;
     let bed = Bed::boot(world)?;
@@ -97,6 +96,13 @@ fn a_purge_leaves_the_host_as_it_was() -> Result<()> {
         .ok()?;
     bed.systemctl(&["start", "billing"])?.ok()?;
     assert_record!(bed, "unit" = "billing.service", "status" = 200);
+    Ok((bed, before))
+}
+
+#[test]
+fn a_purge_leaves_the_host_as_it_was() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let (bed, before) = managing()?;
     let during = look(&bed)?;
     for made in [
         "/usr/bin/callgate",
@@ -135,5 +141,16 @@ fn a_purge_leaves_the_host_as_it_was() -> Result<()> {
         "https://api.example.test/v1/charges",
     ])?;
     assert_eq!(direct.ok()?, "401");
+    Ok(())
+}
+
+#[test]
+fn a_purge_after_the_units_were_stopped_leaves_nothing_to_be_done_by_hand() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Bed);
+    let (bed, before) = managing()?;
+    bed.systemctl(&["stop", "billing"])?.ok()?;
+    let purged = bed.run(["dpkg", "--purge", "callgate"])?.ok()?;
+    assert!(purged.contains("billing.service is managed no more"), "{purged}");
+    assert_eq!(difference(&before, &look(&bed)?), Vec::<String>::new());
     Ok(())
 }
