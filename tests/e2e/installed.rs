@@ -25,6 +25,9 @@ scheme = "bearer"
 source = { file = "/etc/callgate/secrets/api" }
 "#;
 
+/// The settings as they are shipped.
+const DEFAULTS: &str = include_str!("../../agent/config/default.toml");
+
 const CALL: [&str; 8] = [
     "callgate",
     "exec",
@@ -56,6 +59,15 @@ fn a_fresh_package_runs_the_agent_and_its_first_policy_lets_a_call_out() -> Resu
         "workload" = "billing",
         "status" = 200,
         "credential.name" = "api"
+    );
+    let directories = "cd /etc/callgate && stat -c '%n %a %U %G' . policy.d secrets";
+    assert_eq!(
+        bed.sh(directories)?.ok()?,
+        ". 755 root root\npolicy.d 755 root root\nsecrets 700 root root\n"
+    );
+    assert_eq!(
+        fs::read_to_string(bed.path("/etc/callgate/callgate.toml"))?,
+        DEFAULTS
     );
     Ok(())
 }
