@@ -1,9 +1,11 @@
 //! The oracle: the audit records that the agent wrote, and what a test expects of them.
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
-use std::fs;
+use std::fs::{self, DirEntry};
 use std::io;
-use std::path::Path;
+use std::os::unix::fs::DirEntryExt as _;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
@@ -47,22 +49,76 @@ impl Record {
     }
 }
 
-/// Reads all records of a file of JSON lines; a last line that is still being written is left out.
+/// Reads all records of a log of JSON lines: those of its rotated files (`.2` is older than `.1`), then those of the file
+/// itself; a last line that is still being written is left out.
 ///
 /// # Errors
-/// If the file can't be read or a line is no JSON. No file is no records.
+/// If a file can't be read or a line is no JSON. No file is no records.
 pub fn read(file: &Path) -> Result<Vec<Record>> {
-    let text = match fs::read_to_string(file) {
+    loop {
+        let before = parts(file)?;
+        let read = before.iter().map(|part| text(&part.path));
+        let texts: Vec<_> = read.collect::<Result<_>>()?;
+        // If the log was rotated meanwhile, others were read than those that were found.
+        if parts(file)? == before {
+            return texts.iter().flat_map(|text| text.lines()).map(parse).collect();
+        }
+    }
+}
+
+/// A file of a log.
+#[derive(Debug, Eq, Ord, PartialEq, PartialOrd)]
+struct Part {
+    /// The higher, the older; the log itself has 0.
+    number: u32,
+    path: PathBuf,
+    inode: u64,
+}
+
+impl Part {
+    fn find(entry: &DirEntry, log: &OsStr) -> Option<Self> {
+        let name = entry.file_name();
+        let suffix = name.to_str()?.strip_prefix(log.to_str()?)?;
+        let number = match suffix {
+            "" => 0,
+            _ => suffix.strip_prefix('.')?.parse().ok()?,
+        };
+        let (path, inode) = (entry.path(), entry.ino());
+        Some(Self { number, path, inode })
+    }
+}
+
+/// What there is of a log, the oldest first.
+fn parts(log: &Path) -> Result<Vec<Part>> {
+    let unread = || format!("can't look for the audit log {}", log.display());
+    let dir = log.parent().with_context(unread)?;
+    let name = log.file_name().with_context(unread)?;
+    let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.with_context(unread)?,
+    };
+    let mut parts = Vec::new();
+    for entry in entries {
+        parts.extend(Part::find(&entry.with_context(unread)?, name));
+    }
+    parts.sort_unstable_by(|one, other| other.cmp(one));
+    Ok(parts)
+}
+
+/// The whole lines of a file; nothing if it is gone.
+fn text(file: &Path) -> Result<String> {
+    let text = match fs::read_to_string(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(String::new()),
         other => other.with_context(|| format!("can't read the audit file {}", file.display()))?,
     };
     let whole = text.rsplit_once('\n').map_or("", |(lines, _)| lines);
-    let parse = |line| {
-        serde_json::from_str(line)
-            .map(Record)
-            .with_context(|| format!("not a record: {line}"))
-    };
-    whole.lines().map(parse).collect()
+    Ok(whole.to_owned())
+}
+
+fn parse(line: &str) -> Result<Record> {
+    serde_json::from_str(line)
+        .map(Record)
+        .with_context(|| format!("not a record: {line}"))
 }
 
 /// The records that have all these fields.
@@ -135,6 +191,7 @@ pub fn to_value(value: impl Into<Value>) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use callgate::audit::file;
     use serde_json::json;
 
     use super::*;
@@ -144,6 +201,11 @@ mod tests {
             Record(json!({"workload": "billing", "status": 200, "exe": {"path": "/usr/bin/curl"}})),
             Record(json!({"workload": "billing", "status": 403, "exe": null})),
         ]
+    }
+
+    fn numbers(log: &Path) -> Vec<String> {
+        let records = read(log).unwrap();
+        records.iter().map(|one| one.text("n")).collect()
     }
 
     #[test]
@@ -179,5 +241,48 @@ mod tests {
         fs::write(&file, "{\"a\":1}\n{\"b\":").unwrap();
         assert_eq!(read(&file).unwrap().len(), 1);
         assert!(read(&dir.path().join("none")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn rotated_files_are_read_first_and_the_oldest_of_them_before_the_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("audit");
+        for (name, text) in [
+            ("audit", "{\"n\":4}\n{\"n\":"),
+            ("audit.1", "{\"n\":3}\n"),
+            ("audit.2", "{\"n\":2}\n{\"torn\":"),
+            ("audit.10", "{\"n\":1}\n"),
+            ("audit.1.gz", "no record\n"),
+            ("audits", "no record\n"),
+        ] {
+            fs::write(dir.path().join(name), text).unwrap();
+        }
+        assert_eq!(numbers(&log), ["1", "2", "3", "4"]);
+    }
+
+    #[test]
+    fn no_record_is_lost_or_read_twice_while_the_log_is_rotated() {
+        const ROUNDS: u32 = 20;
+        const RECORDS: u32 = 20;
+        for _ in 0..ROUNDS {
+            let dir = tempfile::tempdir().unwrap();
+            let log = dir.path().join("audit");
+            let writing = std::thread::spawn({
+                let log = log.clone();
+                move || {
+                    for n in 0..RECORDS {
+                        file::rotate(&log, 1, RECORDS).unwrap();
+                        fs::write(&log, format!("{{\"n\":{n}}}\n")).unwrap();
+                    }
+                }
+            });
+            while !writing.is_finished() {
+                let numbers = numbers(&log);
+                let expected: Vec<_> = (0..numbers.len()).map(|n| n.to_string()).collect();
+                assert_eq!(numbers, expected);
+            }
+            writing.join().unwrap();
+            assert_eq!(numbers(&log).len(), RECORDS as usize);
+        }
     }
 }
