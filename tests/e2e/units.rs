@@ -4,6 +4,7 @@ mod activated;
 mod boot;
 mod brought;
 mod confined;
+mod from_before;
 mod hybrid;
 mod kinds;
 mod letting_go;
