@@ -123,6 +123,21 @@ fn a_client_with_the_public_roots_compiled_in_is_refused_and_in_a_tunnel_judges_
     host.rust_client()?;
     let alerted = alerted.context("an upstream")?;
     let client = |url: &str| format!("/opt/clients/rust-client compiled https://{url}/");
+    host.0.unit(
+        "compiled.service",
+        &format!("[Service]\nExecStart={}\n", client(ALLOWED)),
+    )?;
+    let enable = [
+        "callgate",
+        "enable",
+        "--dry-run",
+        "--workload",
+        "billing",
+        "compiled",
+    ];
+    let said = host.0.run(enable)?.ok()?;
+    let warned = "/opt/clients/rust-client seems to bring roots of its own and may not trust the agent";
+    assert!(said.contains(warned), "{said}");
     for way in WAYS {
         for name in [ALLOWED, ALERTED] {
             let refused = host.run(*way, &client(name))?;

@@ -23,8 +23,9 @@ const PARENT: &str = "callgate.slice";
 const MOST_SEARCHED: u64 = 64 << 20;
 /// As many links as the kernel follows in one path.
 const MOST_LINKS: u32 = 40;
-/// A crate with roots, as the panic messages of a Rust program name its files.
-const BUNDLED: &[u8] = b"/webpki-roots-";
+/// Public authorities, as certificates spell them: who names both has a list of roots compiled in. Lists are data alone: nothing
+/// else in a program says from which crate they are.
+const BUNDLED: [&[u8]; 2] = [b"ISRG Root X1", b"DigiCert Global Root G2"];
 
 /// The workload that is named, or else the one whose `units` name the unit.
 pub(super) fn workload<'a>(
@@ -247,7 +248,8 @@ fn has_roots(path: &Path) -> bool {
     };
     let mut bytes = Vec::new();
     let read = file.take(MOST_SEARCHED).read_to_end(&mut bytes);
-    read.is_ok() && memchr::memmem::find(&bytes, BUNDLED).is_some()
+    let names = |root: &[u8]| memchr::memmem::find(&bytes, root).is_some();
+    read.is_ok() && BUNDLED.into_iter().all(names)
 }
 
 #[cfg(test)]
@@ -308,12 +310,16 @@ name = "open"
     }
 
     #[test]
-    fn a_program_with_roots_of_its_own_is_known_by_the_crate_that_has_them() {
+    fn a_program_with_roots_of_its_own_is_known_by_the_authorities_that_it_names() {
         let place = tempfile::tempdir().unwrap();
         let file = place.path().join("program");
-        fs::write(&file, b"\x7fELF\0\0src/index/webpki-roots-1.0.2/src/lib.rs\0").unwrap();
+        fs::write(
+            &file,
+            b"\x7fELF\0\0U\x04\x03\x13\x0cISRG Root X10\x82U\x04\x03\x13\x17DigiCert Global Root G2\0",
+        )
+        .unwrap();
         assert!(has_roots(&file));
-        fs::write(&file, b"\x7fELF\0").unwrap();
+        fs::write(&file, b"\x7fELF\0a comment about ISRG Root X1\0").unwrap();
         assert!(!has_roots(&file) && !has_roots(&place.path().join("none")));
     }
 
