@@ -23,7 +23,7 @@ pub struct Args {
 /// # Errors
 /// If the process can't be confined, or the worker can't go on.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    telemetry::init("info", telemetry::Destination::Stderr)?;
+    telemetry::init("info", telemetry::destination())?;
     let channel = sandbox::take_channel()?;
     sandbox::enter(
         Unprivileged {

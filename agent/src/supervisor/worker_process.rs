@@ -20,9 +20,10 @@ use super::sandbox::Unprivileged;
 use crate::channel::ToSupervisor;
 use crate::channel::frame::{FrameError, pair};
 use crate::channel::supervisor::{Receiver, Sender, open};
+use crate::telemetry::{JOURNAL_VARIABLE, LEVEL_VARIABLE};
 
 /// The environment that a worker keeps. Nothing else: the supervisor's may hold secrets.
-const KEPT: [&str; 2] = ["CALLGATE_LOG", "RUST_BACKTRACE"];
+const KEPT: [&str; 3] = [LEVEL_VARIABLE, JOURNAL_VARIABLE, "RUST_BACKTRACE"];
 /// How long a process may take to end once its channel is closed.
 const LAST_BREATH: Duration = Duration::from_secs(2);
 
