@@ -125,7 +125,7 @@ impl Load {
     }
 }
 
-/// The records of calls by path.
+/// The records of calls by path; of those that ended before their request came by connection.
 pub(crate) type Recorded = BTreeMap<String, Vec<Record>>;
 
 /// What is recorded and what the upstream has logged, once all is.
@@ -139,7 +139,9 @@ pub(crate) fn by_path(records: Vec<Record>) -> Recorded {
     let mut calls = Recorded::new();
     for record in records {
         if record.text("kind") == "call" {
-            calls.entry(record.text("path")).or_default().push(record);
+            let unread = || format!("connection {}", record.text("connection"));
+            let path = record.field("path").as_str().map_or_else(unread, str::to_owned);
+            calls.entry(path).or_default().push(record);
         }
     }
     calls
