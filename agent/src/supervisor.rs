@@ -147,6 +147,7 @@ impl Supervisor {
         let answers = Answers::new(&capture, Arc::new(root), canaries.flights());
         let (server, admin) = socket.serve(capture.parent());
         let mut supervisor = Self {
+            crew: Crew::new(REPLACED, config.log_level),
             canaries,
             config,
             user,
@@ -163,7 +164,6 @@ impl Supervisor {
             records,
             kernel_log: KernelLog::default(),
             answers: Arc::new(answers),
-            crew: Crew::new(REPLACED),
             worker_error: None,
             admin,
             _server: server,

@@ -13,7 +13,7 @@ use nix::unistd::dup2_stdout;
 
 use crate::channel::CANARY;
 use crate::supervisor::canary::Told;
-use crate::supervisor::sandbox::{self, Unprivileged};
+use crate::supervisor::sandbox;
 
 use super::worker;
 
@@ -22,7 +22,7 @@ use super::worker;
 pub struct Place {
     /// Who to become
     #[command(flatten)]
-    pub user: worker::Args,
+    pub user: worker::User,
     /// Enter the network namespace that is standard output
     #[arg(long)]
     pub netns: bool,
@@ -41,13 +41,7 @@ pub fn run(args: Place) -> anyhow::Result<ExitCode> {
     if entered.is_err() || (args.netns && enter_netns().is_err()) {
         return Ok(Told::NotInside.into());
     }
-    sandbox::enter(
-        Unprivileged {
-            uid: args.user.uid,
-            gid: args.user.gid,
-        },
-        &procs,
-    )?;
+    sandbox::enter(args.user.into(), &procs)?;
     Ok(dial().into())
 }
 

@@ -16,6 +16,7 @@ use super::sandbox::Unprivileged;
 use super::worker_process::{Answering, Backoff, Error, News, WorkerProcess};
 use crate::channel::supervisor::{Sender, WorkerGone};
 use crate::channel::{Figures, ToSupervisor, ToWorker};
+use crate::config::LogLevel;
 
 /// How long a new worker may take until it serves.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -82,6 +83,7 @@ pub(super) struct Crew {
     backoff: Backoff,
     start_at: Option<Instant>,
     drain: Drain,
+    log_level: LogLevel,
     ending: bool,
     figures: Figures,
 }
@@ -96,8 +98,8 @@ struct Member {
 }
 
 impl Crew {
-    /// Nobody yet; `drain` is what a worker is told when another takes over.
-    pub(super) fn new(drain: Drain) -> Self {
+    /// Nobody yet; `drain` is what a worker is told when another takes over, `log_level` what all log.
+    pub(super) fn new(drain: Drain, log_level: LogLevel) -> Self {
         let (tell, news) = mpsc::channel(NEWS);
         Self {
             members: Vec::new(),
@@ -107,6 +109,7 @@ impl Crew {
             backoff: Backoff::default(),
             start_at: None,
             drain,
+            log_level,
             ending: false,
             figures: Figures::default(),
         }
@@ -126,6 +129,7 @@ impl Crew {
         let process = WorkerProcess::start(
             Path::new("/proc/self/exe"),
             user,
+            self.log_level,
             number,
             answers,
             self.tell.clone(),
@@ -356,7 +360,7 @@ mod tests {
             deadline: Duration::ZERO,
             idle: Duration::ZERO,
         };
-        assert_eq!(Crew::new(drain).figures().audit_error, None);
+        assert_eq!(Crew::new(drain, LogLevel::Info).figures().audit_error, None);
     }
 
     struct NoAnswers;
@@ -368,10 +372,11 @@ mod tests {
     }
 
     fn crew(roles: &[Role]) -> Crew {
-        let mut crew = Crew::new(Drain {
+        let drain = Drain {
             deadline: Duration::ZERO,
             idle: Duration::ZERO,
-        });
+        };
+        let mut crew = Crew::new(drain, LogLevel::Info);
         let user = Unprivileged {
             uid: 65534,
             gid: 65534,
@@ -379,7 +384,9 @@ mod tests {
         for (number, role) in roles.iter().enumerate() {
             let (number, tell) = (number as u64, crew.tell.clone());
             let program = Path::new("/bin/true");
-            let process = WorkerProcess::start(program, user, number, Arc::new(NoAnswers), tell).unwrap();
+            let process =
+                WorkerProcess::start(program, user, crew.log_level, number, Arc::new(NoAnswers), tell)
+                    .unwrap();
             crew.members.push(Member {
                 number,
                 role: *role,

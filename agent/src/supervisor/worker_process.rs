@@ -20,6 +20,7 @@ use super::sandbox::Unprivileged;
 use crate::channel::ToSupervisor;
 use crate::channel::frame::{FrameError, pair};
 use crate::channel::supervisor::{Receiver, Sender, open};
+use crate::config::LogLevel;
 use crate::telemetry::{JOURNAL_VARIABLE, LEVEL_VARIABLE};
 
 /// The environment that a worker keeps. Nothing else: the supervisor's may hold secrets.
@@ -85,6 +86,7 @@ impl WorkerProcess {
     pub(super) fn start(
         program: &Path,
         user: Unprivileged,
+        log_level: LogLevel,
         number: u64,
         answers: Arc<dyn Answering>,
         news: mpsc::Sender<(u64, News)>,
@@ -95,6 +97,7 @@ impl WorkerProcess {
             .arg("worker")
             .arg(format!("--uid={}", user.uid))
             .arg(format!("--gid={}", user.gid))
+            .arg(format!("--log-level={}", log_level.as_str()))
             .env_clear()
             .envs(
                 KEPT.iter()
@@ -307,7 +310,8 @@ mod tests {
 
     fn start(program: &Path) -> (WorkerProcess, mpsc::Receiver<(u64, News)>) {
         let (news, heard) = mpsc::channel(8);
-        let worker = WorkerProcess::start(program, NOBODY, 7, Arc::new(NoAnswers), news).unwrap();
+        let worker =
+            WorkerProcess::start(program, NOBODY, LogLevel::Info, 7, Arc::new(NoAnswers), news).unwrap();
         (worker, heard)
     }
 

@@ -121,3 +121,28 @@ fn what_the_kernel_side_refuses_is_in_the_log_at_its_level() -> Result<()> {
     })?;
     world.stop_agent()
 }
+
+#[test]
+fn both_processes_log_from_the_level_that_is_set() -> Result<()> {
+    const BROKEN: &str = "import socket, ssl
+context = ssl.create_default_context()
+with context.wrap_socket(socket.create_connection(('api.example.test', 443)), server_hostname='api.example.test') as tls:
+    tls.sendall(b'GET /v1 HTTP/1.1\\r\\nHost: ')
+";
+    require!(Root, CgroupV2, Btf, Agent);
+    for (level, is_told) in [("debug", true), ("error", false)] {
+        let mut world = world()?;
+        world.settings(&format!("log_level = \"{level}\""));
+        world.upstream(harness::Upstream::new(API))?;
+        world.start_agent()?;
+        world.workload("billing")?.run(["python3", "-c", BROKEN])?.ok()?;
+        // What the first client left was told by the time that this one has its answer.
+        crate::audit::call(&world, "/v1")?;
+        let log = world.agent()?.log();
+        let of_worker = log.contains("DEBUG callgate::proxy") && log.contains("broke off");
+        assert_eq!(of_worker, is_told, "{level}: {log}");
+        assert_eq!(log.contains(" INFO "), is_told, "{level}: {log}");
+        world.stop_agent()?;
+    }
+    Ok(())
+}
