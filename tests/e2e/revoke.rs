@@ -160,28 +160,35 @@ fn a_call_goes_on_only_with_the_credential_that_its_rule_still_has() -> Result<(
     policy(&world, &|before, _| before.to_owned())?;
     world.start_agent()?;
     let mut downloads = Vec::new();
-    for (path, _, _, kept) in CREDENTIALS {
-        let file = world.dir().join(path);
+    let versions = [("--http1.1", "h1"), ("--http2", "h2")];
+    for ((path, _, _, kept), (version, protocol)) in CREDENTIALS
+        .into_iter()
+        .flat_map(|case| versions.map(|version| (case, version)))
+    {
+        let file = world.dir().join(format!("{path}-{protocol}"));
         let url = format!("https://{API}/slow/{path}");
-        let mut command = world.workload("billing")?.command(["curl", "-sS", "-N", &url]);
+        let curl = ["curl", "-sS", "-N", version, &url];
+        let mut command = world.workload("billing")?.command(curl);
         let child = command.stdout(File::create(&file)?).stderr(Stdio::null());
         let child = child.spawn().context("can't start curl")?;
         let length = move || fs::metadata(&file).map_or(0, |meta| meta.len());
         wait::until("the first bytes", wait::PATIENCE, || (length() > 0).then_some(()))?;
-        downloads.push((path, kept, child, length));
+        downloads.push((path, protocol, kept, child, length));
     }
     policy(&world, &|_, after| after.to_owned())?;
     world.reload()?;
-    for (path, kept, child, length) in &mut downloads {
+    for (path, protocol, kept, child, length) in &mut downloads {
         if *kept {
-            let (had, more) = (length(), format!("more for {path}"));
+            let (had, more) = (length(), format!("more for {path} over {protocol}"));
             wait::until(&more, wait::PATIENCE, || (length() > had + 65536).then_some(()))?;
             assert!(child.try_wait()?.is_none(), "{path} goes on");
             child.kill()?;
         }
         let ended = wait_for(child, wait::PATIENCE)?;
-        assert!(!ended.success(), "{path}");
-        let call = world.expect_record(&[("path", format!("/slow/{path}").into())])?;
+        assert!(!ended.success(), "{path} over {protocol}");
+        let path = format!("/slow/{path}");
+        let call =
+            world.expect_record(&[("path", path.as_str().into()), ("protocol", (*protocol).into())])?;
         let revoked = call.text("outcome") == "denied" && call.text("reason") == "revoked";
         assert_eq!(revoked, !*kept, "{call:?}");
     }
