@@ -4,6 +4,7 @@
 //! and handed in as further checks.
 
 mod clock;
+mod commands;
 mod managed;
 mod probes;
 mod settings;
@@ -24,7 +25,7 @@ use crate::supervisor::ground;
 pub use probes::host_checks;
 
 pub(super) const LOOKED_AT: &str = "Changes nothing. It looks at the kernel and what it offers, its own rights, cgroups, the BPF file system, pid namespace, clock \
-and swap; at settings, policy, the worker's user, the agent's root, resolvers, room for records and others' BPF programs on the \
+and swap; at settings, policy, user namespaces where ordinary users' commands need them, the worker's user, the agent's root, resolvers, room for records and others' BPF programs on the \
 workloads' cgroups; at the roots that workloads trust and at each enabled unit, with what its settings switch off; at each \
 workload's processes: whether they trust the agent, and sockets that were not made there; and at the running agent's programs and \
 canaries. Run it as root: what it may not see it says.\n\n\

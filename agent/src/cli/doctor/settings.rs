@@ -9,13 +9,13 @@ use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::{Name, RecordType};
 use nix::sys::statvfs::statvfs;
 
-use super::{Check, clock};
+use super::{Check, clock, commands};
 use crate::cli::enable::own;
 use crate::config::Config;
 use crate::dns::resolver;
 use crate::ebpf::{self, Other};
 use crate::enroll::Mount;
-use crate::policy::store;
+use crate::policy::{Diagnostic, Policy, store};
 
 /// A resolver that takes longer slows every call down.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
@@ -25,8 +25,10 @@ const LITTLE_ROOM: u64 = 64 << 20;
 /// All of them. They take as long as the slowest resolver.
 #[must_use]
 pub(super) fn checks(config: &Config) -> Vec<Check> {
+    let loaded = store::load_dir(&config.policy_dir).policy;
     vec![
-        policy(&config.policy_dir),
+        policy(&config.policy_dir, &loaded),
+        commands::check(loaded.as_ref().ok()),
         worker_user(&config.worker_user),
         clock::root(&config.root_file()),
         resolvers(&config.resolvers),
@@ -45,10 +47,9 @@ fn places(unwritable: Vec<own::Unwritable>) -> Check {
     Check::fail(NAME, what.join("; "), &fixes.join("; "))
 }
 
-fn policy(dir: &Path) -> Check {
+fn policy(dir: &Path, loaded: &Result<Policy, Vec<Diagnostic>>) -> Check {
     const NAME: &str = "policy";
-    let loaded = store::load_dir(dir);
-    match loaded.policy {
+    match loaded {
         Ok(policy) => {
             let (workloads, warnings) = (policy.workloads().count(), policy.warnings().len());
             let found = format!("{workloads} workloads in {}", dir.display());
