@@ -31,7 +31,7 @@ enum Way {
     Exec,
     /// By one of root for an ordinary user.
     ExecAs,
-    /// By one of that user, which can't mount the bundle over the host's.
+    /// By one of that user.
     ExecBy,
     /// As a service of root, with nothing but `callgate enable`.
     Unit,
@@ -59,7 +59,7 @@ impl Way {
 }
 
 /// For all that an ordinary user runs too.
-const WAYS: &[Way] = &[Way::Exec, Way::ExecAs, Way::Unit, Way::UnitAs];
+const WAYS: &[Way] = &[Way::Exec, Way::ExecAs, Way::ExecBy, Way::Unit, Way::UnitAs];
 const AS_ROOT: &[Way] = &[Way::Exec, Way::Unit];
 
 /// Run what is at [`SCRIPT`], as root and as [`USER`].
@@ -84,18 +84,22 @@ impl Host {
         bed.secret("api", TOKEN)?;
         bed.policy(&policy(hosts, rules))?;
         bed.write(SCRIPT, "")?;
-        for (service, who) in [
-            (SERVICE, "Environment=HOME=/root".to_owned()),
-            (SERVICE_AS, format!("User={USER}")),
-        ] {
-            let text = format!(
-                "[Unit]\nStartLimitIntervalSec=0\n[Service]\nType=oneshot\n{who}\nExecStart=/bin/sh {SCRIPT}\nStandardOutput=truncate:{STDOUT}\nStandardError=truncate:{STDERR}\n"
-            );
-            bed.unit(service, &text)?;
-            bed.run(["callgate", "enable", service, "--workload", "billing"])?
-                .ok()?;
-        }
-        Ok(Self(bed))
+        let host = Self(bed);
+        host.service(SERVICE, "Environment=HOME=/root")?;
+        host.service(SERVICE_AS, &format!("User={USER}"))?;
+        Ok(host)
+    }
+
+    /// Makes a service that runs the script of the moment, and enables it.
+    fn service(&self, name: &str, settings: &str) -> Result<()> {
+        let text = format!(
+            "[Unit]\nStartLimitIntervalSec=0\n[Service]\nType=oneshot\n{settings}\nExecStart=/bin/sh {SCRIPT}\nStandardOutput=truncate:{STDOUT}\nStandardError=truncate:{STDERR}\n"
+        );
+        self.0.unit(name, &text)?;
+        self.0
+            .run(["callgate", "enable", name, "--workload", "billing"])?
+            .ok()?;
+        Ok(())
     }
 
     /// Puts a client there and gives its path.

@@ -285,7 +285,7 @@ _callgate() {
             return 0
             ;;
         callgate__subcmd__canary)
-            opts="-h --uid --gid --log-level --netns --help"
+            opts="-h --uid --gid --netns --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -296,10 +296,6 @@ _callgate() {
                     return 0
                     ;;
                 --gid)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --log-level)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -114,7 +114,6 @@ complete -c callgate -n "__fish_callgate_using_subcommand worker" -l log-level -
 complete -c callgate -n "__fish_callgate_using_subcommand worker" -s h -l help -d 'Print help'
 complete -c callgate -n "__fish_callgate_using_subcommand canary" -l uid -d 'User id' -r
 complete -c callgate -n "__fish_callgate_using_subcommand canary" -l gid -d 'Group id' -r
-complete -c callgate -n "__fish_callgate_using_subcommand canary" -l log-level -d 'What the log shows' -r
 complete -c callgate -n "__fish_callgate_using_subcommand canary" -l netns -d 'Enter the network namespace that is standard output'
 complete -c callgate -n "__fish_callgate_using_subcommand canary" -s h -l help -d 'Print help'
 complete -c callgate -n "__fish_callgate_using_subcommand help; and not __fish_seen_subcommand_from run exec enable disable check explain status reload release audit doctor prepare worker canary help" -f -a "run" -d 'Run the agent'

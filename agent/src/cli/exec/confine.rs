@@ -95,17 +95,23 @@ pub(super) fn confine() -> anyhow::Result<()> {
     super::calls::restrict(nix::unistd::geteuid().is_root())
 }
 
+/// An ordinary user's command has none, whatever its user namespace gave this process.
 fn give_up_capabilities() -> anyhow::Result<()> {
+    let kept = if nix::unistd::geteuid().is_root() {
+        KEPT
+    } else {
+        &[]
+    };
     caps::clear(None, CapSet::Ambient)?;
     let may_change_bounds = caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP)?;
-    for capability in caps::all().iter().filter(|one| !KEPT.contains(one)) {
+    for capability in caps::all().iter().filter(|one| !kept.contains(one)) {
         if may_change_bounds && caps::has_cap(None, CapSet::Bounding, *capability)? {
             caps::drop(None, CapSet::Bounding, *capability)?;
         }
     }
     for set in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable] {
         let mut held = caps::read(None, set)?;
-        held.retain(|capability| KEPT.contains(capability));
+        held.retain(|capability| kept.contains(capability));
         caps::set(None, set, &held)?;
     }
     Ok(())

@@ -1,9 +1,8 @@
 //! A view of the file system from which a command can't reach what holds it: cgroups, kernel settings, other
 //! programs that would act for it, and the agent's own files.
 //!
-//! User 0 owns all of these whatever capabilities it lacks, so ownership can't protect them. The view is a
-//! mount namespace; `confine` takes away everything that could change or leave it. Making one needs
-//! CAP_SYS_ADMIN: a command that an ordinary user starts has none, and owns none of these.
+//! User 0 owns all of these whatever capabilities it lacks, so ownership can't protect them; other programs act for
+//! any user. The view is a mount namespace; `confine` takes away everything that could change or leave it.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -12,15 +11,15 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use caps::{CapSet, Capability};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
 use nix::sys::stat::Mode;
+use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::Enrolled;
+use super::namespaces::{self, Rights};
 use super::temporary::{self, Temporary};
 use crate::enroll::reach::{CREDENTIAL_STORES, SERVICES, is_roots_alone};
 
@@ -41,6 +40,12 @@ const KERNELS_OWN: &[&str] = &[
 const PROC_ORDERS: &[&str] = &["bus", "fs", "irq", "sys", "sysrq-trigger"];
 /// Where the credentials are that systemd decrypted for units that run.
 const UNIT_CREDENTIALS: &str = "/run/credentials";
+/// Of a mount, when it is made read-only. The kernel keeps the times' (do_mount in fs/namespace.c).
+const KEPT_FLAGS: &[(FsFlags, MsFlags)] = &[
+    (FsFlags::ST_NOSUID, MsFlags::MS_NOSUID),
+    (FsFlags::ST_NODEV, MsFlags::MS_NODEV),
+    (FsFlags::ST_NOEXEC, MsFlags::MS_NOEXEC),
+];
 /// Options of a file system with nothing in it.
 const EMPTY: &str = "mode=0555,size=4k";
 
@@ -50,17 +55,8 @@ pub(super) fn isolate(enrolled: &Enrolled, temporary: Temporary) -> anyhow::Resu
     let Enrolled {
         hidden, fixed, over, ..
     } = enrolled;
-    if !caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN)? {
-        if nix::unistd::geteuid().is_root() {
-            bail!("without CAP_SYS_ADMIN a command can't be kept from root's files; run it as another user");
-        }
-        return Ok(());
-    }
     let here = std::env::current_dir();
-    unshare(CloneFlags::CLONE_NEWNS).context("can't make a mount namespace")?;
-    let none: Option<&str> = None;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
-        .context("can't make the mounts private")?;
+    let rights = namespaces::enter()?;
     // First, since what follows goes by path and has to meet what can be seen.
     if temporary == Temporary::Private {
         temporary::make_private(here.as_deref().ok())?;
@@ -68,8 +64,8 @@ pub(super) fn isolate(enrolled: &Enrolled, temporary: Temporary) -> anyhow::Resu
     pin_above(hidden.iter().chain(fixed))?;
     for entry in mounts()? {
         if KERNELS_OWN.contains(&entry.kind.as_str()) {
-            read_only(&entry.place, entry.flags)?;
-        } else if entry.kind == "proc" {
+            read_only(&entry.place)?;
+        } else if entry.kind == "proc" && rights == Rights::Mounts {
             narrow_proc(&entry)?;
         }
     }
@@ -103,9 +99,12 @@ fn pin_above<'a>(paths: impl Iterator<Item = &'a PathBuf>) -> anyhow::Result<()>
 
 /// A proc of the command's own that shows it the processes that it may look into: those of its domain. Files such
 /// as `oom_score_adj` would be its own to write by the user alone.
+///
+/// The kernel lets nobody mount one in a user namespace without a pid namespace, in which the command's pid would be
+/// another; what an ordinary user may write there is that user's own.
 fn narrow_proc(entry: &Mounted) -> anyhow::Result<()> {
     if entry.root != "/" {
-        return read_only(&entry.place, entry.flags);
+        return read_only(&entry.place);
     }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     match mount(
@@ -180,37 +179,36 @@ struct Mounted {
     root: String,
     place: PathBuf,
     kind: String,
-    flags: MsFlags,
 }
 
 fn mounts() -> anyhow::Result<Vec<Mounted>> {
     let all = procfs::process::Process::myself()?.mountinfo()?;
-    let mounted = all.0.into_iter().map(|entry| {
-        let mut flags = MsFlags::empty();
-        for (name, flag) in [
-            ("nosuid", MsFlags::MS_NOSUID),
-            ("nodev", MsFlags::MS_NODEV),
-            ("noexec", MsFlags::MS_NOEXEC),
-        ] {
-            flags.set(flag, entry.mount_options.contains_key(name));
-        }
-        Mounted {
-            root: entry.root,
-            place: entry.mount_point,
-            kind: entry.fs_type,
-            flags,
-        }
+    let mounted = all.0.into_iter().map(|entry| Mounted {
+        root: entry.root,
+        place: entry.mount_point,
+        kind: entry.fs_type,
     });
     Ok(mounted.collect())
 }
 
-/// A mount that another one covers can't be reached, and can't be changed.
-fn read_only(place: &Path, kept: MsFlags) -> anyhow::Result<()> {
+/// A mount that another one covers, or that lies where this user may not look, can't be reached, and can't be changed.
+fn read_only(place: &Path) -> anyhow::Result<()> {
+    let failed = || format!("can't make {} read-only", place.display());
+    let mut flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+    match statvfs(place) {
+        // To leave one out asks for its end, which is refused where it comes from outside (mount_namespaces(7)).
+        Ok(found) => {
+            for (found_as, flag) in KEPT_FLAGS {
+                flags.set(*flag, found.flags().contains(*found_as));
+            }
+        }
+        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES) => return Ok(()),
+        Err(errno) => return Err(errno).with_context(failed),
+    }
     let none: Option<&str> = None;
-    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | kept;
     match mount(none, place, none, flags, none) {
         Ok(()) | Err(Errno::ENOENT | Errno::EINVAL | Errno::ENOTDIR) => Ok(()),
-        Err(errno) => Err(errno).with_context(|| format!("can't make {} read-only", place.display())),
+        Err(errno) => Err(errno).with_context(failed),
     }
 }
 
@@ -220,7 +218,7 @@ fn fix(path: &Path) -> anyhow::Result<()> {
         return Ok(());
     };
     bind(&path)?;
-    read_only(&path, MsFlags::empty())
+    read_only(&path)
 }
 
 /// Puts a directory in the place of another, read-only; fine if that isn't there.
@@ -231,7 +229,7 @@ fn show_over(path: &Path, place: &Path) -> anyhow::Result<()> {
     let none: Option<&str> = None;
     mount(Some(path), &place, none, MsFlags::MS_BIND, none)
         .with_context(|| format!("can't put {} over {}", path.display(), place.display()))?;
-    read_only(&place, MsFlags::empty())
+    read_only(&place)
 }
 
 /// Makes a mount of its own of a path that may be a part of one.

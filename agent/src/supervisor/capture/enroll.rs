@@ -40,11 +40,10 @@ impl Capture {
             .map_err(|error| error.to_string())?;
         self.serve_entered(workload, &peer.process);
         tracing::info!(%workload, uid = peer.uid, pid = peer.process.pid(), cgroup, "a command was enrolled");
-        let (hidden, fixed, over) = if peer.uid == 0 {
-            let over = trust.directories.clone();
-            (self.view.hidden(policy), self.view.fixed(policy), over)
+        let (hidden, fixed) = if peer.uid == 0 {
+            (self.view.hidden(policy), self.view.fixed(policy))
         } else {
-            // Another user can't read or change these anyway.
+            // Another user can't read or change these anyway, and need not know where they are.
             Default::default()
         };
         Ok(Enrolled {
@@ -52,7 +51,7 @@ impl Capture {
             env: trust.env.clone(),
             hidden,
             fixed,
-            over,
+            over: trust.directories.clone(),
         })
     }
 }

@@ -1,0 +1,62 @@
+//! The namespaces that a command's view of the file system is made in.
+//!
+//! Who may mount makes a mount namespace. An ordinary user may in a user namespace alone: in it the command has the
+//! ids that it has outside, and files of all other users look like nobody's (user_namespaces(7)).
+
+use std::fs;
+
+use anyhow::{Context, bail};
+use caps::{CapSet, Capability};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::{getegid, geteuid};
+
+/// What may keep an ordinary user from it, and what does without.
+const HINT: &str = "a command of an ordinary user is kept from the host's services in a user namespace; \
+    user.max_user_namespaces, kernel.unprivileged_userns_clone, AppArmor or a container can forbid it: allow it, or \
+    have root start the command with --user";
+
+/// By whose rights the view is made.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Rights {
+    /// Those over the host's mounts.
+    Mounts,
+    /// Those that an ordinary user has in a user namespace.
+    UserNamespace,
+}
+
+/// Moves this process, which must have one thread, into namespaces of its own, from which no mount gets out.
+pub(super) fn enter() -> anyhow::Result<Rights> {
+    if caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN)? {
+        unshare(CloneFlags::CLONE_NEWNS).context("can't make a mount namespace")?;
+        keep_mounts_private()?;
+        return Ok(Rights::Mounts);
+    }
+    if geteuid().is_root() {
+        bail!("without CAP_SYS_ADMIN a command can't be kept from root's files; run it as another user");
+    }
+    enter_as_user().context(HINT)?;
+    Ok(Rights::UserNamespace)
+}
+
+fn enter_as_user() -> anyhow::Result<()> {
+    let (user, group) = (geteuid(), getegid());
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS).context("can't make a user namespace")?;
+    // Without it the kernel takes no groups from who has no right to them. Groups that the user has stay.
+    map("setgroups", "deny")?;
+    map("uid_map", &format!("{user} {user} 1"))?;
+    map("gid_map", &format!("{group} {group} 1"))?;
+    // Where user namespaces come without rights (AppArmor), this is refused.
+    keep_mounts_private()
+}
+
+fn map(file: &str, text: &str) -> anyhow::Result<()> {
+    fs::write(format!("/proc/self/{file}"), text)
+        .with_context(|| format!("can't write the user namespace's {file}"))
+}
+
+fn keep_mounts_private() -> anyhow::Result<()> {
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+        .context("can't make the mounts private")
+}
