@@ -88,6 +88,32 @@ fn a_command_can_not_move_to_another_cgroup() -> Result<()> {
 }
 
 #[test]
+fn a_command_can_not_have_a_child_made_in_another_cgroup() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start()?;
+    let mount = mount(&world)?;
+    let parent = world.workload_parent();
+    let client = world.workload("poor")?;
+    for target in [format!("{mount}{parent}/callgate-rich.slice"), mount.clone()] {
+        for client in [client.clone(), client.clone().user(NOBODY)] {
+            let program = [
+                "/usr/bin/python3",
+                "-c",
+                include_str!("escape/into_cgroup.py"),
+                &target,
+            ];
+            let told = client.run(program)?;
+            assert_eq!(
+                (told.code(), told.stdout.as_str()),
+                (Some(1), ""),
+                "{target}: {told:?}"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn a_command_can_not_mount_or_enter_namespaces() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let world = start()?;

@@ -34,6 +34,19 @@ def run(*command):
         raise OSError(str(error)) from error
 
 
+def into(cgroup):
+    """Has a child made in another cgroup (clone3 with CLONE_INTO_CGROUP), which no read-only mount prevents."""
+    flags, ended = 0x200000000, 17
+    words = (ctypes.c_uint64 * 11)(flags, 0, 0, 0, ended, 0, 0, 0, 0, 0, os.open(cgroup, os.O_PATH))
+    child = libc.syscall(435, words, ctypes.sizeof(words))
+    if child == 0:
+        os._exit(0)
+    if child < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    os.waitpid(child, 0)
+
+
 def gain(program):
     """Runs a program of root's that anybody may run as root: a copy of python."""
     mine = (os.geteuid(), capabilities())
@@ -59,6 +72,7 @@ WAYS = {
     "mount": lambda: call(165, b"none", b"/mnt", b"tmpfs", 0, None),
     "bpf": lambda: call(321, 0, ctypes.create_string_buffer(128), 128),
     "move": lambda: write("/sys/fs/cgroup/cgroup.procs", str(os.getpid())),
+    "move child": lambda: into("/sys/fs/cgroup/system.slice"),
     "tunable": lambda: write("/proc/sys/kernel/core_pattern", "|/bin/false"),
     "unit": lambda: write("/etc/systemd/system/mine.service", ""),
     "policy": lambda: write("/etc/callgate/policy.d/mine.toml", ""),

@@ -46,9 +46,12 @@ const REFUSED: &[i64] = &[
 const SYS_OPEN_TREE_ATTR: i64 = 467;
 
 /// Calls that every library can do without. io_uring makes sockets out of a filter's sight; a key request lets
-/// the kernel start a helper as root, outside of every workload, that may ask the network for what it names.
+/// the kernel start a helper as root, outside of every workload, that may ask the network for what it names; clone3
+/// makes root's children in any cgroup that can be seen, also where it is read-only (CLONE_INTO_CGROUP), and has its
+/// flags where no filter sees them.
 const ABSENT: &[i64] = &[
     libc::SYS_add_key,
+    libc::SYS_clone3,
     libc::SYS_io_uring_enter,
     libc::SYS_io_uring_register,
     libc::SYS_io_uring_setup,

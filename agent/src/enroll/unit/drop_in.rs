@@ -162,6 +162,7 @@ fn confinement(facts: &Facts) -> String {
     for setting in ["NoNewPrivileges", "ProtectControlGroups", "ProtectKernelTunables"] {
         line(&mut text, setting, "yes");
     }
+    // It takes clone3 away too (ENOSYS), which makes root's children in cgroups that are read-only to it.
     line(&mut text, "RestrictNamespaces", "~cgroup mnt");
     let calls = |calls: &[&str], error: &str| {
         let named: Vec<_> = calls.iter().map(|call| format!("{call}:{error}")).collect();
