@@ -42,14 +42,31 @@ const STARTERS: [Starter; 2] = [Starter::Root, Starter::Itself];
 
 /// `callgate exec OPTIONS -- sh -c SCRIPT`, run as nobody.
 fn exec(world: &World, starter: Starter, options: &[&str], script: &str) -> Result<Output> {
+    exec_through(world, &[], starter, options, script)
+}
+
+/// The same, started by a command of root's that runs its further arguments.
+fn exec_through(
+    world: &World,
+    command: &[&str],
+    starter: Starter,
+    options: &[&str],
+    script: &str,
+) -> Result<Output> {
     let (binary, config) = (agent::binary()?, world.config());
     let paths = [binary.to_str(), config.to_str()].map(Option::unwrap_or_default);
     let head = [paths[0], "exec", "--config", paths[1], "--workload", "poor"];
-    let (client, user): (_, &[_]) = match starter {
-        Starter::Root => (world.unmanaged()?, &["--user", "nobody"]),
-        Starter::Itself => (world.unmanaged()?.user(NOBODY), &[]),
+    let (itself, user): (&[_], &[_]) = match starter {
+        Starter::Root => (&[], &["--user", "nobody"]),
+        Starter::Itself => (
+            &["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"],
+            &[],
+        ),
     };
-    client.run([&head, user, options, &["--", "sh", "-c", script]].concat())
+    let script = ["--", "sh", "-c", script];
+    world
+        .unmanaged()?
+        .run([command, itself, &head, user, options, &script].concat())
 }
 
 #[test]
@@ -157,6 +174,46 @@ fn temporary_files_of_before_can_be_used_and_sockets_can_not() -> Result<()> {
         assert_eq!(fs::read_to_string(&result)?, "kept\n", "{starter:?}");
         fs::remove_file(result)?;
         assert!(!fs::exists(&late)?, "what it puts there is its own");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_others_may_not_look_at_does_not_keep_a_command_from_starting() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start()?;
+    let dir = tempfile::Builder::new().prefix("mounted-").tempdir()?;
+    let dir = dir.path().to_str().context("a path")?;
+    let mount_fuse = [
+        "unshare",
+        "--mount",
+        "/usr/bin/python3",
+        "-c",
+        include_str!("fuse.py"),
+        dir,
+    ];
+    let unlisted = "mount -t tmpfs -o mode=1733 none /var/tmp && exec \"$@\"";
+    let unlisted = ["unshare", "--mount", "sh", "-c", unlisted, "sh"];
+    let use_it = "echo mine >/var/tmp/mine && cat /var/tmp/mine";
+    for starter in STARTERS {
+        let script = format!("test ! -e {dir} && echo left out");
+        let reply = exec_through(&world, &mount_fuse, starter, &[], &script)?.ok()?;
+        assert_eq!(reply, "left out\n", "{starter:?}");
+        let reply = exec_through(&world, &unlisted, starter, &[], use_it)?.ok()?;
+        assert_eq!(reply, "mine\n", "{starter:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_command_that_can_not_start_where_it_was_is_told() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start()?;
+    let elsewhere = "cd $(mktemp -d) && rmdir $(pwd) && exec \"$@\"";
+    for starter in STARTERS {
+        let told = exec_through(&world, &["sh", "-c", elsewhere, "sh"], starter, &[], "pwd")?;
+        assert_eq!(told.stdout, "/\n", "{starter:?}: {told:?}");
+        assert!(told.stderr.contains("working directory"), "{starter:?}: {told:?}");
     }
     Ok(())
 }

@@ -75,10 +75,18 @@ pub(super) fn isolate(enrolled: &Enrolled, temporary: Temporary) -> anyhow::Resu
     let others = SERVICES.iter().chain(CREDENTIAL_STORES);
     others.map(Path::new).try_for_each(hide)?;
     hide_unit_credentials()?;
-    // Else a working directory below something hidden would still lead there.
-    std::env::set_current_dir(here.unwrap_or_else(|_gone| "/".into()))
-        .or_else(|_hidden| std::env::set_current_dir("/"))
-        .context("can't change the working directory")
+    go_back_to(here)
+}
+
+/// By its name: a working directory below something hidden would else still lead there.
+fn go_back_to(here: io::Result<PathBuf>) -> anyhow::Result<()> {
+    let Err(error) = here.and_then(std::env::set_current_dir) else {
+        return Ok(());
+    };
+    super::say(&format!(
+        "the working directory can't be seen by the command ({error}), which starts in /"
+    ))?;
+    std::env::set_current_dir("/").context("can't change the working directory")
 }
 
 /// Binds each directory above these paths to itself: what is mounted on can't be renamed or removed, so nobody can

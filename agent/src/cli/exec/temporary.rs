@@ -4,9 +4,9 @@
 //! Terminals, editors, display servers and key agents have their sockets there, and run commands for whoever connects
 //! as the same user. Nothing but the look of a path keeps a process from a socket, so they must not have one.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
@@ -59,13 +59,11 @@ pub(super) fn make_private(here: Option<&Path>) -> anyhow::Result<()> {
 
 fn cover(directory: &Path, needed: Option<&OsStr>) -> anyhow::Result<()> {
     let covered = open(directory, look().union(OFlag::O_DIRECTORY), Mode::empty())?;
-    let names: Vec<_> = fs::read_dir(directory)?
-        .map(|entry| entry.map(|entry| entry.file_name()))
-        .collect::<Result<_, _>>()?;
+    let names = names(directory)?;
     if names.len() > MOST {
         let left_out = names.len() - MOST;
         writeln!(
-            std::io::stderr().lock(),
+            io::stderr().lock(),
             "callgate exec: {left_out} entries of {} are not seen by the command; --shared-tmp shows all",
             directory.display()
         )?;
@@ -85,12 +83,25 @@ fn cover(directory: &Path, needed: Option<&OsStr>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Lets one entry of the covered directory be seen, unless it is or holds a socket, or is gone.
+/// Where a user may add files but not list those of others (mode 1733), none is there to be shown.
+fn names(directory: &Path) -> io::Result<Vec<OsString>> {
+    match fs::read_dir(directory) {
+        Ok(entries) => entries.map(|entry| Ok(entry?.file_name())).collect(),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Lets one entry of the covered directory be seen, unless it is or holds a socket, is gone, or can't be looked at: a
+/// FUSE file system (an AppImage's) answers nobody but its user, root neither.
 fn show(covered: &OwnedFd, name: &OsStr, target: &Path, needed: bool) -> anyhow::Result<()> {
     let Ok(entry) = openat(covered, name, look(), Mode::empty()) else {
         return Ok(());
     };
-    match SFlag::from_bits_truncate(fstat(&entry)?.st_mode & SFlag::S_IFMT.bits()) {
+    let Ok(found) = fstat(&entry) else {
+        return Ok(());
+    };
+    match SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits()) {
         SFlag::S_IFSOCK => Ok(()),
         SFlag::S_IFLNK => {
             let to = readlinkat(&entry, "")?;
@@ -112,7 +123,7 @@ fn show(covered: &OwnedFd, name: &OsStr, target: &Path, needed: bool) -> anyhow:
 fn bind_unless_gone(
     entry: &OwnedFd,
     target: &Path,
-    unmake: fn(&Path) -> std::io::Result<()>,
+    unmake: fn(&Path) -> io::Result<()>,
 ) -> anyhow::Result<()> {
     match bind_descriptor(entry, target) {
         Err(error) if error.downcast_ref() == Some(&Errno::ENOENT) => Ok(unmake(target)?),
@@ -124,7 +135,7 @@ fn bind_unless_gone(
 fn leads_to_sockets(directory: &OwnedFd, name: &OsStr) -> bool {
     let name = name.as_encoded_bytes();
     let known = |start: &&str| name.starts_with(start.as_bytes());
-    let is_socket = |entry: std::io::Result<fs::DirEntry>| {
+    let is_socket = |entry: io::Result<fs::DirEntry>| {
         entry.is_ok_and(|entry| entry.file_type().is_ok_and(|kind| kind.is_socket()))
     };
     FOR_SOCKETS.iter().any(known)
