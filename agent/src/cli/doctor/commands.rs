@@ -12,6 +12,7 @@ const NAME: &str = "user namespaces";
 /// Debian's and Ubuntu's.
 const FORBIDDING: &[(&str, &str)] = &[
     ("user/max_user_namespaces", "0"),
+    ("user/max_mnt_namespaces", "0"),
     ("kernel/unprivileged_userns_clone", "0"),
     ("kernel/apparmor_restrict_unprivileged_userns", "1"),
 ];
@@ -73,7 +74,11 @@ mod tests {
                 .filter(|setting| check.found.contains(setting))
                 .collect::<Vec<_>>()
         };
-        let by_zero = ["user.max_user_namespaces", "kernel.unprivileged_userns_clone"];
+        let by_zero = [
+            "user.max_user_namespaces",
+            "user.max_mnt_namespaces",
+            "kernel.unprivileged_userns_clone",
+        ];
         assert_eq!(named(of(true, zero)), by_zero);
         assert_eq!(
             named(of(true, one)),

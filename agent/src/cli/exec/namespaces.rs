@@ -42,11 +42,11 @@ pub(super) fn enter() -> anyhow::Result<Rights> {
 fn enter_as_user() -> anyhow::Result<()> {
     let (user, group) = (geteuid(), getegid());
     unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS).context("can't make a user namespace")?;
-    // Without it the kernel takes no groups from who has no right to them. Groups that the user has stay.
+    // Without it the kernel takes no groups from who has no right to them. Groups that the user has stay. Where user
+    // namespaces come without rights (AppArmor), this is refused.
     map("setgroups", "deny")?;
     map("uid_map", &format!("{user} {user} 1"))?;
     map("gid_map", &format!("{group} {group} 1"))?;
-    // Where user namespaces come without rights (AppArmor), this is refused.
     keep_mounts_private()
 }
 
