@@ -17,9 +17,11 @@ use crate::identity::WorkloadName;
 const FAMILIES: &[&str] = &["AF_INET", "AF_INET6", "AF_NETLINK", "AF_UNIX"];
 
 /// Calls for which libraries have a way without. io_uring makes sockets out of a filter's sight; a key request has the
-/// kernel start a helper as root.
+/// kernel start a helper as root; clone3 makes root's children in cgroups that are read-only to it, and before systemd 251
+/// RestrictNamespaces leaves it there.
 const ABSENT: &[&str] = &[
     "add_key",
+    "clone3",
     "io_uring_enter",
     "io_uring_register",
     "io_uring_setup",
@@ -162,7 +164,6 @@ fn confinement(facts: &Facts) -> String {
     for setting in ["NoNewPrivileges", "ProtectControlGroups", "ProtectKernelTunables"] {
         line(&mut text, setting, "yes");
     }
-    // It takes clone3 away too (ENOSYS), which makes root's children in cgroups that are read-only to it.
     line(&mut text, "RestrictNamespaces", "~cgroup mnt");
     let calls = |calls: &[&str], error: &str| {
         let named: Vec<_> = calls.iter().map(|call| format!("{call}:{error}")).collect();

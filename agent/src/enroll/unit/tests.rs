@@ -117,6 +117,12 @@ fn a_list_of_allowed_calls_answers_what_is_taken_from_it_with_an_error() {
 }
 
 #[test]
+fn clone3_is_taken_away_in_so_many_words() {
+    // RestrictNamespaces does so too, from systemd 251 on.
+    assert!(planned(PLAIN, &setup()).drop_in.contains(" clone3:ENOSYS "));
+}
+
+#[test]
 fn a_workload_that_takes_connections_is_not_cut_off_from_its_callers() {
     let listening = Setup {
         listen: vec![8080],
