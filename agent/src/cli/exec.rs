@@ -105,7 +105,7 @@ pub fn run(
         .command
         .split_first()
         .ok_or_else(|| anyhow!("no command was given"))?;
-    isolate::refuse_network_streams()?;
+    isolate::refuse_open_ways()?;
     let enrolled = enrol(&args.workload)?;
     confine::close_descriptors().context("can't close inherited descriptors")?;
     let temporary = if args.shared_tmp {

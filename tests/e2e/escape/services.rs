@@ -179,6 +179,23 @@ fn temporary_files_of_before_can_be_used_and_sockets_can_not() -> Result<()> {
 }
 
 #[test]
+fn a_directory_of_the_hosts_is_no_standard_stream_of_a_command() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start()?;
+    for starter in STARTERS {
+        let from_directory = ["sh", "-c", "exec \"$@\" </run", "sh"];
+        let refused = exec_through(&world, &from_directory, starter, &[], "echo ran")?;
+        assert_ne!(refused.code(), Some(0), "{starter:?}: {refused:?}");
+        assert_eq!(refused.stdout, "");
+        assert!(
+            refused.stderr.contains("standard input is a directory"),
+            "{refused:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
 fn what_others_may_not_look_at_does_not_keep_a_command_from_starting() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let world = start()?;

@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MsFlags, mount};
 use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::Enrolled;
@@ -158,19 +158,26 @@ fn hide_unit_credentials() -> anyhow::Result<()> {
     .context("can't hide credentials")
 }
 
-/// Refuses standard streams that are network sockets: made elsewhere, they are seen by no hook.
-pub(super) fn refuse_network_streams() -> anyhow::Result<()> {
-    let streams = [
-        ("standard input", is_network(&io::stdin())),
-        ("standard output", is_network(&io::stdout())),
-        ("standard error", is_network(&io::stderr())),
-    ];
-    for (name, network) in streams {
-        if network {
-            bail!("{name} is a network socket, which no rule would hold; put a pipe between");
-        }
+/// Refuses standard streams that lead around rules and view: network sockets, which were made elsewhere, so that no hook
+/// sees them, and directories, from which the host's files are reached as they are.
+pub(super) fn refuse_open_ways() -> anyhow::Result<()> {
+    refuse_open_way("standard input", &io::stdin())?;
+    refuse_open_way("standard output", &io::stdout())?;
+    refuse_open_way("standard error", &io::stderr())
+}
+
+fn refuse_open_way(name: &str, stream: &impl AsFd) -> anyhow::Result<()> {
+    if is_network(stream) {
+        bail!("{name} is a network socket, which no rule would hold; put a pipe between");
+    }
+    if is_directory(stream) {
+        bail!("{name} is a directory, by which the command would reach what is to be hidden from it");
     }
     Ok(())
+}
+
+fn is_directory(stream: &impl AsFd) -> bool {
+    fstat(stream).is_ok_and(|found| found.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits())
 }
 
 fn is_network(stream: &impl AsFd) -> bool {
