@@ -128,6 +128,9 @@ enum Command {
     /// One connect from inside a workload; started by `run`
     #[command(hide = true)]
     Canary(canary::Place),
+    /// Makes what an ordinary user's command runs in; started by `doctor`
+    #[command(hide = true)]
+    View,
 }
 
 /// The command line, for man pages and shell completions.
@@ -200,6 +203,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Prepare(settings) => prepare::run(&settings.config),
         Command::Worker(args) => worker::run(&args),
         Command::Canary(args) => canary::run(args),
+        Command::View => doctor::view(),
     }
 }
 

@@ -58,6 +58,9 @@ _callgate() {
             callgate,status)
                 cmd="callgate__subcmd__status"
                 ;;
+            callgate,view)
+                cmd="callgate__subcmd__view"
+                ;;
             callgate,worker)
                 cmd="callgate__subcmd__worker"
                 ;;
@@ -121,6 +124,9 @@ _callgate() {
             callgate__subcmd__help,status)
                 cmd="callgate__subcmd__help__subcmd__status"
                 ;;
+            callgate__subcmd__help,view)
+                cmd="callgate__subcmd__help__subcmd__view"
+                ;;
             callgate__subcmd__help,worker)
                 cmd="callgate__subcmd__help__subcmd__worker"
                 ;;
@@ -137,7 +143,7 @@ _callgate() {
 
     case "${cmd}" in
         callgate)
-            opts="-h -V --help --version run exec enable disable check explain status reload release audit doctor prepare worker canary help"
+            opts="-h -V --help --version run exec enable disable check explain status reload release audit doctor prepare worker canary view help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -483,7 +489,7 @@ _callgate() {
             return 0
             ;;
         callgate__subcmd__help)
-            opts="run exec enable disable check explain status reload release audit doctor prepare worker canary help"
+            opts="run exec enable disable check explain status reload release audit doctor prepare worker canary view help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -720,6 +726,20 @@ _callgate() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        callgate__subcmd__help__subcmd__view)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         callgate__subcmd__help__subcmd__worker)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -821,6 +841,20 @@ _callgate() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        callgate__subcmd__view)
+            opts="-h --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
                 *)
                     COMPREPLY=()
                     ;;

@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::ebpf::{Feature, features, foreign};
 use crate::supervisor::ground;
 
+pub use commands::view;
 pub use probes::host_checks;
 
 pub(super) const LOOKED_AT: &str = "Changes nothing. It looks at the kernel and what it offers, its own rights, cgroups, the BPF file system, pid namespace, clock \

@@ -10,6 +10,8 @@ mod isolate;
 mod namespaces;
 mod temporary;
 
+pub(super) use namespaces::{FIX as USER_NAMESPACES, enter_as_user as try_as_user};
+
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::os::unix::process::CommandExt;

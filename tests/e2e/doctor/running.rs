@@ -107,10 +107,14 @@ impl Staying {
 
 /// A process that root has moved in, without what `callgate exec` shows and sets: no more than these words start.
 fn moved_in(world: &World, workload: &str, words: &[&str]) -> Result<Staying> {
-    let slice = world.cgroup().join("workloads").join(format!("callgate-{workload}.slice"));
-    let mut command = world
-        .unmanaged()?
-        .command(["sh", "-c", "echo 0 >$0/cgroup.procs && exec env -i \"$@\""]);
+    let slice = world
+        .cgroup()
+        .join("workloads")
+        .join(format!("callgate-{workload}.slice"));
+    let mut command =
+        world
+            .unmanaged()?
+            .command(["sh", "-c", "echo 0 >$0/cgroup.procs && exec env -i \"$@\""]);
     command.arg(slice).args(words).args(["/bin/sh", "-c", STAY]);
     Staying::start(command)
 }
@@ -201,7 +205,10 @@ fn what_each_workloads_processes_trust_is_said_and_who_does_not_is_named() -> Re
             "billing: its processes trust the agent's root (1 find it among the host's, 0 by a variable)"
         )
     );
-    let bundle = format!("SSL_CERT_FILE={}", world.dir().join("run/trust/ca-bundle.pem").display());
+    let bundle = format!(
+        "SSL_CERT_FILE={}",
+        world.dir().join("run/trust/ca-bundle.pem").display()
+    );
     let told = moved_in(&world, "billing", &[&bundle])?;
     assert_eq!(
         text(&looked(&world, "trust")?),

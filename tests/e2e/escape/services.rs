@@ -257,25 +257,49 @@ fn an_ordinary_users_command_is_that_user_without_rights() -> Result<()> {
 }
 
 #[test]
-fn without_user_namespaces_an_ordinary_users_command_is_refused() -> Result<()> {
+fn without_user_namespaces_an_ordinary_users_command_is_refused_and_doctor_foretells_it() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let world = start()?;
     let (binary, config) = (agent::binary()?, world.config());
     // The kernel makes none for a process in another root (create_user_ns).
-    let script = format!(
-        "mount --rbind / /mnt && exec chroot /mnt setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups \
-            {} exec --config {} --workload poor -- echo ran",
-        binary.display(),
-        config.display()
-    );
-    let refused = world
-        .unmanaged()?
-        .run(["unshare", "--mount", "sh", "-c", &script])?;
+    let in_another_root = |words: &str| {
+        let script = format!("mount --rbind / /mnt && exec chroot /mnt {words}");
+        world
+            .unmanaged()?
+            .run(["unshare", "--mount", "sh", "-c", &script])
+    };
+    let (binary, config) = (binary.display(), config.display());
+    let refused = in_another_root(&format!(
+        "setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups {binary} exec --config {config} --workload poor -- echo ran"
+    ))?;
     assert_ne!(refused.code(), Some(0), "{refused:?}");
     assert_eq!(refused.stdout, "");
-    for words in ["user namespace", "user.max_user_namespaces", "--user", "EPERM"] {
+    for words in [
+        "can't make a user namespace: EPERM",
+        "user.max_user_namespaces",
+        "--user",
+    ] {
         assert!(refused.stderr.contains(words), "{words}: {refused:?}");
     }
+    let line = |said: &Output| {
+        let lines = said.stdout.lines();
+        let mut of_check = lines.skip_while(|line| !line[4..].starts_with(" user namespaces"));
+        of_check
+            .next()
+            .map(ToOwned::to_owned)
+            .context("no line of the check")
+    };
+    let forbidden = line(&in_another_root(&format!("{binary} doctor --config {config}"))?)?;
+    assert!(forbidden.starts_with("warn"), "{forbidden}");
+    assert!(
+        forbidden.ends_with("can't make a user namespace: EPERM: Operation not permitted"),
+        "{forbidden}"
+    );
+    let open = line(&world.callgate("doctor", &[])?)?;
+    assert!(
+        open.starts_with("pass") && open.contains("can start commands"),
+        "{open}"
+    );
     Ok(())
 }
 

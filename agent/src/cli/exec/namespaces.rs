@@ -5,16 +5,16 @@
 
 use std::fs;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use caps::{CapSet, Capability};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{getegid, geteuid};
 
-/// What may keep an ordinary user from it, and what does without.
-const HINT: &str = "a command of an ordinary user is kept from the host's services in a user namespace; \
-    user.max_user_namespaces, kernel.unprivileged_userns_clone, AppArmor or a container can forbid it: allow it, or \
-    have root start the command with --user";
+/// What to do where an ordinary user can't make one.
+pub(in crate::cli) const FIX: &str = "allow them (user.max_user_namespaces, user.max_mnt_namespaces, \
+    kernel.unprivileged_userns_clone, for AppArmor a profile for callgate with `userns`, a container's filter of system \
+    calls), or have root start the commands with --user";
 
 /// By whose rights the view is made.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -35,11 +35,14 @@ pub(super) fn enter() -> anyhow::Result<Rights> {
     if geteuid().is_root() {
         bail!("without CAP_SYS_ADMIN a command can't be kept from root's files; run it as another user");
     }
-    enter_as_user().context(HINT)?;
+    enter_as_user().map_err(|error| {
+        anyhow!("{error:#}; a command of an ordinary user is kept from the host's services in one: {FIX}")
+    })?;
     Ok(Rights::UserNamespace)
 }
 
-fn enter_as_user() -> anyhow::Result<()> {
+/// As [`enter`], by a user that may not mount otherwise.
+pub(in crate::cli) fn enter_as_user() -> anyhow::Result<()> {
     let (user, group) = (geteuid(), getegid());
     unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS).context("can't make a user namespace")?;
     // Without it the kernel takes no groups from who has no right to them. Groups that the user has stay. Where user
