@@ -1,8 +1,8 @@
 //! A reload that takes a right back cuts what is under way, in whatever phase it is, and each call's one record says so.
 
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::process::{Child, Stdio};
+use std::io::{BufRead as _, BufReader, Lines, Read as _, Write as _};
+use std::process::{Child, ChildStdout, Stdio};
 
 use anyhow::{Context, Result};
 use harness::launch::wait_for;
@@ -237,47 +237,71 @@ fn a_client_that_takes_nothing_loses_its_connection() -> Result<()> {
     Ok(())
 }
 
+/// A rule that is taken back, and one that loses its credential.
 #[test]
 fn a_websocket_is_cut() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let (world, _upstream) = start(ALLOW, "")?;
-    let script = format!(
-        "import socket, ssl\n\
-         sock = ssl.create_default_context().wrap_socket(socket.create_connection(('{RAW}', 443), 20), server_hostname='{RAW}')\n\
-         sock.sendall(b'GET /ws/1 HTTP/1.1\\r\\nHost: {RAW}\\r\\nConnection: Upgrade\\r\\nUpgrade: websocket\\r\\n'\n\
-         b'Sec-WebSocket-Version: 13\\r\\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\\r\\n\\r\\n')\n\
-         print(sock.recv(65536).split()[1].decode(), flush=True)\n\
-         sock.sendall(b'ping'); print(sock.recv(4).decode(), flush=True)\n\
-         try: print(len(sock.recv(1)))\n\
-         except OSError: print(0)\n"
+    let file = world.secret("first", "first")?;
+    let credential = format!(
+        "[credential.first]\nhosts = \"{RAW}:443\"\nscheme = \"bearer\"\nsource = {{ file = {file:?} }}\n"
     );
-    let mut command = world.workload("billing")?.command(["python3", "-c", &script]);
-    let mut child = command
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("can't start python3")?;
-    let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
-    let mut next = || lines.next().context("it ended early")?.context("no text");
-    assert_eq!((next()?, next()?), ("101".to_owned(), "ping".to_owned()));
-    take_back(&world)?;
-    assert_eq!(next()?, "0", "the end comes, and nothing before it");
-    assert!(wait_for(&mut child, wait::PATIENCE)?.success());
-    let cut = record(&world, "/ws/1")?;
-    assert_eq!(
-        shown(
-            &cut,
-            &[
-                "protocol",
-                "status",
-                "outcome",
-                "reason",
-                "bytes_up",
-                "bytes_down"
-            ]
-        ),
-        "ws 101 denied revoked 4 4"
-    );
+    let with = ALLOW.replacen("private = true", "private = true\ncredential = \"first\"", 1) + &credential;
+    let without = ALLOW.to_owned() + &credential;
+    for (path, before, after) in [("/ws/1", ALLOW, TAKEN_BACK), ("/ws/2", &with, &without)] {
+        world.policy("http.toml", before)?;
+        world.reload()?;
+        let mut talk = Talk::start(&world, path)?;
+        assert_eq!(
+            (talk.told()?, talk.told()?),
+            ("101".to_owned(), "ping".to_owned())
+        );
+        world.policy("http.toml", after)?;
+        world.reload()?;
+        assert_eq!(talk.told()?, "0", "the end comes, and nothing before it");
+        assert!(wait_for(&mut talk.child, wait::PATIENCE)?.success());
+        let cut = record(&world, path)?;
+        let told = [
+            "protocol",
+            "status",
+            "outcome",
+            "reason",
+            "bytes_up",
+            "bytes_down",
+        ];
+        assert_eq!(shown(&cut, &told), "ws 101 denied revoked 4 4", "{path}");
+    }
     Ok(())
+}
+
+/// A managed client that talks by a WebSocket, and tells what it hears.
+struct Talk {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Talk {
+    fn start(world: &World, path: &str) -> Result<Self> {
+        let script = format!(
+            "import socket, ssl\n\
+             sock = ssl.create_default_context().wrap_socket(socket.create_connection(('{RAW}', 443), 20), server_hostname='{RAW}')\n\
+             sock.sendall(b'GET {path} HTTP/1.1\\r\\nHost: {RAW}\\r\\nConnection: Upgrade\\r\\nUpgrade: websocket\\r\\n'\n\
+             b'Sec-WebSocket-Version: 13\\r\\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\\r\\n\\r\\n')\n\
+             print(sock.recv(65536).split()[1].decode(), flush=True)\n\
+             sock.sendall(b'ping'); print(sock.recv(4).decode(), flush=True)\n\
+             try: print(len(sock.recv(1)))\n\
+             except OSError: print(0)\n"
+        );
+        let mut command = world.workload("billing")?.command(["python3", "-c", &script]);
+        let child = command.stdout(Stdio::piped()).spawn();
+        let mut child = child.context("can't start python3")?;
+        let lines = BufReader::new(child.stdout.take().context("no output")?).lines();
+        Ok(Self { child, lines })
+    }
+
+    fn told(&mut self) -> Result<String> {
+        self.lines.next().context("it ended early")?.context("no text")
+    }
 }
 
 #[test]
