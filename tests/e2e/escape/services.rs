@@ -239,9 +239,12 @@ fn a_command_that_can_not_start_where_it_was_is_told() -> Result<()> {
 fn an_ordinary_users_command_is_that_user_without_rights() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let world = start()?;
-    let script = "id -u; id -g; grep -E '^(Cap|NoNewPrivs)' /proc/self/status; cat /proc/self/uid_map; \
-        touch /run/x && echo made; touch /sys/x && echo made; mount -t tmpfs none /mnt && echo mounted; exit 0";
-    let told = exec(&world, Starter::Itself, &[], script)?;
+    let script = format!(
+        "id -u; id -g; grep -E '^(Cap|NoNewPrivs)' /proc/self/status; cat /proc/self/uid_map; \
+        echo >>{} && echo written; touch /sys/x && echo made; mount -t tmpfs none /tmp && echo mounted; exit 0",
+        world.config().display()
+    );
+    let told = exec(&world, Starter::Itself, &[], &script)?;
     let words: Vec<_> = told.stdout.split_whitespace().collect();
     let nothing = "0000000000000000";
     let id = NOBODY.to_string();
@@ -262,8 +265,10 @@ fn without_user_namespaces_an_ordinary_users_command_is_refused_and_doctor_foret
     let world = start()?;
     let (binary, config) = (agent::binary()?, world.config());
     // The kernel makes none for a process in another root (create_user_ns).
+    let root = world.dir().join("root");
+    fs::create_dir(&root)?;
     let in_another_root = |words: &str| {
-        let script = format!("mount --rbind / /mnt && exec chroot /mnt {words}");
+        let script = format!("mount --rbind / {0} && exec chroot {0} {words}", root.display());
         world
             .unmanaged()?
             .run(["unshare", "--mount", "sh", "-c", &script])

@@ -16,7 +16,7 @@ mount -t securityfs security /sys/kernel/security
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t bpf bpf /sys/fs/bpf
 ln -s /proc/self/fd /dev/fd
-modprobe -a veth inet_diag tcp_diag udp_diag
+modprobe -a fuse veth inet_diag tcp_diag udp_diag
 ip link set lo up
 
 # From the command line of the kernel.

@@ -53,6 +53,7 @@ pub(crate) const LINES: &[Line] = &[
 /// Modules that tests or agent use, directories taken whole: the kernel loads them when they are asked for, as on
 /// an installed system.
 const MODULES: &[&str] = &[
+    "kernel/fs/fuse",
     "kernel/net",
     "kernel/lib",
     "kernel/crypto",
@@ -61,6 +62,9 @@ const MODULES: &[&str] = &[
     "kernel/drivers/net/tun.ko",
     "kernel/drivers/net/veth.ko",
 ];
+
+/// The file that says which modules were taken.
+const CHOSEN: &str = "modules.txt";
 
 /// A kernel that is on this machine.
 #[derive(Debug)]
@@ -92,7 +96,8 @@ impl Line {
             );
         }
         let dir = cmd::root().join("target/vm/kernels").join(&release);
-        if !dir.is_dir() {
+        if !is_whole(&dir) {
+            remove(&dir)?;
             unpack(&suite, &package, &release, &dir)?;
         }
         Ok(Kernel {
@@ -113,6 +118,11 @@ impl Line {
 
 fn starts_with_digit(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_digit())
+}
+
+/// Whether there are image and modules, these and no others.
+fn is_whole(dir: &Path) -> bool {
+    fs::read_to_string(dir.join(CHOSEN)).is_ok_and(|chosen| chosen == MODULES.join("\n"))
 }
 
 /// Puts image and modules at `dir`, whole or not at all.
@@ -144,6 +154,7 @@ fn unpack(suite: &Suite, package: &str, release: &str, dir: &Path) -> Result<()>
     let image = image.with_context(|| format!("{package} has no image"))?;
     fs::copy(image, kept.join("vmlinuz")).context("can't keep the image")?;
     keep_modules(&modules, release, &kept)?;
+    fs::write(kept.join(CHOSEN), MODULES.join("\n")).context("can't note the modules")?;
     remove(&raw)?;
     fs::rename(&kept, dir).with_context(|| format!("can't make {}", dir.display()))
 }
