@@ -268,7 +268,10 @@ fn without_user_namespaces_an_ordinary_users_command_is_refused_and_doctor_foret
     let root = world.dir().join("root");
     fs::create_dir(&root)?;
     let in_another_root = |words: &str| {
-        let script = format!("mount --rbind / {0} && exec chroot {0} {words}", root.display());
+        let script = format!(
+            "mount --rbind / {0} && exec unshare --root={0} {words}",
+            root.display()
+        );
         world
             .unmanaged()?
             .run(["unshare", "--mount", "sh", "-c", &script])
