@@ -33,7 +33,7 @@ pub(super) fn check(policy: Option<&Policy>) -> Check {
     }
 }
 
-/// `callgate view`: makes what [`check`] asks about, as the user that this process is.
+/// `callgate view`: makes what the check asks about, as the user that this process is.
 ///
 /// # Errors
 /// If it can't be made.
