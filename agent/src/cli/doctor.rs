@@ -26,9 +26,10 @@ pub use commands::view;
 pub use probes::host_checks;
 
 pub(super) const LOOKED_AT: &str = "Changes nothing. It looks at the kernel and what it offers, its own rights, cgroups, the BPF file system, pid namespace, clock \
-and swap; at settings, policy, user namespaces where ordinary users' commands need them, the worker's user, the agent's root, resolvers, room for records and others' BPF programs on the \
-workloads' cgroups; at the roots that workloads trust and at each enabled unit, with what its settings switch off; at each \
-workload's processes: whether they trust the agent, and sockets that were not made there; and at the running agent's programs and \
+and swap; at settings, policy, user namespaces where ordinary users' commands need them, the worker's user, the agent's root, \
+resolvers, room for records and others' BPF programs on the workloads' cgroups; at the roots that workloads trust and at each \
+enabled unit, with what its settings switch off; at each workload's processes: whether they trust the agent, and sockets that \
+were not made there; and at the running agent's programs and \
 canaries. Run it as root: what it may not see it says.\n\n\
 Exit codes: 0 every line passes, 1 some warn: callgate runs, with the loss that each names, 2 wrong usage, or settings with \
 errors, 3 some fail: callgate can't run, or does not hold all that it should. With --json, `ok` is true with code 0 alone.";
