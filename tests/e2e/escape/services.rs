@@ -223,6 +223,23 @@ fn what_others_may_not_look_at_does_not_keep_a_command_from_starting() -> Result
 }
 
 #[test]
+fn nothing_runs_from_temporary_files_where_the_host_forbids_it() -> Result<()> {
+    require!(Root, CgroupV2, Btf, Agent);
+    let world = start()?;
+    let script =
+        "printf '#!/bin/sh\\necho ran\\n' >/var/tmp/mine && chmod 755 /var/tmp/mine && /var/tmp/mine";
+    for (option, code) in [("exec", 0), ("noexec", 126)] {
+        let mounted = format!("mount -t tmpfs -o mode=1777,{option} none /var/tmp && exec \"$@\"");
+        let mounted = ["unshare", "--mount", "sh", "-c", &mounted, "sh"];
+        for starter in STARTERS {
+            let said = exec_through(&world, &mounted, starter, &[], script)?;
+            assert_eq!(said.code(), Some(code), "{option} {starter:?}: {said:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn a_command_that_can_not_start_where_it_was_is_told() -> Result<()> {
     require!(Root, CgroupV2, Btf, Agent);
     let world = start()?;

@@ -16,7 +16,6 @@ use nix::fcntl::{OFlag, open};
 use nix::mount::{MsFlags, mount};
 use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
 use nix::sys::stat::{Mode, SFlag, fstat};
-use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::Enrolled;
 use super::namespaces::{self, Rights};
@@ -40,12 +39,6 @@ const KERNELS_OWN: &[&str] = &[
 const PROC_ORDERS: &[&str] = &["bus", "fs", "irq", "sys", "sysrq-trigger"];
 /// Where the credentials are that systemd decrypted for units that run.
 const UNIT_CREDENTIALS: &str = "/run/credentials";
-/// Of a mount, when it is made read-only. The kernel keeps the times' (do_mount in fs/namespace.c).
-const KEPT_FLAGS: &[(FsFlags, MsFlags)] = &[
-    (FsFlags::ST_NOSUID, MsFlags::MS_NOSUID),
-    (FsFlags::ST_NODEV, MsFlags::MS_NODEV),
-    (FsFlags::ST_NOEXEC, MsFlags::MS_NOEXEC),
-];
 /// Options of a file system with nothing in it.
 const EMPTY: &str = "mode=0555,size=4k";
 
@@ -209,18 +202,13 @@ fn mounts() -> anyhow::Result<Vec<Mounted>> {
 /// A mount that another one covers, or that lies where this user may not look, can't be reached, and can't be changed.
 fn read_only(place: &Path) -> anyhow::Result<()> {
     let failed = || format!("can't make {} read-only", place.display());
-    let mut flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
-    match statvfs(place) {
-        // To leave one out asks for its end, which is refused where it comes from outside (mount_namespaces(7)).
-        Ok(found) => {
-            for (found_as, flag) in KEPT_FLAGS {
-                flags.set(*flag, found.flags().contains(*found_as));
-            }
-        }
+    let kept = match namespaces::kept_flags(place) {
+        Ok(kept) => kept,
         Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES) => return Ok(()),
         Err(errno) => return Err(errno).with_context(failed),
-    }
+    };
     let none: Option<&str> = None;
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | kept;
     match mount(none, place, none, flags, none) {
         Ok(()) | Err(Errno::ENOENT | Errno::EINVAL | Errno::ENOTDIR) => Ok(()),
         Err(errno) => Err(errno).with_context(failed),

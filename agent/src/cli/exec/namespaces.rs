@@ -4,17 +4,26 @@
 //! ids that it has outside, and files of all other users look like nobody's (user_namespaces(7)).
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
 use caps::{CapSet, Capability};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{getegid, geteuid};
 
 /// What to do where an ordinary user can't make one.
 pub(in crate::cli) const FIX: &str = "allow them (user.max_user_namespaces, user.max_mnt_namespaces, \
     kernel.unprivileged_userns_clone, for AppArmor a profile for callgate with `userns`, a container's filter of system \
     calls), or have root start the commands with --user";
+
+/// What a mount may forbid. Of the times of use the kernel keeps what is set (do_mount in fs/namespace.c).
+const KEPT_FLAGS: &[(FsFlags, MsFlags)] = &[
+    (FsFlags::ST_NOSUID, MsFlags::MS_NOSUID),
+    (FsFlags::ST_NODEV, MsFlags::MS_NODEV),
+    (FsFlags::ST_NOEXEC, MsFlags::MS_NOEXEC),
+];
 
 /// By whose rights the view is made.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -62,4 +71,14 @@ fn keep_mounts_private() -> anyhow::Result<()> {
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
         .context("can't make the mounts private")
+}
+
+/// What the host forbids on the mount that this lies on. To leave one out when it is mounted anew asks for its end, which
+/// is refused where it comes from outside (mount_namespaces(7)).
+pub(super) fn kept_flags(place: &Path) -> nix::Result<MsFlags> {
+    let found = statvfs(place)?.flags();
+    let kept = KEPT_FLAGS
+        .iter()
+        .filter(|(found_as, _)| found.contains(*found_as));
+    Ok(kept.map(|(_, flag)| *flag).collect())
 }

@@ -17,6 +17,8 @@ use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, SFlag, fstat};
 
+use super::namespaces::kept_flags;
+
 /// Whose directories for temporary files a command sees.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Temporary {
@@ -68,7 +70,8 @@ fn cover(directory: &Path, needed: Option<&OsStr>) -> anyhow::Result<()> {
             directory.display()
         )?;
     }
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    // Where the host lets nothing run from it (noexec), nothing runs from this one.
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | kept_flags(directory)?;
     mount(Some("none"), directory, Some("tmpfs"), flags, Some("mode=1777"))?;
     // The entry that is needed, whatever its place in the list.
     let rest = names
