@@ -211,6 +211,7 @@ impl Supervisor {
     async fn serve(&mut self, mut signals: Signals) -> Result<(), Error> {
         let mut tick = tokio::time::interval(TICK);
         let mut events = tokio::time::interval(EVENTS);
+        let mut code = tokio::time::interval(memory::CODE_SPAN);
         let bell = self.capture.bell();
         let bell = bell.map_err(io("wait for", Path::new("the kernel's events")))?;
         let moved = self.capture.moved();
@@ -220,6 +221,7 @@ impl Supervisor {
                 Some(request) = self.admin.recv() => self.answer(request).await,
                 _ = tick.tick() => self.look_around(),
                 _ = events.tick() => self.read_events(false),
+                _ = code.tick() => memory::unmap_code(),
                 () = bell.rung() => self.read_events(false),
                 () = moved.notified() => self.keep_spaces(),
                 _ = signals.hangup.recv() => { systemd::reloading(); self.reload().await; systemd::ready(&self.summary()); }

@@ -91,6 +91,7 @@ async fn control(socket: OwnedFd) -> Result<(), Error> {
     let (mut worker, writer) = Worker::set_up(&start, descriptors, client)?;
     let mut ready = false;
     let mut beat = tokio::time::interval(BEAT);
+    let mut code = tokio::time::interval(memory::CODE_SPAN);
     let mut lull = Lull::new(Instant::now());
     let drain = loop {
         let event = tokio::select! {
@@ -101,6 +102,11 @@ async fn control(socket: OwnedFd) -> Result<(), Error> {
                     // Not here: with a large heap it takes a while, and the beat must go on.
                     drop(tokio::task::spawn_blocking(memory::give_back));
                 }
+                continue;
+            }
+            _ = code.tick() => {
+                memory::unmap_code();
+                worker.shared.audit.unmap();
                 continue;
             }
         };

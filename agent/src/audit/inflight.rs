@@ -9,7 +9,7 @@
 
 #![expect(
     unsafe_code,
-    reason = "writing through a shared mapping; two blocks, both bounded by `offset`"
+    reason = "writing through a shared mapping, by two blocks that are both bounded by `offset`, and unmapping it"
 )]
 
 use std::collections::HashSet;
@@ -19,7 +19,7 @@ use std::os::unix::fs::FileExt as _;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use memmap2::{MmapOptions, MmapRaw};
+use memmap2::{MmapOptions, MmapRaw, UncheckedAdvice};
 
 use super::record::{Caller, Error as RecordError, Kind, Outcome, Record, RequestId, Source, Timestamp};
 
@@ -163,6 +163,15 @@ impl Table {
     /// Empties the slot: its record is in the file.
     pub(super) fn free(&self, slot: u32) {
         self.word(slot, 0).store(FREE, Ordering::Release);
+    }
+
+    /// Unmaps the table's pages until they are touched again; what stands in them stays in the file.
+    pub(super) fn unmap(&self) {
+        // SAFETY: for a shared mapping of a file this changes nothing that can be read (madvise(2), MADV_DONTNEED).
+        let advised = unsafe { self.map.unchecked_advise(UncheckedAdvice::DontNeed) };
+        if let Err(error) = advised {
+            tracing::debug!(%error, "the table of calls under way can't be unmapped");
+        }
     }
 
     fn offset(&self, slot: u32, within: usize, len: usize) -> usize {

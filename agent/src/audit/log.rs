@@ -217,6 +217,11 @@ impl Log {
         self.0.shared.reopen(file);
     }
 
+    /// Gives the memory of the table of calls under way back until it is touched again.
+    pub fn unmap(&self) {
+        self.0.shared.table.unmap();
+    }
+
     /// Why calls are refused at present, if they are.
     #[must_use]
     pub fn failure(&self) -> Option<Arc<str>> {

@@ -58,6 +58,20 @@ fn what_was_under_way_comes_back_as_aborted_and_what_had_ended_as_it_ended() {
 }
 
 #[test]
+fn what_is_unmapped_stays_in_the_file_and_goes_on() {
+    let (file, table) = table(2);
+    let (before, mut under_way) = (record(1), record(2));
+    table.open(0, before.id, &line(&before));
+    table.open(1, under_way.id, &line(&under_way));
+    table.unmap();
+    under_way.outcome = Outcome::Completed;
+    table.close(1, &line(&under_way));
+    let records = recover(&file, &HashSet::new()).unwrap();
+    assert_eq!((records[0].id, records[0].outcome), (before.id, Outcome::Aborted));
+    assert_eq!(records[1], under_way);
+}
+
+#[test]
 fn a_record_that_was_written_before_its_slot_was_freed_is_not_doubled() {
     let (file, table) = table(2);
     let written = record(1);
