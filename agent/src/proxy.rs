@@ -28,7 +28,7 @@ mod tunnel;
 mod upgrade;
 mod upstream;
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::future::Future;
 use std::rc::Rc;
@@ -48,7 +48,7 @@ use crate::identity::WorkloadName;
 use crate::tls;
 
 use callers::Callers;
-pub use figures::{Arriving, Figures};
+pub use figures::{Arriving, Carried, Figures};
 pub use in_force::{Enforced, InForce, RootsInForce};
 pub use limits::Limits;
 use pool::{Pool, PoolLimits};
@@ -105,7 +105,6 @@ pub struct DataThread {
     figures: Arc<Figures>,
     draining: CancellationToken,
     closing_idle: CancellationToken,
-    connections: Cell<usize>,
     /// Each with the number of the roots that it verifies by.
     connectors: RefCell<HashMap<WorkloadName, (u64, tls::upstream::Connector)>>,
 }
@@ -142,7 +141,6 @@ impl DataThread {
             figures,
             draining: CancellationToken::new(),
             closing_idle: CancellationToken::new(),
-            connections: Cell::new(0),
             connectors: RefCell::default(),
         }))
     }
@@ -200,7 +198,7 @@ impl DataThread {
     /// Whether no connection is left.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
-        self.connections.get() == 0 && self.live_calls() == 0
+        self.figures.connections() == 0 && self.live_calls() == 0
     }
 
     /// TLS towards the world with the workload's own session store: an upstream must not be able to link two
@@ -217,23 +215,6 @@ impl DataThread {
         let connector = tls::upstream::Connector::new(&roots.roots)?;
         connectors.insert(workload.clone(), (roots.number, connector.clone()));
         Ok(connector)
-    }
-}
-
-/// One client connection of a data thread, from its acceptance on; counted until this is dropped.
-#[derive(Debug)]
-struct Counted(Rc<DataThread>);
-
-impl Counted {
-    fn new(thread: &Rc<DataThread>) -> Self {
-        thread.connections.set(thread.connections.get() + 1);
-        Self(Rc::clone(thread))
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.connections.set(self.0.connections.get().saturating_sub(1));
     }
 }
 

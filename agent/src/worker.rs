@@ -28,7 +28,7 @@ use crate::dns::resolver::{Names, Settings as NameSettings};
 use crate::ebpf::maps::{Liveness, Origins};
 use crate::identity::WorkloadName;
 use crate::memory;
-use crate::net::listener::{self, Quota};
+use crate::net::listener::Quota;
 use crate::policy::{CredentialName, DenialReason, Policy, Source};
 use crate::proxy::{self, InForce, Limits, RootsInForce, Shared, questions};
 use crate::tls;
@@ -322,14 +322,11 @@ impl Worker {
     }
 
     fn listen(&mut self, info: ListenerInfo, socket: std::net::TcpListener) -> Result<(), Error> {
-        let socket = tokio::net::TcpListener::from_std(socket)?;
         let listening = self.listening(&info.workload);
         let (quota, stop) = (listening.quota.clone(), listening.stop_in(info.netns).clone());
-        let stop = stop.cancelled_owned();
         let (audit, workload) = (self.shared.audit.clone(), Some(info.workload.clone()));
         let flood = move || audit.count_refused(&workload, DenialReason::Limit);
-        let hand_out = self.threads.hand_out(info.workload);
-        tokio::spawn(listener::accept(socket, quota, stop, hand_out, flood));
+        self.threads.accept(info.workload, socket, quota, stop, flood)?;
         Ok(())
     }
 

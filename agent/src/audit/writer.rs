@@ -13,7 +13,7 @@ use super::slots::{Holder, Slots};
 
 /// After a batch the writer waits this long for the next one to gather: under load one write(2) takes many
 /// records, and a lone record is written at once.
-const GATHER: Duration = Duration::from_millis(2);
+const GATHER: Duration = Duration::from_millis(10);
 /// A batch of this many bytes is written without waiting.
 const BATCH: usize = 64 * 1024;
 /// Refusals of a flood are gathered for so long: they make one record in that time.

@@ -29,7 +29,7 @@ use super::alert;
 use super::callers::Caller;
 use super::failure::Failure;
 use super::intercept::Handshake;
-use super::{Arriving, Counted, DataThread, questions};
+use super::{Arriving, Carried, DataThread, questions};
 
 /// A client's stream, its first bytes still to be read.
 pub(super) type ClientStream = Replay<TcpStream>;
@@ -56,10 +56,27 @@ pub(super) struct Connection {
     arriving: RefCell<Option<Arriving>>,
 }
 
-/// Takes one accepted connection through its life. `listener` is the workload whose listener took it; `arriving` goes
-/// when it has what the supervisor alone can give, its first way upstream included.
-pub async fn serve(thread: Rc<DataThread>, listener: WorkloadName, accepted: Accepted, arriving: Arriving) {
-    let _counted = Counted::new(&thread);
+/// A connection that a data thread has been handed.
+#[derive(Debug)]
+pub struct Handed {
+    /// The workload whose listener took it.
+    pub listener: WorkloadName,
+    /// What it took.
+    pub accepted: Accepted,
+    /// Goes when the connection has what the supervisor alone can give, its first way upstream included.
+    pub arriving: Arriving,
+    /// Goes with the connection.
+    pub carried: Carried,
+}
+
+/// Takes one accepted connection through its life.
+pub async fn serve(thread: Rc<DataThread>, handed: Handed) {
+    let Handed {
+        listener,
+        accepted,
+        arriving,
+        carried: _carried,
+    } = handed;
     let caller = audit::record::Caller {
         workload: Some(listener.clone()),
         ..Default::default()

@@ -13,6 +13,26 @@ pub struct Figures {
     failed: AtomicU64,
     beat: AtomicU64,
     arriving: AtomicUsize,
+    connections: AtomicUsize,
+}
+
+/// A connection of the thread, from when it is handed to it until this is dropped.
+#[derive(Debug)]
+pub struct Carried(Arc<Figures>);
+
+impl Carried {
+    /// One more on the thread of these figures.
+    #[must_use]
+    pub fn by(figures: &Arc<Figures>) -> Self {
+        figures.connections.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(figures))
+    }
+}
+
+impl Drop for Carried {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A connection that was accepted and has not come far enough to do without the supervisor; until it is dropped.
@@ -60,6 +80,12 @@ impl Figures {
     #[must_use]
     pub fn failed(&self) -> u64 {
         self.failed.load(Ordering::Relaxed)
+    }
+
+    /// How many connections the thread has.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
     }
 
     /// How many connections are on their way in.

@@ -1,4 +1,4 @@
-//! The data threads: one runtime each, connections handed out in turn.
+//! The data threads: one runtime each. Each accepts for some workloads, and hands on what another has more room for.
 
 use std::future::Future;
 use std::rc::Rc;
@@ -8,18 +8,23 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::LocalSet;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::identity::WorkloadName;
-use crate::net::listener::Accepted;
-use crate::proxy::{self, Arriving, DataThread, Figures, Shared};
+use crate::net::listener::{self, Accepted, Quota};
+use crate::proxy::connection::{self, Handed};
+use crate::proxy::{self, Arriving, Carried, DataThread, Figures, Shared};
 
 /// What a data thread is told.
 enum Order {
     /// Serve this connection.
-    Serve(WorkloadName, Accepted, Arriving),
+    Serve(Handed),
     /// The policy has changed.
     Redecide,
     /// The workload has left this network namespace.
@@ -38,41 +43,88 @@ struct Drain {
 /// All data threads.
 pub(super) struct DataThreads {
     threads: Vec<Thread>,
-    next: Arc<AtomicUsize>,
+    /// Which of them accepts for the next listener.
+    next: AtomicUsize,
+    accepting: TaskTracker,
 }
 
 struct Thread {
     orders: UnboundedSender<Order>,
     figures: Arc<Figures>,
+    runtime: Handle,
     handle: Option<JoinHandle<()>>,
 }
 
 /// How often a thread says that it runs.
 const BEAT: Duration = Duration::from_millis(200);
+/// How long a drain waits for threads to stop accepting, which is a matter of a turn each unless one hangs.
+const LAST_ACCEPTED: Duration = Duration::from_secs(1);
 
 impl DataThreads {
     pub(super) fn start(count: usize, shared: &Arc<Shared>) -> std::io::Result<Self> {
         let threads = (0..count).map(|number| Thread::start(number, Arc::clone(shared)));
         Ok(Self {
             threads: threads.collect::<Result<_, _>>()?,
-            next: Arc::default(),
+            next: AtomicUsize::new(0),
+            accepting: TaskTracker::new(),
         })
     }
 
-    /// Hands a workload's connections to the threads in turn.
-    pub(super) fn hand_out(&self, workload: WorkloadName) -> impl FnMut(Accepted) + Send + 'static {
+    /// Accepts a workload's connections until `stop` is cancelled. The thread that does it serves them itself unless another
+    /// has fewer: what is handed on has to wake that one.
+    ///
+    /// # Errors
+    /// If the listener can't be waited for.
+    pub(super) fn accept(
+        &self,
+        workload: WorkloadName,
+        listener: std::net::TcpListener,
+        quota: Quota,
+        stop: CancellationToken,
+        flood: impl Fn() + Send + 'static,
+    ) -> std::io::Result<()> {
+        let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.threads.len();
+        let runtime = &self.threads[turn].runtime;
+        let listener = {
+            let _entered = runtime.enter();
+            TcpListener::from_std(listener)?
+        };
+        let deliver = self.deliver(workload, turn);
+        let accepting = listener::accept(listener, quota, stop.cancelled_owned(), deliver, flood);
+        self.accepting.spawn_on(accepting, runtime);
+        Ok(())
+    }
+
+    /// Hands each connection to the thread with the fewest; among equals to `own`.
+    fn deliver(&self, listener: WorkloadName, own: usize) -> impl FnMut(Accepted) + Send + 'static {
         let ends = |thread: &Thread| (thread.orders.clone(), Arc::clone(&thread.figures));
-        let orders: Vec<_> = self.threads.iter().map(ends).collect();
-        let next = Arc::clone(&self.next);
+        let mut ends: Vec<_> = self.threads.iter().map(ends).collect();
+        ends.rotate_left(own);
         move |accepted| {
-            let turn = next.fetch_add(1, Ordering::Relaxed) % orders.len();
-            if let Some((thread, figures)) = orders.get(turn)
-                && thread
-                    .send(Order::Serve(workload.clone(), accepted, Arriving::at(figures)))
-                    .is_err()
-            {
+            // The first of equals.
+            let Some((orders, figures)) = ends.iter().min_by_key(|(_, figures)| figures.connections()) else {
+                return;
+            };
+            let handed = Handed {
+                listener: listener.clone(),
+                accepted,
+                arriving: Arriving::at(figures),
+                carried: Carried::by(figures),
+            };
+            if orders.send(Order::Serve(handed)).is_err() {
                 tracing::error!("a data thread is gone; its connection is closed");
             }
+        }
+    }
+
+    /// Waits until nothing is accepted any more, once all that stops it was cancelled: threads that drain may end.
+    pub(super) async fn accepted_all(&self) {
+        self.accepting.close();
+        if tokio::time::timeout(LAST_ACCEPTED, self.accepting.wait())
+            .await
+            .is_err()
+        {
+            tracing::error!("a data thread does not stop accepting");
         }
     }
 
@@ -153,6 +205,7 @@ impl Thread {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
+        let control = runtime.handle().clone();
         let handle = std::thread::Builder::new()
             .name(format!("data-{number}"))
             .spawn(move || {
@@ -161,6 +214,7 @@ impl Thread {
         Ok(Self {
             orders,
             figures,
+            runtime: control,
             handle: Some(handle),
         })
     }
@@ -191,9 +245,8 @@ async fn serve(shared: Arc<Shared>, figures: Arc<Figures>, mut orders: Unbounded
 /// Does what is ordered; gives when to have ended if that is the order. Nobody left to order means now.
 fn obey(thread: &Rc<DataThread>, order: Option<Order>) -> Option<Drain> {
     match order {
-        Some(Order::Serve(workload, accepted, arriving)) => {
-            let serving = proxy::connection::serve(Rc::clone(thread), workload, accepted, arriving);
-            tokio::task::spawn_local(serving);
+        Some(Order::Serve(handed)) => {
+            tokio::task::spawn_local(connection::serve(Rc::clone(thread), handed));
             None
         }
         Some(Order::Redecide) => {

@@ -49,6 +49,7 @@ impl Worker {
         for listening in self.listeners.values() {
             listening.stop.cancel();
         }
+        self.threads.accepted_all().await;
         let ended = self.threads.drain(drain.deadline, drain.idle);
         tokio::pin!(ended);
         let mut handover = begin(drain)?;
