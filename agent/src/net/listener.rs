@@ -2,12 +2,12 @@
 
 use std::future::Future;
 use std::io;
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use nix::sys::socket::{setsockopt, sockopt::TcpNoDelay};
+use tokio::net::{TcpListener, TcpStream};
 
 use super::cork;
 use crate::addr::ClientAddr;
@@ -16,12 +16,45 @@ use crate::budget::Lines;
 /// A connection as it comes from a listener.
 #[derive(Debug)]
 pub struct Accepted {
-    /// The connection, non-blocking.
-    pub stream: TcpStream,
+    /// The connection.
+    pub stream: Stream,
     /// The client's end, as accept(2) told it: asking later fails on a connection that was reset.
     pub client: ClientAddr,
     /// Its place among the workload's connections, until this is dropped; or that there is none.
     pub slot: Result<Slot, TooMany>,
+}
+
+/// A connection's socket, where it was accepted or on its way to another thread.
+#[derive(Debug)]
+pub enum Stream {
+    /// The thread that accepted it waits for it.
+    Here(TcpStream),
+    /// Nobody does.
+    OnItsWay(std::net::TcpStream),
+}
+
+impl Stream {
+    /// For another thread.
+    ///
+    /// # Errors
+    /// If it can't be taken from this one.
+    pub fn leave(self) -> io::Result<Self> {
+        match self {
+            Self::Here(stream) => stream.into_std().map(Self::OnItsWay),
+            Self::OnItsWay(_) => Ok(self),
+        }
+    }
+
+    /// To be served by this thread.
+    ///
+    /// # Errors
+    /// If this thread can't wait for it.
+    pub fn arrive(self) -> io::Result<TcpStream> {
+        match self {
+            Self::Here(stream) => Ok(stream),
+            Self::OnItsWay(stream) => TcpStream::from_std(stream),
+        }
+    }
 }
 
 /// What buffers of a connection, or of a call under way, come to; taken for each when it begins. An idle TLS
@@ -124,6 +157,16 @@ impl Drop for TooMany {
     }
 }
 
+/// Takes up a bound socket; to be called on the thread that is to accept.
+///
+/// # Errors
+/// If the socket can't be waited for.
+pub fn listen(socket: std::net::TcpListener) -> io::Result<TcpListener> {
+    // A small answer must not wait for the acknowledgement of the one before it. Accepted sockets inherit it (tcp(7)).
+    setsockopt(&socket, TcpNoDelay, &true)?;
+    TcpListener::from_std(socket)
+}
+
 /// Accepts until `stop` is done, handing each connection on. Those of a flood that is faster than they can be refused
 /// are closed at once, and told to `flood`: they would take up descriptors that other workloads need.
 pub async fn accept(
@@ -141,10 +184,10 @@ pub async fn accept(
             () = &mut stop => return,
             accepted = listener.accept() => accepted,
         };
-        match accepted.and_then(|(stream, client)| prepare(stream).map(|stream| (stream, client))) {
+        match accepted {
             Ok((stream, client)) => match place(&quota) {
                 Some(slot) => deliver(Accepted {
-                    stream,
+                    stream: Stream::Here(stream),
                     client: ClientAddr(client),
                     slot,
                 }),
@@ -170,12 +213,6 @@ fn place(quota: &Quota) -> Option<Result<Slot, TooMany>> {
     }
 }
 
-fn prepare(stream: tokio::net::TcpStream) -> io::Result<TcpStream> {
-    // A small answer must not wait for the acknowledgement of the one before it.
-    stream.set_nodelay(true)?;
-    stream.into_std()
-}
-
 /// accept(2) also reports what had happened to the connection before it was taken.
 fn is_of_the_connection(error: &io::Error) -> bool {
     matches!(
@@ -190,7 +227,48 @@ fn is_of_the_connection(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::socket::getsockopt;
+    use tokio::io::AsyncReadExt as _;
+
     use super::*;
+
+    #[tokio::test]
+    async fn what_is_accepted_does_not_wait_to_send_small_answers() {
+        let listener = listen(nonblocking()).unwrap();
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        assert!(getsockopt(&stream, TcpNoDelay).unwrap());
+    }
+
+    #[test]
+    fn a_connection_is_served_by_the_thread_that_it_was_handed_to() {
+        let runtime = || {
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap()
+        };
+        let (accepting, serving) = (runtime(), runtime());
+        let (mut client, stream) = accepting.block_on(async {
+            let listener = listen(nonblocking()).unwrap();
+            let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (stream, _) = listener.accept().await.unwrap();
+            (client, Stream::Here(stream).leave().unwrap())
+        });
+        drop(accepting);
+        io::Write::write_all(&mut client, b"x").unwrap();
+        let mut byte = [0];
+        serving
+            .block_on(async { stream.arrive().unwrap().read_exact(&mut byte).await })
+            .unwrap();
+        assert_eq!(&byte, b"x");
+    }
+
+    fn nonblocking() -> std::net::TcpListener {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        socket.set_nonblocking(true).unwrap();
+        socket
+    }
 
     #[test]
     fn a_quota_gives_no_more_than_its_limit_and_takes_slots_back() {

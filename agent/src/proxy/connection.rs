@@ -150,7 +150,8 @@ async fn identify(
     log: &mut audit::Connection,
 ) -> Result<Option<(Rc<Connection>, TcpStream)>, Failure> {
     let start = Instant::now();
-    let stream = TcpStream::from_std(accepted.stream).map_err(|error| Failure::internal("socket", &error))?;
+    let stream = accepted.stream.arrive();
+    let stream = stream.map_err(|error| Failure::internal("socket", &error))?;
     let origin = origin(thread, &stream);
     if let Ok(origin) = &origin
         && is_canary(thread, listener, origin).await

@@ -8,7 +8,6 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
-use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::LocalSet;
@@ -87,7 +86,7 @@ impl DataThreads {
         let runtime = &self.threads[turn].runtime;
         let listener = {
             let _entered = runtime.enter();
-            TcpListener::from_std(listener)?
+            listener::listen(listener)?
         };
         let deliver = self.deliver(workload, turn);
         let accepting = listener::accept(listener, quota, stop.cancelled_owned(), deliver, flood);
@@ -100,11 +99,24 @@ impl DataThreads {
         let ends = |thread: &Thread| (thread.orders.clone(), Arc::clone(&thread.figures));
         let mut ends: Vec<_> = self.threads.iter().map(ends).collect();
         ends.rotate_left(own);
-        move |accepted| {
+        move |mut accepted| {
             // The first of equals.
-            let Some((orders, figures)) = ends.iter().min_by_key(|(_, figures)| figures.connections()) else {
+            let fewest = ends
+                .iter()
+                .enumerate()
+                .min_by_key(|(_, (_, figures))| figures.connections());
+            let Some((at, (orders, figures))) = fewest else {
                 return;
             };
+            if at > 0 {
+                accepted.stream = match accepted.stream.leave() {
+                    Ok(stream) => stream,
+                    Err(error) => {
+                        tracing::error!(%error, "a connection can't be handed on; it is closed");
+                        return;
+                    }
+                };
+            }
             let handed = Handed {
                 listener: listener.clone(),
                 accepted,
