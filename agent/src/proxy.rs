@@ -9,6 +9,7 @@
 
 mod ahead;
 mod alert;
+mod answer;
 mod body;
 mod callers;
 pub mod connection;
@@ -30,7 +31,6 @@ mod upstream;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -215,19 +215,5 @@ impl DataThread {
         let connector = tls::upstream::Connector::new(&roots.roots)?;
         connectors.insert(workload.clone(), (roots.number, connector.clone()));
         Ok(connector)
-    }
-}
-
-/// Runs a hyper task on its own data thread.
-#[derive(Clone, Copy, Debug)]
-struct Local;
-
-impl<F> hyper::rt::Executor<F> for Local
-where
-    F: Future + 'static,
-    F::Output: 'static,
-{
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
     }
 }

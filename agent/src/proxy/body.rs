@@ -18,7 +18,9 @@ use crate::net::deadline::Silence;
 use crate::policy::spelling::is_one_header;
 
 use super::ahead::{Ahead, Piece};
+use super::answer::AnswerBody;
 use super::finish::Finish;
+use super::pool::Failed;
 use super::taking::Taking;
 
 /// What has passed of a request's body.
@@ -212,7 +214,7 @@ pub(super) enum DownloadBody {
 /// The upstream's body with the call that it belongs to.
 #[derive(Debug)]
 pub(super) struct Relay {
-    inner: Incoming,
+    inner: AnswerBody,
     finish: Option<Finish>,
     /// There on HTTP/1.
     ahead: Option<Rc<Ahead>>,
@@ -220,7 +222,7 @@ pub(super) struct Relay {
 }
 
 impl Relay {
-    pub(super) fn new(inner: Incoming, finish: Finish) -> Self {
+    pub(super) fn new(inner: AnswerBody, finish: Finish) -> Self {
         Self {
             inner,
             ahead: (!finish.is_http2()).then(Rc::default),
@@ -235,7 +237,7 @@ impl Relay {
 pub(super) enum DownloadError {
     /// The upstream broke off.
     #[error("the upstream's answer broke off: {0}")]
-    Upstream(#[from] hyper::Error),
+    Upstream(#[from] Failed),
     /// The upstream fell silent.
     #[error("the upstream sent nothing for too long")]
     Silent,

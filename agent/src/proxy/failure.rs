@@ -16,6 +16,7 @@ use crate::net::requests::{Cause, Refused};
 use crate::policy::{Denial, DenialReason};
 use crate::tls;
 
+use super::pool::Failed;
 use super::tracker::End;
 
 /// Pins are often compared after the handshake, by clients that leave without an alert then.
@@ -265,22 +266,20 @@ pub(super) fn of_client_http2(error: &hyper::Error) -> Option<Failure> {
 }
 
 /// What the upstream said when it did not answer a request.
-pub(super) fn of_upstream_http(error: &hyper::Error) -> Failure {
-    let cause = std::error::Error::source(error);
-    let unread = cause
-        .and_then(|cause| cause.downcast_ref::<h2::Error>())
-        // The library says so of streams behind the last one that GOAWAY names alone.
-        .is_some_and(|error| {
-            let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
-            error.is_remote() && (error.is_go_away() || refused)
-        });
-    let fault = if unread {
-        UpstreamFault::Unread
-    } else {
-        UpstreamFault::Protocol
+pub(super) fn of_upstream_http(error: &Failed) -> Failure {
+    let fault = match error {
+        Failed::Http2(error) if is_unread(error) => UpstreamFault::Unread,
+        Failed::Http1(_) | Failed::Http2(_) => UpstreamFault::Protocol,
     };
+    let cause = std::error::Error::source(error);
     let cause = cause.map_or_else(String::new, |cause| format!(": {cause}"));
     Failure::upstream(fault, &format!("{error}{cause}"))
+}
+
+/// The library says so of streams behind the last one that GOAWAY names alone.
+fn is_unread(error: &h2::Error) -> bool {
+    let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+    error.is_remote() && (error.is_go_away() || refused)
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use super::body::{Upload, UploadBody};
 use super::connection::Connection;
 use super::failure::{self, Failure};
 use super::limits::Limits;
-use super::pool::Lease;
+use super::pool::{Failed, Lease};
 use super::request::Entry;
 use super::taking::Taking;
 use super::tracker::{End, Registration};
@@ -212,7 +212,7 @@ impl Finish {
     }
 
     /// The answer broke off.
-    pub(super) fn broken(self, error: &hyper::Error) {
+    pub(super) fn broken(self, error: &dyn std::fmt::Display) {
         self.fail(Failure::upstream(UpstreamFault::Protocol, error));
     }
 
@@ -236,7 +236,7 @@ impl Finish {
     }
 
     /// Whose fault it is when a request could not be sent or answered.
-    pub(super) fn of_send(&self, error: &hyper::Error) -> Failure {
+    pub(super) fn of_send(&self, error: &Failed) -> Failure {
         if self.tail.upload.as_ref().is_some_and(|upload| upload.is_broken()) {
             return Failure::Downstream {
                 kind: "body",

@@ -4,7 +4,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::{Request, Response, StatusCode, response};
-use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
 use crate::addr::UpstreamAddr;
@@ -16,6 +15,7 @@ use crate::http::headers::{self, Form};
 use crate::http::response::UpstreamFault;
 use crate::policy::{Permit, Scheme};
 
+use super::answer::AnswerBody;
 use super::body::UploadBody;
 use super::failure::Failure;
 use super::finish::Finish;
@@ -25,7 +25,7 @@ use super::{upgrade, upstream};
 
 /// What came of a call that was forwarded.
 pub(super) enum Answer {
-    Relay(response::Parts, Incoming),
+    Relay(response::Parts, AnswerBody),
     Upgrade(upgrade::Switched),
 }
 
@@ -136,7 +136,7 @@ fn speak(request: Request<UploadBody>, permit: &Permit, http2: bool) -> Result<R
 
 fn answer(
     finish: &mut Finish,
-    response: Response<Incoming>,
+    response: Response<AnswerBody>,
     client: Option<OnUpgrade>,
     form: &Form,
     credentialed: bool,
@@ -146,9 +146,11 @@ fn answer(
         .map_err(|bad| Failure::upstream(UpstreamFault::Protocol, &bad))?;
     finish.recorder().status(head.status.as_u16());
     headers::clean_response(&mut head.headers, form, credentialed);
-    if head.status != StatusCode::SWITCHING_PROTOCOLS {
-        return Ok(Answer::Relay(head, body));
-    }
+    // HTTP/2 has no status 101 (RFC 9113 section 8.6).
+    let body = match body {
+        AnswerBody::Http1(body) if head.status == StatusCode::SWITCHING_PROTOCOLS => body,
+        AnswerBody::Http1(_) | AnswerBody::Http2(_) => return Ok(Answer::Relay(head, body)),
+    };
     let client =
         client.ok_or_else(|| Failure::internal("upgrade", &"the client's side can't be switched"))?;
     finish.recorder().protocol(Protocol::Ws);

@@ -11,8 +11,7 @@ use std::time::Duration;
 
 use foldhash::HashMap;
 use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http1;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -20,7 +19,9 @@ use crate::addr::{Authority, UpstreamAddr};
 use crate::identity::WorkloadName;
 use crate::policy::{CredentialName, Scheme};
 
+use super::answer::AnswerBody;
 use super::body::UploadBody;
+use super::upstream::http2;
 
 /// What two calls must have in common to share an upstream connection.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
@@ -144,7 +145,7 @@ struct Idle {
 
 #[derive(Debug)]
 struct SharedConnection {
-    sender: http2::SendRequest<UploadBody>,
+    requests: http2::Requests,
     peer: UpstreamAddr,
     streams: Rc<Cell<usize>>,
     used: Cell<Instant>,
@@ -158,7 +159,7 @@ pub(super) enum Dialled {
     /// One request at a time.
     Http1(http1::SendRequest<UploadBody>),
     /// Many streams.
-    Http2(http2::SendRequest<UploadBody>),
+    Http2(http2::Requests),
 }
 
 impl Pool {
@@ -307,20 +308,20 @@ impl Entry {
         self.exclusive
             .borrow_mut()
             .retain(|idle| fresh(idle.since) && !idle.sender.is_closed());
-        self.shared
-            .borrow_mut()
-            .retain(|kept| !kept.sender.is_closed() && (kept.streams.get() > 0 || fresh(kept.used.get())));
+        self.shared.borrow_mut().retain_mut(|kept| {
+            !kept.requests.is_closed() && (kept.streams.get() > 0 || fresh(kept.used.get()))
+        });
         Rc::strong_count(self) > 1 || !self.exclusive.borrow().is_empty() || !self.shared.borrow().is_empty()
     }
 
     fn shared_lease(self: &Rc<Self>) -> Option<Lease> {
         let mut shared = self.shared.borrow_mut();
-        shared.retain(|kept| !kept.sender.is_closed());
+        shared.retain_mut(|kept| !kept.requests.is_closed());
         let kept = shared.iter().find(|kept| kept.streams.get() < STREAMS)?;
         kept.used.set(Instant::now());
         Some(Lease {
             entry: Rc::clone(self),
-            sender: Sender::Http2(kept.sender.clone(), Counted::new(&kept.streams)),
+            sender: Sender::Http2(kept.requests.clone(), Counted::new(&kept.streams)),
             peer: kept.peer,
             reused: true,
         })
@@ -369,7 +370,7 @@ enum Sender {
         http1::SendRequest<UploadBody>,
         #[expect(dead_code, reason = "counts the connection until it is dropped")] Counted,
     ),
-    Http2(http2::SendRequest<UploadBody>, Counted),
+    Http2(http2::Requests, Counted),
 }
 
 /// One stream under way on a shared connection, or one connection of a workload; counted until this is dropped.
@@ -391,28 +392,39 @@ impl Drop for Counted {
 
 /// A request that could not be answered.
 #[derive(Debug)]
-pub(super) enum SendError {
+pub(super) enum SendError<B = UploadBody> {
     /// The connection was closed before a byte of the request left; it may go out on another.
-    Unsent(Box<Request<UploadBody>>),
+    Unsent(Box<Request<B>>),
     /// Some of it may have been sent: it must not be sent again.
-    Failed(hyper::Error),
+    Failed(Failed),
+}
+
+/// How a call to an upstream broke off.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failed {
+    /// Over HTTP/1.1.
+    #[error(transparent)]
+    Http1(hyper::Error),
+    /// Over HTTP/2.
+    #[error(transparent)]
+    Http2(h2::Error),
 }
 
 impl Lease {
     fn fresh(entry: &Rc<Entry>, peer: UpstreamAddr, dialled: Dialled) -> Self {
         let sender = match dialled {
             Dialled::Http1(sender) => Sender::Http1(sender, entry.counts.lease()),
-            Dialled::Http2(sender) => {
+            Dialled::Http2(requests) => {
                 let streams = Rc::new(Cell::new(0));
                 let stream = Counted::new(&streams);
                 entry.shared.borrow_mut().push(SharedConnection {
-                    sender: sender.clone(),
+                    requests: requests.clone(),
                     peer,
                     streams,
                     used: Cell::new(Instant::now()),
                     kept: Counted::new(&entry.counts.kept),
                 });
-                Sender::Http2(sender, stream)
+                Sender::Http2(requests, stream)
             }
         };
         Self {
@@ -454,15 +466,20 @@ impl Lease {
     pub(super) async fn send(
         &mut self,
         request: Request<UploadBody>,
-    ) -> Result<Response<Incoming>, SendError> {
-        let outcome = match &mut self.sender {
-            Sender::Http1(sender, _) => sender.try_send_request(request).await,
-            Sender::Http2(sender, _) => sender.try_send_request(request).await,
-        };
-        outcome.map_err(|mut error| match error.take_message() {
-            Some(request) => SendError::Unsent(Box::new(request)),
-            None => SendError::Failed(error.into_error()),
-        })
+    ) -> Result<Response<AnswerBody>, SendError> {
+        match &mut self.sender {
+            Sender::Http1(sender, _) => match sender.try_send_request(request).await {
+                Ok(response) => Ok(response.map(AnswerBody::Http1)),
+                Err(mut error) => Err(match error.take_message() {
+                    Some(request) => SendError::Unsent(Box::new(request)),
+                    None => SendError::Failed(Failed::Http1(error.into_error())),
+                }),
+            },
+            Sender::Http2(requests, _) => {
+                let response = requests.send(request).await?;
+                Ok(response.map(AnswerBody::Http2))
+            }
+        }
     }
 }
 

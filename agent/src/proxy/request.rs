@@ -22,6 +22,7 @@ use crate::identity::Identity;
 use crate::net::requests::{Notice, Refused};
 use crate::policy::{self, Call, Decision, DenialReason, NormalPath, Permit, Scheme};
 
+use super::answer::AnswerBody;
 use super::body::{DownloadBody, Relay, UploadBody};
 use super::connection::Connection;
 use super::failure::Failure;
@@ -365,7 +366,7 @@ fn inject(
     Ok(injected)
 }
 
-fn relay(mut head: response::Parts, body: Incoming, finish: Finish) -> Response<DownloadBody> {
+fn relay(mut head: response::Parts, body: AnswerBody, finish: Finish) -> Response<DownloadBody> {
     head.version = http::Version::default();
     if body.is_end_stream() {
         // HEAD, 204, 304 and empty answers: hyper does not ask for a body that can't be.

@@ -1,12 +1,13 @@
 //! Connecting to upstreams. Every way in takes a [`Permit`].
 
+pub(in crate::proxy) mod http2;
 mod stream;
 
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -16,10 +17,10 @@ use crate::policy::{Denial, DenialReason, Permit, Scheme};
 use crate::tls::upstream::Stream;
 use crate::tls::{self, Offer, Session};
 
+use super::DataThread;
 use super::connection::Connection;
 use super::failure::{self, Failure};
 use super::pool::{Dialled, Versions};
-use super::{DataThread, Local};
 use stream::UpstreamStream;
 
 /// Where a permitted call goes: over TLS to the address that the client dialled, if it is one of the name's; in the
@@ -74,7 +75,10 @@ pub(super) async fn dial(
     };
     let (stream, session) = secured.map_err(|error| failure::of_upstream_tls(&error))?;
     if session.http2 {
-        http2(thread, stream).await
+        let connected = http2::connect(stream, &thread.shared.limits).await;
+        connected
+            .map(Dialled::Http2)
+            .map_err(|error| Failure::upstream(UpstreamFault::Protocol, &error))
     } else {
         http1(thread, stream).await
     }
@@ -238,28 +242,6 @@ where
         }
     });
     Ok(Dialled::Http1(sender))
-}
-
-async fn http2<S>(thread: &DataThread, stream: S) -> Result<Dialled, Failure>
-where
-    S: AsyncRead + AsyncWrite + Unpin + 'static,
-{
-    let limits = &thread.shared.limits;
-    let (sender, connection) = http2::Builder::new(Local)
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(limits.h2_upstream_window())
-        .initial_connection_window_size(limits.h2_upstream_connection_window())
-        .max_send_buf_size(limits.h2_send_buffer())
-        .max_header_list_size(limits.header_bytes_u32())
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(|error| Failure::upstream(UpstreamFault::Protocol, &error))?;
-    tokio::task::spawn_local(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "an upstream connection ended");
-        }
-    });
-    Ok(Dialled::Http2(sender))
 }
 
 #[cfg(test)]

@@ -1,0 +1,132 @@
+//! A request's body on its way into a stream of HTTP/2, no faster than the upstream takes it.
+
+use std::error::Error;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::{Reason, SendStream};
+use http_body::Body;
+use tokio::task::AbortHandle;
+
+/// Reads the body and writes the stream until one of them ends. Dropped before, it resets the stream.
+#[derive(Debug)]
+pub(super) struct Sending<B> {
+    body: B,
+    stream: SendStream<Bytes>,
+    /// A piece that waits for the upstream's windows, and whether it is the last.
+    held: Option<(Bytes, bool)>,
+}
+
+/// A body that goes on being sent by itself; dropping this ends it.
+#[derive(Debug)]
+pub(super) struct Ongoing(AbortHandle);
+
+impl Drop for Ongoing {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl<B> Sending<B>
+where
+    B: Body<Data = Bytes, Error: Error> + Unpin + 'static,
+{
+    pub(super) fn new(body: B, stream: SendStream<Bytes>) -> Self {
+        Self {
+            body,
+            stream,
+            held: None,
+        }
+    }
+
+    /// Sends what there is. A body that is not at its end then goes on in a task of its own, beside the answer.
+    pub(super) fn start(mut self, cx: &mut Context<'_>) -> Option<Ongoing> {
+        if Pin::new(&mut self).poll(cx).is_ready() {
+            return None;
+        }
+        Some(Ongoing(tokio::task::spawn_local(self).abort_handle()))
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        loop {
+            if let Poll::Ready(reason) = self.stream.poll_reset(cx)? {
+                return Poll::Ready(Err(reason.into()));
+            }
+            if self.held.is_some() {
+                ready!(self.poll_room(cx))?;
+            }
+            if let Some((data, is_last)) = self.held.take() {
+                self.stream.send_data(data, is_last)?;
+                if is_last {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(cx)) else {
+                return Poll::Ready(self.stream.send_data(Bytes::new(), true));
+            };
+            let frame = match frame {
+                Ok(frame) => frame,
+                Err(error) => {
+                    self.stream.send_reset(reason(&error));
+                    return Poll::Ready(Ok(()));
+                }
+            };
+            match frame.into_data() {
+                // Room is asked for only with a piece in hand: what is set aside for one stream another may wait for.
+                Ok(data) => {
+                    if !data.is_empty() {
+                        self.stream.reserve_capacity(1);
+                    }
+                    self.held = Some((data, self.body.is_end_stream()));
+                }
+                Err(frame) => {
+                    if let Ok(trailers) = frame.into_trailers() {
+                        self.stream.reserve_capacity(0);
+                        return Poll::Ready(self.stream.send_trailers(trailers));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits until a byte of the piece in hand may go; the library keeps the rest of it until that may.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        let is_empty = self.held.as_ref().is_none_or(|(data, _)| data.is_empty());
+        while !is_empty && self.stream.capacity() == 0 {
+            match ready!(self.stream.poll_capacity(cx)) {
+                Some(room) => drop(room?),
+                // The stream is closed for sending.
+                None => return Poll::Ready(Err(Reason::STREAM_CLOSED.into())),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<B> Future for Sending<B>
+where
+    B: Body<Data = Bytes, Error: Error> + Unpin + 'static,
+{
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if let Err(error) = ready!(self.poll_send(cx)) {
+            tracing::debug!(%error, "a request's body could not be sent to its end");
+        }
+        Poll::Ready(())
+    }
+}
+
+/// How the upstream is told that the rest of a body will not come: in the client's own words if it spoke HTTP/2.
+fn reason(error: &dyn Error) -> Reason {
+    let mut cause = error.source();
+    while let Some(found) = cause {
+        if let Some(reason) = found.downcast_ref::<h2::Error>().and_then(h2::Error::reason) {
+            return reason;
+        }
+        cause = found.source();
+    }
+    Reason::CANCEL
+}
