@@ -264,7 +264,7 @@ impl Log {
         in_words(&mut words, |words| beginning.write(&connection.caller, words));
         with_line(|line| {
             line.extend_from_slice(&words);
-            in_words(line, |line| record.write_ending(line));
+            in_words(line, |line| record.write_unended(line));
             if line.len() > MAX_OPEN {
                 shorten(&beginning, record, line);
             }
@@ -330,7 +330,7 @@ fn shorten(beginning: &Beginning<'_>, record: &Record, line: &mut Vec<u8>) {
         line.clear();
         in_words(line, |line| {
             short.write(caller, line)?;
-            record.write_ending(line)
+            record.write_unended(line)
         });
         if line.len() <= MAX_OPEN {
             return;

@@ -12,6 +12,8 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
@@ -62,13 +64,16 @@ impl Taking {
     }
 }
 
-/// Runs the streams of one connection on its own data thread, and ends those that stall.
-#[derive(Clone, Debug)]
+/// Takes the streams of one connection from the library.
+#[derive(Clone)]
 pub(super) struct Streams {
     limit: Duration,
     begun: Rc<RefCell<Option<Rc<Taking>>>>,
+    new: Rc<RefCell<Vec<Task>>>,
     lingering: Rc<Lingering>,
 }
+
+type Task = Pin<Box<dyn Future<Output = ()>>>;
 
 impl Streams {
     /// `limit` is how long a client may take nothing.
@@ -76,13 +81,9 @@ impl Streams {
         Self {
             limit,
             begun: Rc::default(),
+            new: Rc::default(),
             lingering: Rc::default(),
         }
-    }
-
-    /// Goes on with what is still read; to be polled with the connection.
-    pub(super) fn poll(&self, cx: &mut Context<'_>) {
-        self.lingering.poll(cx);
     }
 
     /// For the request that was just handed over; hyper runs its stream next.
@@ -96,6 +97,26 @@ impl Streams {
     }
 }
 
+/// Runs the streams of one connection within the connection's own task: what they say is sent in the same turn. Dropped
+/// with the connection, it ends them.
+#[derive(Default)]
+pub(super) struct Running(FuturesUnordered<Task>);
+
+impl Running {
+    /// Goes on with each stream that can, the new ones included, and with what is still read of others; to be polled
+    /// before the connection and behind it.
+    pub(super) fn poll(&mut self, streams: &Streams, cx: &mut Context<'_>) {
+        streams.lingering.poll(cx);
+        loop {
+            self.0.extend(streams.new.borrow_mut().drain(..));
+            while let Poll::Ready(Some(())) = self.0.poll_next_unpin(cx) {}
+            if streams.new.borrow().is_empty() {
+                return;
+            }
+        }
+    }
+}
+
 /// How long, and for how many bytes, the rest of a request is read whose answer is complete. The library resets a
 /// stream whose request nobody reads (RFC 9113 section 8.1), and there are clients, curl before 8 among them, that take
 /// the reset for the answer when they have not sent all yet.
@@ -105,7 +126,7 @@ const LINGER_BYTES: usize = 256 * 1024;
 /// Bodies that nobody wants, of one connection; at most one for each of its streams.
 #[derive(Default)]
 pub(super) struct Lingering {
-    bodies: RefCell<Vec<Pin<Box<dyn Future<Output = ()>>>>>,
+    bodies: RefCell<Vec<Task>>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -153,10 +174,11 @@ where
     F: Future + 'static,
 {
     fn execute(&self, stream: F) {
-        match self.begun.borrow_mut().take() {
-            Some(taking) => tokio::task::spawn_local(run(stream, taking, self.limit)),
-            None => tokio::task::spawn_local(async { drop(stream.await) }),
+        let task: Task = match self.begun.borrow_mut().take() {
+            Some(taking) => Box::pin(run(stream, taking, self.limit)),
+            None => Box::pin(async { drop(stream.await) }),
         };
+        self.new.borrow_mut().push(task);
     }
 }
 

@@ -90,6 +90,16 @@ struct Ending<'a> {
     count: Option<u64>,
 }
 
+/// As [`Ending`], of a call that has none yet.
+#[derive(Debug, Serialize)]
+struct Unended {
+    outcome: Outcome,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    protocol: Option<Protocol>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timings: Option<Timings>,
+}
+
 impl Record {
     /// Appends the record as one line, newline included.
     ///
@@ -102,14 +112,20 @@ impl Record {
 
     /// Closes the object that [`Beginning::write`] left open.
     pub(in crate::audit) fn write_ending(&self, line: &mut Vec<u8>) -> Result<(), Error> {
-        let seam = line.len();
-        object(&self.ending(), line)?;
-        line[seam] = b',';
-        line.push(b'\n');
-        Ok(())
+        close(&self.ending(), line)
     }
 
-    fn beginning(&self) -> Beginning<'_> {
+    /// The same for a call that has just begun: what it can't have yet is left out.
+    pub(in crate::audit) fn write_unended(&self, line: &mut Vec<u8>) -> Result<(), Error> {
+        let unended = Unended {
+            outcome: self.outcome,
+            protocol: self.protocol,
+            timings: (self.timings != Timings::default()).then_some(self.timings),
+        };
+        close(&unended, line)
+    }
+
+    pub(super) fn beginning(&self) -> Beginning<'_> {
         Beginning {
             v: self.v,
             time: self.time,
@@ -146,6 +162,15 @@ impl Record {
             count: self.count,
         }
     }
+}
+
+/// Appends the fields of an object to one that is open, and closes it.
+fn close(fields: &impl Serialize, line: &mut Vec<u8>) -> Result<(), Error> {
+    let seam = line.len();
+    object(fields, line)?;
+    line[seam] = b',';
+    line.push(b'\n');
+    Ok(())
 }
 
 fn object(value: &impl Serialize, line: &mut Vec<u8>) -> Result<(), Error> {

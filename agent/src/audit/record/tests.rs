@@ -96,6 +96,20 @@ fn a_record_comes_back_as_it_was() {
 }
 
 #[test]
+fn a_call_that_has_just_begun_is_told_by_what_it_has() {
+    let record = full();
+    for identify_us in [None, Some(5)] {
+        let mut begun = Record::new(record.kind, record.id, record.time, record.caller.clone());
+        begun.protocol = Some(Protocol::H2);
+        begun.timings.identify_us = identify_us;
+        let mut line = Vec::new();
+        begun.beginning().write(&begun.caller, &mut line).unwrap();
+        begun.write_unended(&mut line).unwrap();
+        assert_eq!(Record::parse(&line).unwrap(), begun);
+    }
+}
+
+#[test]
 fn records_of_one_caller_share_its_words_and_another_has_its_own() {
     let mut record = full();
     let first = line(&record);

@@ -25,7 +25,7 @@ use crate::policy::DenialReason;
 use super::super::failure::{self, Failure};
 use super::super::limits::Limits;
 use super::super::request::Entry;
-use super::super::taking::Streams;
+use super::super::taking::{Running, Streams};
 
 /// Serves requests until the connection ends.
 ///
@@ -46,6 +46,7 @@ where
     let tally = stream.tally();
     let handed_over = Cell::new(0);
     let streams = Streams::new(limits.write_stall());
+    let mut running = Running::default();
     let service = service_fn(|request| {
         handed_over.set(handed_over.get() + 1);
         super::answer(&entry, request, Some(streams.begin()))
@@ -62,8 +63,9 @@ where
             drained = true;
             serving.as_mut().graceful_shutdown();
         }
-        streams.poll(cx);
+        running.poll(&streams, cx);
         let polled = cork.poll(cx, |cx| serving.as_mut().poll(cx));
+        running.poll(&streams, cx);
         for rejection in tally.rejections(handed_over.get()) {
             record(&entry, Some(rejection));
         }
