@@ -509,6 +509,7 @@ CASES = {
     "coalesced": coalesced,
     "aborted": aborted,
     "server-reset": get("/reset/1"),
+    "server-cancels": get("/cancel/1"),
     "rapid": rapid,
     "resets": resets,
     "continuation": continuation,

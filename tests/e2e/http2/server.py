@@ -87,10 +87,11 @@ class Conn:
         if path.startswith("/refuse"):
             self.h2.reset_stream(stream, h2.errors.ErrorCodes.REFUSED_STREAM)
             return
-        if path.startswith("/reset"):
+        if path.startswith(("/reset", "/cancel")):
             self.h2.send_headers(stream, [(":status", "200")])
             self.h2.send_data(stream, b"part")
-            self.h2.reset_stream(stream, h2.errors.ErrorCodes.INTERNAL_ERROR)
+            codes = h2.errors.ErrorCodes
+            self.h2.reset_stream(stream, codes.CANCEL if path.startswith("/cancel") else codes.INTERNAL_ERROR)
             return
         self.h2.send_headers(stream, [(":status", "200"), ("x-version", "h2")])
         ending = [("x-sum", str(body)), ("set-cookie", "a=b"), ("authorization", "none")]

@@ -150,6 +150,14 @@ pub(in crate::proxy) struct Download {
     _sending: Option<Ongoing>,
 }
 
+impl Download {
+    /// An upstream that does not want the rest of the request resets its stream behind a whole answer (RFC 9113 section
+    /// 8.1). One that says it of its connection has broken the answer off.
+    fn is_whole(&self, error: &h2::Error) -> bool {
+        error.is_reset() && error.reason() == Some(Reason::NO_ERROR) && self.left.unwrap_or(0) == 0
+    }
+}
+
 impl Body for Download {
     type Data = Bytes;
     type Error = h2::Error;
@@ -166,16 +174,15 @@ impl Body for Download {
                     this.left = this.left.map(|left| left.saturating_sub(data.len() as u64));
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
-                // The answer was complete, and the rest of the request is not wanted (RFC 9113 section 8.1).
-                Some(Err(error)) if error.reason() == Some(Reason::NO_ERROR) && error.is_reset() => {
-                    return Poll::Ready(None);
-                }
+                Some(Err(error)) if this.is_whole(&error) => return Poll::Ready(None),
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 None => this.data_done = true,
             }
         }
-        let trailers = ready!(this.stream.poll_trailers(cx));
-        Poll::Ready(trailers.map(|trailers| trailers.map(Frame::trailers)).transpose())
+        match ready!(this.stream.poll_trailers(cx)) {
+            Err(error) if this.is_whole(&error) => Poll::Ready(None),
+            trailers => Poll::Ready(trailers.map(|trailers| trailers.map(Frame::trailers)).transpose()),
+        }
     }
 
     fn is_end_stream(&self) -> bool {

@@ -214,6 +214,55 @@ async fn an_answer_that_breaks_off_is_no_whole_one_whatever_the_upstream_calls_i
 }
 
 #[tokio::test]
+async fn an_answer_is_whole_where_only_the_request_is_not_wanted_to_its_end() {
+    for (length, whole) in [("4", true), ("5", false)] {
+        locally(async {
+            let (mut requests, serving) = connected(10).await;
+            let mut streams = serve(serving);
+            let endless =
+                StreamBody::new(futures_util::stream::pending::<Result<Frame<Bytes>, Infallible>>());
+            let upstream = async {
+                let (_request, mut answer) = streams.recv().await.unwrap();
+                let head = Response::builder()
+                    .header("content-length", length)
+                    .body(())
+                    .unwrap();
+                let mut body = answer.send_response(head, false).unwrap();
+                body.send_data("half".into(), whole).unwrap();
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                body.send_reset(Reason::NO_ERROR);
+            };
+            let (answer, ()) = tokio::join!(requests.send(request(Method::POST, endless)), upstream);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let collected = answer.unwrap().into_body().collect().await;
+            assert_eq!(collected.is_ok(), whole, "{collected:?}");
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn an_answer_whose_connection_ends_in_its_middle_breaks_off_however_politely() {
+    locally(async {
+        let (mut requests, mut serving) = connected(10).await;
+        let upstream = async {
+            let (_request, mut answer) = serving.accept().await.unwrap().unwrap();
+            let mut body = answer.send_response(Response::new(()), false).unwrap();
+            body.send_data("half".into(), false).unwrap();
+            serving.graceful_shutdown();
+            let polite = timeout(Duration::from_millis(50), serving.accept()).await;
+            assert!(polite.is_err(), "it waits for the stream's end");
+            drop(serving);
+            body
+        };
+        let (answer, _body) = tokio::join!(requests.send(get()), upstream);
+        let collected = answer.unwrap().into_body().collect().await;
+        assert!(collected.is_err(), "{collected:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_refused_stream_is_told_from_a_broken_one() {
     for refused in [Reason::REFUSED_STREAM, Reason::PROTOCOL_ERROR] {
         locally(async {
