@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::super::limits::Limits;
 use super::super::pool::{Failed, SendError};
-use sending::{Ongoing, Sending};
+use sending::{End, Ongoing, Sending, Start};
 
 /// The most errors of the upstream that are answered by a reset; then the connection goes.
 const MAX_RESETS: usize = 1024;
@@ -111,8 +111,19 @@ impl Requests {
         let mut ongoing = None;
         poll_fn(|cx| {
             // An error of the connection is the answer's too, and there it is told whether the request was read.
-            if body.is_some() && self.streams.poll_ready(cx).is_ready() {
-                ongoing = body.take().and_then(|body| body.start(cx));
+            if body.is_some()
+                && self.streams.poll_ready(cx).is_ready()
+                && let Some(body) = body.take()
+            {
+                match body.start(cx) {
+                    Start::GoesOn(sending) => ongoing = Some(sending),
+                    // The client may have taken the request back: its own stream is asked for that once this one waits.
+                    Start::Ended(End::Broken) => {
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                    Start::Ended(End::Sent | End::Refused) => {}
+                }
             }
             let response = ready!(Pin::new(&mut answer).poll(cx))?;
             Poll::Ready(Ok((response, ongoing.take())))

@@ -19,6 +19,23 @@ pub(super) struct Sending<B> {
     held: Option<(Bytes, bool)>,
 }
 
+/// How the sending of a body ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum End {
+    /// All of it was sent.
+    Sent,
+    /// The client broke it off.
+    Broken,
+    /// The upstream took no more of it.
+    Refused,
+}
+
+/// What came of the first turn.
+pub(super) enum Start {
+    Ended(End),
+    GoesOn(Ongoing),
+}
+
 /// A body that goes on being sent by itself; dropping this ends it.
 #[derive(Debug)]
 pub(super) struct Ongoing(AbortHandle);
@@ -42,14 +59,14 @@ where
     }
 
     /// Sends what there is. A body that is not at its end then goes on in a task of its own, beside the answer.
-    pub(super) fn start(mut self, cx: &mut Context<'_>) -> Option<Ongoing> {
-        if Pin::new(&mut self).poll(cx).is_ready() {
-            return None;
+    pub(super) fn start(mut self, cx: &mut Context<'_>) -> Start {
+        match Pin::new(&mut self).poll(cx) {
+            Poll::Ready(end) => Start::Ended(end),
+            Poll::Pending => Start::GoesOn(Ongoing(tokio::task::spawn_local(self).abort_handle())),
         }
-        Some(Ongoing(tokio::task::spawn_local(self).abort_handle()))
     }
 
-    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<End, h2::Error>> {
         loop {
             if let Poll::Ready(reason) = self.stream.poll_reset(cx)? {
                 return Poll::Ready(Err(reason.into()));
@@ -60,17 +77,18 @@ where
             if let Some((data, is_last)) = self.held.take() {
                 self.stream.send_data(data, is_last)?;
                 if is_last {
-                    return Poll::Ready(Ok(()));
+                    return Poll::Ready(Ok(End::Sent));
                 }
             }
             let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(cx)) else {
-                return Poll::Ready(self.stream.send_data(Bytes::new(), true));
+                self.stream.send_data(Bytes::new(), true)?;
+                return Poll::Ready(Ok(End::Sent));
             };
             let frame = match frame {
                 Ok(frame) => frame,
                 Err(error) => {
                     self.stream.send_reset(reason(&error));
-                    return Poll::Ready(Ok(()));
+                    return Poll::Ready(Ok(End::Broken));
                 }
             };
             match frame.into_data() {
@@ -84,7 +102,8 @@ where
                 Err(frame) => {
                     if let Ok(trailers) = frame.into_trailers() {
                         self.stream.reserve_capacity(0);
-                        return Poll::Ready(self.stream.send_trailers(trailers));
+                        self.stream.send_trailers(trailers)?;
+                        return Poll::Ready(Ok(End::Sent));
                     }
                 }
             }
@@ -109,13 +128,13 @@ impl<B> Future for Sending<B>
 where
     B: Body<Data = Bytes, Error: Error> + Unpin + 'static,
 {
-    type Output = ();
+    type Output = End;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if let Err(error) = ready!(self.poll_send(cx)) {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
+        Poll::Ready(ready!(self.poll_send(cx)).unwrap_or_else(|error| {
             tracing::debug!(%error, "a request's body could not be sent to its end");
-        }
-        Poll::Ready(())
+            End::Refused
+        }))
     }
 }
 
