@@ -92,6 +92,7 @@ async fn control(socket: OwnedFd) -> Result<(), Error> {
     let mut ready = false;
     let mut beat = tokio::time::interval(BEAT);
     let mut code = tokio::time::interval(memory::CODE_SPAN);
+    let mut calls_before = 0;
     let mut lull = Lull::new(Instant::now());
     let drain = loop {
         let event = tokio::select! {
@@ -106,7 +107,11 @@ async fn control(socket: OwnedFd) -> Result<(), Error> {
             }
             _ = code.tick() => {
                 memory::unmap_code();
-                worker.shared.audit.unmap();
+                // Not beside calls: a first write to a page of a file may wait for the disk.
+                let calls = worker.threads.sum(proxy::Figures::calls);
+                if calls == std::mem::replace(&mut calls_before, calls) {
+                    worker.shared.audit.unmap();
+                }
                 continue;
             }
         };

@@ -51,6 +51,11 @@ impl Slots {
         }
     }
 
+    /// The most slots that one workload may hold.
+    pub(super) fn quota(&self) -> usize {
+        self.quota as usize
+    }
+
     /// Sets slots aside for these workloads, and for nobody else but those that can't be named.
     pub(super) fn entitle(&mut self, workloads: impl IntoIterator<Item = WorkloadName>) {
         self.entitled = workloads.into_iter().map(Some).collect();

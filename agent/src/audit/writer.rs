@@ -53,6 +53,8 @@ pub(super) struct Shared {
     queue: Mutex<Queue>,
     wake: Condvar,
     failed: AtomicBool,
+    /// So many records are a batch, however few bytes: a call counts against its workload's limit until it is written.
+    enough: usize,
 }
 
 #[derive(Default)]
@@ -101,6 +103,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Shared {
     pub(super) fn new(table: Table, slots: Slots) -> Self {
         Self {
+            enough: slots.quota().div_ceil(8),
             table,
             slots: Mutex::new(slots),
             queue: Mutex::default(),
@@ -165,8 +168,12 @@ impl Shared {
         self.notify(queue);
     }
 
+    fn is_enough(&self, batch: &Batch) -> bool {
+        batch.bytes.len() >= BATCH || batch.entries.len() >= self.enough
+    }
+
     fn notify(&self, mut queue: MutexGuard<'_, Queue>) {
-        let wake = queue.idle || queue.batch.bytes.len() >= BATCH;
+        let wake = queue.idle || self.is_enough(&queue.batch);
         queue.idle = false;
         drop(queue);
         if wake {
@@ -411,7 +418,7 @@ impl Thread {
     fn pause(&self, pause: Duration, healthy: bool) {
         let queue = locked(&self.shared.queue);
         let enough = |queue: &mut Queue| {
-            let full = healthy && queue.batch.bytes.len() >= BATCH;
+            let full = healthy && self.shared.is_enough(&queue.batch);
             !full && queue.closing.is_none() && queue.reopen.is_none()
         };
         let waited = self.shared.wake.wait_timeout_while(queue, pause, enough);

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use nix::sys::socket::{setsockopt, sockopt::TcpNoDelay};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::cork;
@@ -157,16 +156,6 @@ impl Drop for TooMany {
     }
 }
 
-/// Takes up a bound socket; to be called on the thread that is to accept.
-///
-/// # Errors
-/// If the socket can't be waited for.
-pub fn listen(socket: std::net::TcpListener) -> io::Result<TcpListener> {
-    // A small answer must not wait for the acknowledgement of the one before it. Accepted sockets inherit it (tcp(7)).
-    setsockopt(&socket, TcpNoDelay, &true)?;
-    TcpListener::from_std(socket)
-}
-
 /// Accepts until `stop` is done, handing each connection on. Those of a flood that is faster than they can be refused
 /// are closed at once, and told to `flood`: they would take up descriptors that other workloads need.
 pub async fn accept(
@@ -184,7 +173,7 @@ pub async fn accept(
             () = &mut stop => return,
             accepted = listener.accept() => accepted,
         };
-        match accepted {
+        match accepted.and_then(|(stream, client)| prompt(stream).map(|stream| (stream, client))) {
             Ok((stream, client)) => match place(&quota) {
                 Some(slot) => deliver(Accepted {
                     stream: Stream::Here(stream),
@@ -213,6 +202,12 @@ fn place(quota: &Quota) -> Option<Result<Slot, TooMany>> {
     }
 }
 
+/// A small answer must not wait for the acknowledgement of the one before it.
+fn prompt(stream: TcpStream) -> io::Result<TcpStream> {
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
 /// accept(2) also reports what had happened to the connection before it was taken.
 fn is_of_the_connection(error: &io::Error) -> bool {
     matches!(
@@ -227,18 +222,9 @@ fn is_of_the_connection(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use nix::sys::socket::getsockopt;
     use tokio::io::AsyncReadExt as _;
 
     use super::*;
-
-    #[tokio::test]
-    async fn what_is_accepted_does_not_wait_to_send_small_answers() {
-        let listener = listen(nonblocking()).unwrap();
-        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (stream, _) = listener.accept().await.unwrap();
-        assert!(getsockopt(&stream, TcpNoDelay).unwrap());
-    }
 
     #[test]
     fn a_connection_is_served_by_the_thread_that_it_was_handed_to() {
@@ -250,7 +236,7 @@ mod tests {
         };
         let (accepting, serving) = (runtime(), runtime());
         let (mut client, stream) = accepting.block_on(async {
-            let listener = listen(nonblocking()).unwrap();
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let (stream, _) = listener.accept().await.unwrap();
             (client, Stream::Here(stream).leave().unwrap())
@@ -262,12 +248,6 @@ mod tests {
             .block_on(async { stream.arrive().unwrap().read_exact(&mut byte).await })
             .unwrap();
         assert_eq!(&byte, b"x");
-    }
-
-    fn nonblocking() -> std::net::TcpListener {
-        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        socket.set_nonblocking(true).unwrap();
-        socket
     }
 
     #[test]

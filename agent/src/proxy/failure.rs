@@ -271,7 +271,10 @@ pub(super) fn of_upstream_http(error: &Failed) -> Failure {
         Failed::Http2(error) if is_unread(error) => UpstreamFault::Unread,
         Failed::Http1(_) | Failed::Http2(_) => UpstreamFault::Protocol,
     };
-    let cause = std::error::Error::source(error);
+    let cause = match error {
+        Failed::Http1(error) => std::error::Error::source(error),
+        Failed::Http2(_) => None,
+    };
     let cause = cause.map_or_else(String::new, |cause| format!(": {cause}"));
     Failure::upstream(fault, &format!("{error}{cause}"))
 }

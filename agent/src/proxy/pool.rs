@@ -65,8 +65,8 @@ pub(super) struct PoolLimits {
     pub kept_per_workload: usize,
 }
 
-/// Streams on one shared connection. Servers allow 100 or more (RFC 9113 section 6.5.2 asks them to); where one
-/// allows fewer, h2 holds the rest back.
+/// Streams on one shared connection. Servers allow 100 or more (RFC 9113 section 6.5.2 asks them to); where one allows
+/// fewer, another connection is made: the library would keep the rest, and send their heads even when their calls were over.
 const STREAMS: usize = 100;
 
 /// The connections of one data thread.
@@ -317,7 +317,8 @@ impl Entry {
     fn shared_lease(self: &Rc<Self>) -> Option<Lease> {
         let mut shared = self.shared.borrow_mut();
         shared.retain_mut(|kept| !kept.requests.is_closed());
-        let kept = shared.iter().find(|kept| kept.streams.get() < STREAMS)?;
+        let has_room = |kept: &&SharedConnection| kept.streams.get() < STREAMS.min(kept.requests.limit());
+        let kept = shared.iter().find(has_room)?;
         kept.used.set(Instant::now());
         Some(Lease {
             entry: Rc::clone(self),
@@ -405,9 +406,9 @@ pub(super) enum Failed {
     /// Over HTTP/1.1.
     #[error(transparent)]
     Http1(hyper::Error),
-    /// Over HTTP/2.
-    #[error(transparent)]
-    Http2(h2::Error),
+    /// Over HTTP/2. As a cause, so that an HTTP/2 client's stream ends with the same code.
+    #[error("{0}")]
+    Http2(#[source] h2::Error),
 }
 
 impl Lease {
@@ -475,6 +476,10 @@ impl Lease {
                     None => SendError::Failed(Failed::Http1(error.into_error())),
                 }),
             },
+            // The upstream has lowered its limit meanwhile.
+            Sender::Http2(requests, streams) if streams.0.get() > requests.limit() => {
+                Err(SendError::Unsent(Box::new(request)))
+            }
             Sender::Http2(requests, _) => {
                 let response = requests.send(request).await?;
                 Ok(response.map(AnswerBody::Http2))

@@ -5,7 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::future::{Future, poll_fn};
+use std::future::{Future, pending, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
@@ -99,10 +99,17 @@ impl Streams {
 
 /// Runs the streams of one connection within the connection's own task: what they say is sent in the same turn. Dropped
 /// with the connection, it ends them.
-#[derive(Default)]
 pub(super) struct Running(FuturesUnordered<Task>);
 
 impl Running {
+    pub(super) fn new() -> Self {
+        let streams: FuturesUnordered<Task> = FuturesUnordered::new();
+        // Whenever it has polled as many as it has, the set asks for another turn at once: with one more that never ends it
+        // does so only when there is reason to.
+        streams.push(Box::pin(pending()));
+        Self(streams)
+    }
+
     /// Goes on with each stream that can, the new ones included, and with what is still read of others; to be polled
     /// before the connection and behind it.
     pub(super) fn poll(&mut self, streams: &Streams, cx: &mut Context<'_>) {
@@ -210,8 +217,6 @@ async fn run<F: Future>(stream: F, taking: Rc<Taking>, limit: Duration) {
 
 #[cfg(test)]
 mod tests {
-    use std::future::pending;
-
     use tokio::time::{Instant, sleep, timeout};
 
     use super::*;

@@ -59,11 +59,14 @@ impl<S> Late<S> {
     }
 }
 
-/// In a handshake of TLS 1.3 each flight of the server begins in the clear, and in one of TLS 1.2 no record is application
-/// data.
+/// One whole record, alone: whatever else there is to say (that the client's next record is bad) goes at once. In a handshake
+/// of TLS 1.3 each flight of the server begins in the clear, and in one of TLS 1.2 no record is application data.
 fn is_ticket(pieces: &[IoSlice<'_>]) -> bool {
-    let first = pieces.iter().find_map(|piece| piece.first());
-    first == Some(&ENCRYPTED) && pieces.iter().map(|piece| piece.len()).sum::<usize>() > SHORT
+    let [record] = pieces else { return false };
+    let [ENCRYPTED, _, _, high, low, rest @ ..] = &record[..] else {
+        return false;
+    };
+    rest.len() == usize::from(u16::from_be_bytes([*high, *low])) && rest.len() > SHORT
 }
 
 impl<S: AsyncWrite + Unpin> Late<S> {
@@ -80,6 +83,13 @@ impl<S: AsyncWrite + Unpin> Late<S> {
             self.held = Vec::new();
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Behind a write that was cut short comes its rest, whatever that looks like.
+    fn note(&mut self, written: &Poll<io::Result<usize>>, whole: usize) {
+        if matches!(written, Poll::Ready(Ok(count)) if *count < whole) {
+            self.handshake = false;
+        }
     }
 
     /// What was taken in counts as written; the next write, or a flush, waits until it is.
@@ -107,7 +117,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Late<S> {
             return self.begin(cx, taken);
         }
         ready!(self.poll_held(cx))?;
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.note(&written, bytes.len());
+        written
     }
 
     fn poll_write_vectored(
@@ -119,7 +131,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Late<S> {
             return self.begin(cx, taken);
         }
         ready!(self.poll_held(cx))?;
-        Pin::new(&mut self.stream).poll_write_vectored(cx, pieces)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, pieces);
+        self.note(&written, pieces.iter().map(|piece| piece.len()).sum());
+        written
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
+use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::LocalSet;
@@ -42,8 +43,8 @@ struct Drain {
 /// All data threads.
 pub(super) struct DataThreads {
     threads: Vec<Thread>,
-    /// Which of them accepts for the next listener.
-    next: AtomicUsize,
+    /// Which of them accepts for the next listener of each family: a workload has one of both.
+    next: [AtomicUsize; 2],
     accepting: TaskTracker,
 }
 
@@ -64,7 +65,7 @@ impl DataThreads {
         let threads = (0..count).map(|number| Thread::start(number, Arc::clone(shared)));
         Ok(Self {
             threads: threads.collect::<Result<_, _>>()?,
-            next: AtomicUsize::new(0),
+            next: Default::default(),
             accepting: TaskTracker::new(),
         })
     }
@@ -82,11 +83,12 @@ impl DataThreads {
         stop: CancellationToken,
         flood: impl Fn() + Send + 'static,
     ) -> std::io::Result<()> {
-        let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.threads.len();
+        let family = usize::from(listener.local_addr()?.is_ipv6());
+        let turn = self.next[family].fetch_add(1, Ordering::Relaxed) % self.threads.len();
         let runtime = &self.threads[turn].runtime;
         let listener = {
             let _entered = runtime.enter();
-            listener::listen(listener)?
+            TcpListener::from_std(listener)?
         };
         let deliver = self.deliver(workload, turn);
         let accepting = listener::accept(listener, quota, stop.cancelled_owned(), deliver, flood);

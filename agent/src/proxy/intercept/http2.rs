@@ -46,7 +46,7 @@ where
     let tally = stream.tally();
     let handed_over = Cell::new(0);
     let streams = Streams::new(limits.write_stall());
-    let mut running = Running::default();
+    let mut running = Running::new();
     let service = service_fn(|request| {
         handed_over.set(handed_over.get() + 1);
         super::answer(&entry, request, Some(streams.begin()))

@@ -140,3 +140,37 @@ async fn as_many_are_kept_as_calls_were_under_way_at_once_and_fewer_after_a_whil
     };
     LocalSet::new().run_until(checked).await;
 }
+
+#[tokio::test]
+async fn a_call_over_the_upstreams_number_of_streams_gets_a_connection_of_its_own() {
+    let checked = async {
+        let pool = pool(3);
+        let key = Key {
+            versions: Versions::Http2First,
+            ..key("api.example", "billing")
+        };
+        let limits = crate::proxy::Limits::from(crate::channel::Limits::default());
+        let lease = async || {
+            let dial = async || {
+                let (near, far) = tokio::io::duplex(64 * 1024);
+                tokio::task::spawn_local(async move {
+                    let mut one = h2::server::Builder::new();
+                    let serving = one.max_concurrent_streams(1).handshake::<_, bytes::Bytes>(far);
+                    let mut serving = serving.await.unwrap();
+                    while serving.accept().await.is_some() {}
+                });
+                let requests = http2::connect(near, &limits).await.unwrap();
+                while requests.limit() > 1 {
+                    tokio::task::yield_now().await;
+                }
+                Ok::<_, Infallible>(Dialled::Http2(requests))
+            };
+            pool.lease(&key, peer(1), dial).await.unwrap()
+        };
+        let (first, second) = (lease().await, lease().await);
+        assert!(!first.reused() && !second.reused());
+        drop(first);
+        assert!(lease().await.reused());
+    };
+    LocalSet::new().run_until(checked).await;
+}

@@ -68,6 +68,11 @@ impl Requests {
         self.ended.get() || matches!(polled, Poll::Ready(Err(_)))
     }
 
+    /// How many streams the upstream allows at once.
+    pub(in crate::proxy) fn limit(&self) -> usize {
+        self.streams.current_max_send_streams()
+    }
+
     /// Sends one request and waits for the head of its answer. Whoever waits no more resets the stream.
     ///
     /// # Errors
@@ -132,13 +137,13 @@ impl Requests {
     }
 }
 
-/// A length that is known is said, as for HTTP/1.1 (RFC 9110 section 8.6).
+/// A length that is known is said, that there is no body too where one is expected (RFC 9110 section 8.6).
 fn say_length(head: &mut http::request::Parts, body: &impl Body) {
     let Some(length) = body.size_hint().exact() else {
         return;
     };
-    let expects_a_body = [Method::POST, Method::PUT, Method::PATCH].contains(&head.method);
-    if length > 0 || expects_a_body {
+    let expects_none = [Method::GET, Method::HEAD, Method::DELETE].contains(&head.method);
+    if length > 0 || !expects_none {
         head.headers
             .entry(header::CONTENT_LENGTH)
             .or_insert_with(|| length.into());
@@ -157,15 +162,24 @@ pub(in crate::proxy) struct Download {
     stream: RecvStream,
     left: Option<u64>,
     data_done: bool,
-    /// What is still to be sent of the request ends with the answer.
+    /// What is still to come of the request is not waited for when the answer has ended.
     _sending: Option<Ongoing>,
 }
 
 impl Download {
     /// An upstream that does not want the rest of the request resets its stream behind a whole answer (RFC 9113 section
-    /// 8.1). One that says it of its connection has broken the answer off.
+    /// 8.1).
     fn is_whole(&self, error: &h2::Error) -> bool {
-        error.is_reset() && error.reason() == Some(Reason::NO_ERROR) && self.left.unwrap_or(0) == 0
+        error.is_reset() && error.reason() == Some(Reason::NO_ERROR) && self.left == Some(0)
+    }
+
+    /// The client is told of an answer that broke off by a code that means no more than that: it must take the half for no
+    /// whole, and a call that was read for no other.
+    fn broken(error: h2::Error) -> h2::Error {
+        match error.reason() {
+            Some(Reason::NO_ERROR | Reason::REFUSED_STREAM) => Reason::INTERNAL_ERROR.into(),
+            Some(_) | None => error,
+        }
     }
 }
 
@@ -186,13 +200,14 @@ impl Body for Download {
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
                 Some(Err(error)) if this.is_whole(&error) => return Poll::Ready(None),
-                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                Some(Err(error)) => return Poll::Ready(Some(Err(Self::broken(error)))),
                 None => this.data_done = true,
             }
         }
         match ready!(this.stream.poll_trailers(cx)) {
             Err(error) if this.is_whole(&error) => Poll::Ready(None),
-            trailers => Poll::Ready(trailers.map(|trailers| trailers.map(Frame::trailers)).transpose()),
+            Err(error) => Poll::Ready(Some(Err(Self::broken(error)))),
+            Ok(trailers) => Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers)))),
         }
     }
 

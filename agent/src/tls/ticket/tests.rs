@@ -7,7 +7,14 @@ use tokio::time::timeout;
 
 use super::*;
 
-const TICKET: [u8; 200] = [ENCRYPTED; 200];
+const TICKET: [u8; 200] = record();
+
+/// An encrypted record of 200 bytes in all.
+const fn record() -> [u8; 200] {
+    let mut record = [ENCRYPTED; 200];
+    (record[3], record[4]) = (0, 195);
+    record
+}
 const MOMENT: Duration = Duration::from_millis(20);
 
 /// A stream that keeps a ticket back, and the client's end.
@@ -72,10 +79,25 @@ async fn whoever_flushes_or_goes_on_waits_for_a_reader_that_is_slow() {
 }
 
 #[tokio::test]
+async fn the_rest_of_a_flight_that_was_cut_short_goes_at_once() {
+    let (near, mut far) = duplex(1000);
+    let mut late = Late::new(near);
+    let mut flight = vec![22; 1000];
+    flight.extend_from_slice(&TICKET);
+    assert_eq!(late.write(&flight).await.unwrap(), 1000);
+    assert_eq!(came(&mut far).await.len(), 1000);
+    late.write_all(&TICKET).await.unwrap();
+    assert_eq!(came(&mut far).await, TICKET);
+}
+
+#[tokio::test]
 async fn handshakes_alerts_and_what_comes_later_go_at_once() {
     let mut flight = vec![ENCRYPTED; 1000];
     flight[0] = 22;
-    for bytes in [flight, vec![21, 3, 3, 0, 2, 2, 40], vec![ENCRYPTED; 24]] {
+    let alert = [ENCRYPTED, 3, 3, 0, 19];
+    let alert = [&alert[..], &[7; 19]].concat();
+    let ticket_and_alert = [&TICKET[..], &alert].concat();
+    for bytes in [flight, vec![21, 3, 3, 0, 2, 2, 40], alert, ticket_and_alert] {
         let (near, mut far) = duplex(4096);
         let mut late = Late::new(near);
         late.write_all(&bytes).await.unwrap();

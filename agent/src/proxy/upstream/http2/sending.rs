@@ -1,8 +1,10 @@
 //! A request's body on its way into a stream of HTTP/2, no faster than the upstream takes it.
 
+use std::cell::Cell;
 use std::error::Error;
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -17,6 +19,7 @@ pub(super) struct Sending<B> {
     stream: SendStream<Bytes>,
     /// A piece that waits for the upstream's windows, and whether it is the last.
     held: Option<(Bytes, bool)>,
+    has_come: Rc<Cell<bool>>,
 }
 
 /// How the sending of a body ended.
@@ -36,13 +39,19 @@ pub(super) enum Start {
     GoesOn(Ongoing),
 }
 
-/// A body that goes on being sent by itself; dropping this ends it.
+/// A body that goes on being sent by itself. Dropping this ends it, unless all of it has come and only the upstream is
+/// waited for.
 #[derive(Debug)]
-pub(super) struct Ongoing(AbortHandle);
+pub(super) struct Ongoing {
+    task: AbortHandle,
+    has_come: Rc<Cell<bool>>,
+}
 
 impl Drop for Ongoing {
     fn drop(&mut self) {
-        self.0.abort();
+        if !self.has_come.get() {
+            self.task.abort();
+        }
     }
 }
 
@@ -55,6 +64,7 @@ where
             body,
             stream,
             held: None,
+            has_come: Rc::default(),
         }
     }
 
@@ -62,7 +72,10 @@ where
     pub(super) fn start(mut self, cx: &mut Context<'_>) -> Start {
         match Pin::new(&mut self).poll(cx) {
             Poll::Ready(end) => Start::Ended(end),
-            Poll::Pending => Start::GoesOn(Ongoing(tokio::task::spawn_local(self).abort_handle())),
+            Poll::Pending => Start::GoesOn(Ongoing {
+                has_come: Rc::clone(&self.has_come),
+                task: tokio::task::spawn_local(self).abort_handle(),
+            }),
         }
     }
 
@@ -87,7 +100,8 @@ where
             let frame = match frame {
                 Ok(frame) => frame,
                 Err(error) => {
-                    self.stream.send_reset(reason(&error));
+                    tracing::debug!(%error, "a request's body breaks off");
+                    self.stream.send_reset(Reason::CANCEL);
                     return Poll::Ready(Ok(End::Broken));
                 }
             };
@@ -97,7 +111,9 @@ where
                     if !data.is_empty() {
                         self.stream.reserve_capacity(1);
                     }
-                    self.held = Some((data, self.body.is_end_stream()));
+                    let is_last = self.body.is_end_stream();
+                    self.held = Some((data, is_last));
+                    self.has_come.set(is_last);
                 }
                 Err(frame) => {
                     if let Ok(trailers) = frame.into_trailers() {
@@ -136,16 +152,4 @@ where
             End::Refused
         }))
     }
-}
-
-/// How the upstream is told that the rest of a body will not come: in the client's own words if it spoke HTTP/2.
-fn reason(error: &dyn Error) -> Reason {
-    let mut cause = error.source();
-    while let Some(found) = cause {
-        if let Some(reason) = found.downcast_ref::<h2::Error>().and_then(h2::Error::reason) {
-            return reason;
-        }
-        cause = found.source();
-    }
-    Reason::CANCEL
 }

@@ -194,7 +194,12 @@ async fn an_answer_that_is_dropped_ends_what_is_still_sent() {
 
 #[tokio::test]
 async fn an_answer_that_breaks_off_is_no_whole_one_whatever_the_upstream_calls_it() {
-    for reason in [Reason::CANCEL, Reason::INTERNAL_ERROR] {
+    for (reason, told) in [
+        (Reason::CANCEL, Reason::CANCEL),
+        (Reason::INTERNAL_ERROR, Reason::INTERNAL_ERROR),
+        (Reason::NO_ERROR, Reason::INTERNAL_ERROR),
+        (Reason::REFUSED_STREAM, Reason::INTERNAL_ERROR),
+    ] {
         locally(async {
             let (mut requests, serving) = connected(10).await;
             let mut streams = serve(serving);
@@ -207,7 +212,7 @@ async fn an_answer_that_breaks_off_is_no_whole_one_whatever_the_upstream_calls_i
             };
             let (answer, ()) = tokio::join!(requests.send(get()), upstream);
             let error = answer.unwrap().into_body().collect().await.unwrap_err();
-            assert_eq!(error.reason(), Some(reason));
+            assert_eq!(error.reason(), Some(told), "{reason}");
         })
         .await;
     }
@@ -293,27 +298,35 @@ async fn a_connection_that_the_upstream_ends_takes_no_more_and_gives_the_request
 }
 
 #[tokio::test]
-async fn over_the_upstreams_number_of_streams_a_request_waits_with_its_body() {
+async fn the_upstreams_limit_is_known_once_it_has_said_so() {
     locally(async {
-        let (mut requests, serving) = connected(1).await;
+        let (requests, serving) = connected(1).await;
+        let _streams = serve(serving);
+        while requests.limit() != 1 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_upload_that_has_come_to_its_end_is_sent_to_its_end_behind_the_answer() {
+    const SIZE: usize = 200_000;
+    locally(async {
+        let (mut requests, serving) = connected(10).await;
         let mut streams = serve(serving);
-        let mut second = requests.clone();
-        let post = |text: &'static str| request(Method::POST, Full::new(Bytes::from(text)));
         let upstream = async {
-            let mut counts = Vec::new();
-            for _ in 0..2 {
-                let (request, mut answer) = streams.recv().await.unwrap();
-                counts.push(all(request.into_body()).await.unwrap());
-                let early = timeout(Duration::from_millis(20), streams.recv()).await;
-                assert!(early.is_err(), "one at a time");
-                answer.send_response(Response::new(()), true).unwrap();
-            }
-            counts
+            let (request, mut answer) = streams.recv().await.unwrap();
+            answer.send_response(Response::new(()), true).unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            all(request.into_body()).await
         };
-        let (one, two, counts) =
-            tokio::join!(requests.send(post("one")), second.send(post("second")), upstream);
-        assert!(one.is_ok() && two.is_ok());
-        assert_eq!(counts.iter().sum::<usize>(), 9);
+        let calling = async {
+            let body = Full::new(Bytes::from(vec![7; SIZE]));
+            drop(requests.send(request(Method::POST, body)).await.unwrap());
+        };
+        let ((), sent) = tokio::join!(calling, upstream);
+        assert_eq!(sent.unwrap(), SIZE);
     })
     .await;
 }
