@@ -100,7 +100,7 @@ impl Requests {
             stream,
             left,
             data_done: false,
-            _sending: sending,
+            sending,
         }))
     }
 
@@ -162,8 +162,19 @@ pub(in crate::proxy) struct Download {
     stream: RecvStream,
     left: Option<u64>,
     data_done: bool,
-    /// What is still to come of the request is not waited for when the answer has ended.
-    _sending: Option<Ongoing>,
+    sending: Option<Ongoing>,
+}
+
+impl Drop for Download {
+    /// What is still to come of the request is not waited for behind the answer's end, and nothing more goes out of a call
+    /// that ends before it.
+    fn drop(&mut self) {
+        if self.stream.is_end_stream()
+            && let Some(sending) = self.sending.take()
+        {
+            sending.complete();
+        }
+    }
 }
 
 impl Download {

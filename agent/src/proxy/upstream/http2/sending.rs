@@ -39,17 +39,24 @@ pub(super) enum Start {
     GoesOn(Ongoing),
 }
 
-/// A body that goes on being sent by itself. Dropping this ends it, unless all of it has come and only the upstream is
-/// waited for.
+/// A body that goes on being sent by itself; dropping this ends it.
 #[derive(Debug)]
 pub(super) struct Ongoing {
     task: AbortHandle,
     has_come: Rc<Cell<bool>>,
+    is_spared: bool,
+}
+
+impl Ongoing {
+    /// The call is complete: where all of the body has come, and only the upstream is waited for, it may have it.
+    pub(super) fn complete(mut self) {
+        self.is_spared = self.has_come.get();
+    }
 }
 
 impl Drop for Ongoing {
     fn drop(&mut self) {
-        if !self.has_come.get() {
+        if !self.is_spared {
             self.task.abort();
         }
     }
@@ -74,6 +81,7 @@ where
             Poll::Ready(end) => Start::Ended(end),
             Poll::Pending => Start::GoesOn(Ongoing {
                 has_come: Rc::clone(&self.has_come),
+                is_spared: false,
                 task: tokio::task::spawn_local(self).abort_handle(),
             }),
         }

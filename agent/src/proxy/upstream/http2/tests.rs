@@ -310,6 +310,38 @@ async fn the_upstreams_limit_is_known_once_it_has_said_so() {
 }
 
 #[tokio::test]
+async fn nothing_more_of_a_body_goes_out_behind_a_call_that_was_left() {
+    const SIZE: usize = 200_000;
+    for has_answered in [false, true] {
+        locally(async {
+            let (mut requests, serving) = connected(10).await;
+            let mut streams = serve(serving);
+            let post = request(Method::POST, Full::new(Bytes::from(vec![7; SIZE])));
+            let mut sending = Box::pin(requests.send(post));
+            let arrived = async {
+                let (request, mut answer) = streams.recv().await.unwrap();
+                let body = has_answered.then(|| answer.send_response(Response::new(()), false).unwrap());
+                (request, answer, body)
+            };
+            let (request, _answer, _body) = if has_answered {
+                let (answer, arrived) = tokio::join!(&mut sending, arrived);
+                drop(answer.unwrap());
+                arrived
+            } else {
+                tokio::select! {
+                    _ = &mut sending => panic!("there was no answer"),
+                    arrived = arrived => arrived,
+                }
+            };
+            drop(sending);
+            let error = all(request.into_body()).await.unwrap_err();
+            assert_eq!(error.reason(), Some(Reason::CANCEL));
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
 async fn an_upload_that_has_come_to_its_end_is_sent_to_its_end_behind_the_answer() {
     const SIZE: usize = 200_000;
     locally(async {
