@@ -10,7 +10,6 @@ pub mod ca;
 pub mod client_hello;
 pub mod downstream;
 pub mod leaf;
-pub mod ticket;
 pub mod upstream;
 pub mod wire;
 

@@ -27,12 +27,11 @@ use tokio_rustls::TlsAcceptor;
 use crate::addr::HostName;
 
 use super::leaf::Leaf;
-use super::ticket::Late;
 use super::wire::Wire;
 use super::{Error, Offer, Session, provider};
 
 /// A TLS stream to a client.
-pub type Stream<S> = tokio_rustls::server::TlsStream<Wire<Late<S>>>;
+pub type Stream<S> = tokio_rustls::server::TlsStream<Wire<S>>;
 
 /// Plaintext and ciphertext that rustls may hold for one connection, each way.
 const BUFFER_LIMIT: usize = 32 * 1024;
@@ -125,13 +124,12 @@ impl Acceptor {
             host: leaf.host().clone(),
             key: Arc::clone(leaf.certified()),
         });
-        let stream = Wire::new(Late::new(stream));
+        let stream = Wire::new(stream);
         let handshake = TlsAcceptor::from(Arc::new(config)).accept_with(stream, |connection| {
             connection.set_buffer_limit(Some(BUFFER_LIMIT))
         });
         match tokio::time::timeout(limit, handshake).await {
-            Ok(Ok(mut stream)) => {
-                stream.get_mut().0.get_mut().shook_hands();
+            Ok(Ok(stream)) => {
                 let session = Session::of(stream.get_ref().1);
                 Ok((stream, session))
             }

@@ -42,11 +42,6 @@ impl<S> Wire<S> {
         }
     }
 
-    /// The stream below.
-    pub(super) fn get_mut(&mut self) -> &mut S {
-        &mut self.stream
-    }
-
     /// Gives out what is held, as far as there is room.
     fn give(&mut self, buf: &mut ReadBuf<'_>) {
         let rest = self.held.get(self.given..self.came).unwrap_or_default();
