@@ -168,6 +168,26 @@ async fn sessions_are_resumed_for_the_same_name_across_offers() {
     }
 }
 
+/// A client that leaves Nagle's algorithm on (RFC 9293 section 3.7.4) holds its request back until its end of the handshake
+/// is acknowledged: by the ticket, or by the kernel after 40 ms.
+#[tokio::test]
+async fn a_ticket_is_sent_before_any_answer() {
+    let setup = setup(&["a.example"]);
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let leaf = setup
+        .leaves
+        .leaf(&"a.example".parse().unwrap(), SystemTime::now());
+    let leaf = leaf.unwrap();
+    let accepted = setup.acceptor.accept(far, &leaf, Offer::Http1, LIMIT);
+    let connector = TlsConnector::from(client(&setup, &TLS13, &[]));
+    let connected = connector.connect(ServerName::try_from("a.example").unwrap(), near);
+    let (connected, accepted) = tokio::join!(connected, accepted);
+    let (mut client, _server) = (connected.unwrap(), accepted.unwrap());
+    let nothing = tokio::time::timeout(Duration::from_millis(20), client.read_u8()).await;
+    assert!(nothing.is_err(), "no answer: {nothing:?}");
+    assert_eq!(client.get_ref().1.tls13_tickets_received(), 1);
+}
+
 /// Hands out one server's sessions for every name, as a client would that tries to carry them over.
 #[derive(Debug)]
 struct AnyName(rustls::client::ClientSessionMemoryCache);
