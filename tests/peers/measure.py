@@ -207,6 +207,7 @@ def h2big(t, secs):
 
 def kept(t, kind, count, path):
     """what connections that do nothing cost, in KiB each: `idle` ones had an answer, `stalled` ones read nothing"""
+    time.sleep(1.5)  # as below: an agent that unmaps what does not run has done so by then
     before = rss(t.proc.pid)[0]
     p = sp.Popen(t.tool("python3") + [f"{HERE}/clients.py", kind, str(count), t.base + path, t.meta["CA"]]
                  + ([] if t.meta["INJECT"] == "yes" else [AUTH[1]]), stdin=sp.PIPE, stdout=sp.PIPE, text=True)
