@@ -9,7 +9,7 @@ use h2::server::{self, SendResponse};
 use http::{HeaderMap, StatusCode};
 use http_body_util::{BodyExt as _, Empty, Full, StreamBody};
 use tokio::io::DuplexStream;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::LocalSet;
 use tokio::time::timeout;
 
@@ -202,15 +202,20 @@ async fn an_answer_that_breaks_off_is_no_whole_one_whatever_the_upstream_calls_i
     ] {
         locally(async {
             let (mut requests, serving) = connected(10).await;
-            let mut streams = serve(serving);
+            let (mut streams, begun) = (serve(serving), Notify::new());
             let upstream = async {
                 let (_request, mut answer) = streams.recv().await.unwrap();
                 let mut body = answer.send_response(Response::new(()), false).unwrap();
                 body.send_data("half".into(), false).unwrap();
-                tokio::time::sleep(Duration::from_millis(20)).await;
+                begun.notified().await;
                 body.send_reset(reason);
             };
-            let (answer, ()) = tokio::join!(requests.send(get()), upstream);
+            let calling = async {
+                let answer = requests.send(get()).await;
+                begun.notify_one();
+                answer
+            };
+            let (answer, ()) = tokio::join!(calling, upstream);
             let error = answer.unwrap().into_body().collect().await.unwrap_err();
             assert_eq!(error.reason(), Some(told), "{reason}");
         })
